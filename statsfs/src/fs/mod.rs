@@ -1,0 +1,132 @@
+//! The FUSE file system: inodes, rendering on demand, permissions, mount and unmount.
+//!
+//! The file system knows nothing of statistics: it serves whatever implements [`Nodes`], whose inode
+//! numbers are computed and never reused, and whose contents are generated when they are read.
+
+/// An inode number: computed by the [`Nodes`], never reused, 1 for the root.
+pub type Ino = u64;
+
+/// The root's inode number.
+pub const ROOT: Ino = 1;
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A file whose size is unknown until it is rendered: shown with size 0, as in proc.
+    Text,
+    /// A symbolic link.
+    Symlink,
+}
+
+/// What `stat` shows of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: Ino,
+    /// Kind.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Link count: for a directory 2 and its subdirectories, or 1 where they are not counted.
+    pub nlink: u32,
+    /// Creation time, nanoseconds since 1970; shown as all three times.
+    pub created_ns: u64,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Where to go on after this entry: grows along the listing, means the same entry in every
+    /// listing, is never reused. At least 3 (1 and 2 are `.` and `..`).
+    pub cookie: u64,
+    /// Inode number.
+    pub ino: Ino,
+    /// Kind.
+    pub kind: Kind,
+    /// Name.
+    pub name: &'a str,
+}
+
+/// Who makes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// Process id, 0 if it has none in our pid namespace.
+    pub pid: u32,
+}
+
+/// An error number for the caller, such as `libc::ENOENT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+/// An entry that is gone, so that the kernel must forget its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// The directory that it was in.
+    pub parent: Ino,
+    /// Its name there.
+    pub name: String,
+}
+
+/// The tree that a file system serves. Called from several threads; never blocks for long.
+pub trait Nodes: Send + Sync + 'static {
+    /// The entry `name` of a directory.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none, `ESTALE` if the directory is gone, `ENOTDIR`.
+    fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Errno>;
+
+    /// A node's attributes.
+    ///
+    /// # Errors
+    /// `ESTALE` if it is gone.
+    fn attr(&self, ino: Ino) -> Result<Attr, Errno>;
+
+    /// Calls `push` for the entries of a directory whose cookies are greater than `after`, in order of
+    /// cookies, until it returns false. `.` and `..` are not among them.
+    ///
+    /// # Errors
+    /// `ESTALE` if it is gone, `ENOTDIR`.
+    fn list(
+        &self,
+        dir: Ino,
+        after: u64,
+        push: &mut dyn FnMut(Entry<'_>) -> bool,
+    ) -> Result<(), Errno>;
+
+    /// Whether the file may be opened like this (permission bits are the kernel's to check).
+    ///
+    /// # Errors
+    /// `EACCES` for writing to what can not be cleared, for root too; `ESTALE` if it is gone.
+    fn open(&self, ino: Ino, caller: Caller, write: bool) -> Result<(), Errno>;
+
+    /// Appends a file's content, as of now, to `out`.
+    ///
+    /// # Errors
+    /// `ENODEV` if its source is gone.
+    fn render(&self, ino: Ino, caller: Caller, out: &mut Vec<u8>) -> Result<(), Errno>;
+
+    /// Takes what was written to a file at its beginning, in one piece.
+    ///
+    /// # Errors
+    /// `EINVAL` for all but a zero, `ENODEV` if its source is gone.
+    fn write(&self, ino: Ino, caller: Caller, data: &[u8]) -> Result<(), Errno>;
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// `ESTALE` if it is gone, `EINVAL` if it is none.
+    fn readlink(&self, ino: Ino) -> Result<String, Errno>;
+
+    /// Waits, at most for `timeout`, until entries have gone, and appends them to `gone`.
+    fn wait_gone(&self, timeout: std::time::Duration, gone: &mut Vec<Gone>);
+}

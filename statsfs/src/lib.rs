@@ -1,0 +1,4 @@
+//! Live statistics as a file tree, in the style of the statsfs RFC.
+pub mod cell;
+pub mod fs;
+pub mod value;
