@@ -1,6 +1,7 @@
 //! Live statistics as a file tree, in the style of the statsfs RFC.
 pub mod cell;
 pub mod fs;
+pub mod segment;
 pub mod value;
 
 // The expansions of `stats!` name this crate; inside it they must find it too.
