@@ -252,9 +252,9 @@ impl Source {
     /// # Errors
     /// As [`add_values`](Self::add_values).
     pub fn add_aggregates<G: Group>(&self) -> Result<(), SourceError> {
-        self.0.shared.change(|state, options| {
-            state.add_aggregates(options, self.0.id, G::descriptor())
-        })
+        self.0
+            .shared
+            .change(|state, options| state.add_aggregates(options, self.0.id, G::descriptor()))
     }
 
     /// Puts `child`, with all that is below it, into this source's directory.
@@ -337,4 +337,3 @@ impl Source {
         result
     }
 }
-

@@ -123,8 +123,8 @@ impl State {
         self.free_records(&explicit);
         let keys: Vec<_> = self.nodes[&id].groups.keys().copied().collect();
         for key in keys {
-            let counts = matches!(life, Life::Departed(_))
-                && self.known[key].group.has_cumulative();
+            let counts =
+                matches!(life, Life::Departed(_)) && self.known[key].group.has_cumulative();
             let blocks = self.node(id).groups.get_mut(&key).expect("just listed");
             let (idle, busy) = std::mem::take(blocks).into_iter().partition(|b| b.slot.is_none());
             *blocks = busy;

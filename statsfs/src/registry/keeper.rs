@@ -156,7 +156,8 @@ fn keep(desk: &Desk, shared: &Weak<Shared>) {
             continue;
         }
         let next = work.callbacks.iter().map(|callback| callback.due).chain(work.fold).min();
-        let wait = next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now));
+        let wait =
+            next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now));
         work = desk.wake.wait_timeout(work, wait).unwrap_or_else(PoisonError::into_inner).0;
     }
 }

@@ -78,13 +78,7 @@ impl Identities {
 
 /// The part of a descriptor that makes two values the same.
 pub(crate) fn identity(value: &Descriptor) -> Descriptor {
-    Descriptor {
-        help: "".into(),
-        family: None,
-        label: None,
-        mode: 0,
-        ..value.clone()
-    }
+    Descriptor { help: "".into(), family: None, label: None, mode: 0, ..value.clone() }
 }
 
 /// A group as the registry knows it.

@@ -194,8 +194,8 @@ impl State {
         }
         let size = options.segment_size.max((need + (64 << 10)).next_multiple_of(4096));
         let id = random()?;
-        let mut arena = Arena::create(self.publisher, id, index as u32, size)
-            .map_err(RegistryError::from)?;
+        let mut arena =
+            Arena::create(self.publisher, id, index as u32, size).map_err(RegistryError::from)?;
         let taken = take(&mut arena);
         self.arenas.push(arena);
         self.arenas[0]
@@ -212,10 +212,8 @@ impl State {
 
     /// The registry's number for a group.
     fn intern(&mut self, group: &Arc<GroupDescriptor>) -> GroupKey {
-        let known = self
-            .known
-            .iter()
-            .position(|k| Arc::ptr_eq(&k.group, group) || *k.group == **group);
+        let known =
+            self.known.iter().position(|k| Arc::ptr_eq(&k.group, group) || *k.group == **group);
         known.unwrap_or_else(|| {
             self.known.push(KnownGroup::new(group, &mut self.identities));
             self.known.len() - 1
@@ -563,7 +561,8 @@ impl State {
         // The names that come together must not meet each other for the first time in an ancestor
         // either: the child's own directory has the groups below it, but not its own groups' aggregates.
         let mut together = Names::default();
-        for (name, meaning) in groups.keys().flat_map(|key| &self.known[*key].aggregates).chain(&shown)
+        for (name, meaning) in
+            groups.keys().flat_map(|key| &self.known[*key].aggregates).chain(&shown)
         {
             if !together.admits(name, *meaning) {
                 return Err(SourceError::AlreadyExists {

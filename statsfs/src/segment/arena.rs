@@ -154,7 +154,8 @@ impl Arena {
     /// Takes zeroed memory for a block.
     pub(crate) fn take(&mut self, len: usize) -> Option<usize> {
         debug_assert!(len > 0 && len % UNIT == 0);
-        let fit = self.free_blocks.iter().find(|(_, free)| **free >= len).map(|(at, free)| (*at, *free));
+        let fit =
+            self.free_blocks.iter().find(|(_, free)| **free >= len).map(|(at, free)| (*at, *free));
         let at = match fit {
             Some((at, free)) => {
                 self.free_blocks.remove(&at);
