@@ -1,7 +1,7 @@
 //! The writer's bookkeeping: sources, their groups and blocks, names and reservations. All of it is
 //! under one lock, the structure lock, which no counting ever takes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -81,6 +81,8 @@ pub(crate) struct Node {
     pub(crate) accumulators: HashMap<GroupKey, Accumulator>,
     /// How many sources strictly below have each group.
     pub(crate) below: HashMap<GroupKey, usize>,
+    /// The groups whose aggregates' names are in `names`: those below, and those that left a total.
+    named: HashSet<GroupKey>,
     pub(crate) names: Names,
 }
 
@@ -124,6 +126,7 @@ impl Node {
             explicit: HashMap::new(),
             accumulators: HashMap::new(),
             below: HashMap::new(),
+            named: HashSet::new(),
             names: Names::default(),
         }
     }
@@ -409,16 +412,20 @@ impl State {
     ) {
         for &ancestor in ancestors {
             for (&key, &n) in groups {
-                let below = self.node(ancestor).below.entry(key).or_default();
-                let before = *below;
-                *below = if add { before + n } else { before - n };
-                let after = *below;
-                if after == 0 {
-                    self.node(ancestor).below.remove(&key);
+                let node = self.node(ancestor);
+                let below = node.below.entry(key).or_default();
+                *below = if add { *below + n } else { *below - n };
+                let none = *below == 0;
+                if none {
+                    node.below.remove(&key);
                 }
-                if (before == 0) != (after == 0) {
+                // The name of a total that stays belongs to it for good.
+                let stays = node.accumulators.contains_key(&key);
+                let (appears, disappears) =
+                    (add && node.named.insert(key), none && !stays && node.named.remove(&key));
+                if appears || disappears {
                     let names = std::mem::take(&mut self.known[key].aggregates);
-                    if add {
+                    if appears {
                         self.add_names(ancestor, &names);
                     } else {
                         self.remove_names(ancestor, &names);
