@@ -9,11 +9,16 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::vcpu::{Crash, VcpuError};
 
+/// The highest status that a guest can end with; those above are the VMM's.
+pub const MAX_STATUS: u8 = 123;
+
 /// How a machine came to its end.
 #[derive(Debug)]
 pub enum Ending {
     /// The guest asked for it, with this status.
     Exited(u8),
+    /// The guest asked for it, with a status above [`MAX_STATUS`].
+    BadStatus(u8),
     /// The guest can not go on.
     Crashed(Crash),
     /// The VMM can not go on.
