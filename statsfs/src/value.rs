@@ -221,7 +221,7 @@ impl std::ops::BitOr for Aggregations {
 }
 
 /// Everything about one value but its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Descriptor {
     /// The file's name: `[a-z][a-z0-9_]*`, at most [`MAX_VALUE_NAME`] bytes.
     pub name: Cow<'static, str>,

@@ -24,7 +24,7 @@
 //! | 56 | size of the segment in bytes | never |
 //! | 64 | creation, nanoseconds since 1970 | never |
 //! | 72 | process id as the writer sees it; informational | never |
-//! | 128 | units in use: all above were never used | grows; Release |
+//! | 128 | units in use: those above were never published | grows; Release |
 //! | 136 | changes: bumped after every change of structure | grows; Release |
 //! | 144 | folds: bumped between the commit of a fold and the reuse of anything folded; only segment 0's counts | grows; Release |
 //! | 152 | number of segments of this publisher; only segment 0's counts | grows; Release |
@@ -71,9 +71,11 @@
 //!   of the selector is the commit. Then *folds* is bumped, then (after a release fence) the blocks are
 //!   freed. A block counts unless its retire number is neither 0 nor above its target's selected *upto*.
 //!   Killed at any instant, every count is there once.
-//! * **Reading**: load *folds*, refresh the structure, read the accumulators, then the blocks, load
-//!   *folds* again after an acquire fence; if it moved, start again. Whoever sees a block freed or reused
-//!   also sees *folds* bumped.
+//! * **Reading**: load *folds*; read the accumulators from the top down, each with the *upto* of the
+//!   copy that was read; then the blocks, each with its retire number: one that is neither 0 nor above
+//!   the *upto* that was read of its target is in there already. Load *folds* again after an acquire
+//!   fence; if it moved, start again. Whoever sees a block freed or reused also sees *folds* bumped. A
+//!   block must not be held against a later *upto*: the commit may lie in between.
 //! * Readers load cells Relaxed and order by fences: an acquire *load* of read-only memory is undefined
 //!   in Rust.
 

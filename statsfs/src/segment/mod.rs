@@ -1,5 +1,7 @@
 //! The shared-memory format: layout, protocol, writer and validating reader.
 
+#[cfg(not(loom))]
+pub(crate) mod arena;
 pub(crate) mod latch;
 pub mod layout;
 #[cfg(not(loom))]
