@@ -234,12 +234,8 @@ mod tests {
 
     #[test]
     fn a_wide_access_is_a_series_of_byte_accesses() {
-        let port = SerialPort::new(
-            NotConnected,
-            vm_superio::serial::NoEvents,
-            Vec::new(),
-            NotConnected,
-        );
+        let port =
+            SerialPort::new(NotConnected, vm_superio::serial::NoEvents, Vec::new(), NotConnected);
         // Scratch register 7 and one byte past the port.
         port.write(7, &[0x5a, 0x11]);
         let mut data = [0; 4];
@@ -250,8 +246,7 @@ mod tests {
     #[test]
     fn a_full_fifo_asks_for_input_once_when_there_is_room() {
         let fired = Fired::default();
-        let port =
-            SerialPort::new(NotConnected, vm_superio::serial::NoEvents, Vec::new(), &fired);
+        let port = SerialPort::new(NotConnected, vm_superio::serial::NoEvents, Vec::new(), &fired);
         let room = port.input_room();
         assert!(room > 0);
         assert_eq!(port.receive(&vec![1; room + 10]), room);

@@ -1,7 +1,6 @@
 //! What devices count, and the events types that count it.
 
 use statsfs::Slot;
-use statsfs::cell::{Bytes, Counter, Gauge};
 use vm_superio::serial::SerialEvents;
 
 use crate::exit_port::ExitPortEvents;

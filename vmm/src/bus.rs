@@ -16,7 +16,9 @@ use crate::stats::{BusStats, VcpuDeviceStats};
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BusError {
     /// The range is empty or exceeds the address space.
-    #[error("device {name}: the range of {length:#x} addresses from {base:#x} is empty or too long")]
+    #[error(
+        "device {name}: the range of {length:#x} addresses from {base:#x} is empty or too long"
+    )]
     Range {
         /// The device.
         name: String,
@@ -131,11 +133,7 @@ impl Devices {
         self.devices.iter().map(|device| device.name.as_str())
     }
 
-    fn claimed(
-        &self,
-        bus: &Bus,
-        address: u64,
-    ) -> Option<(usize, u64, &dyn BusDevice)> {
+    fn claimed(&self, bus: &Bus, address: u64) -> Option<(usize, u64, &dyn BusDevice)> {
         let (index, offset) = bus.find(address)?;
         Some((index, offset, &*self.devices[index].device))
     }

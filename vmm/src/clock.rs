@@ -145,7 +145,8 @@ mod tests {
 
     #[test]
     fn the_clock_with_the_rate_from_kvm_agrees_with_the_monotonic_clock() {
-        let kvm = kvm_ioctls::Kvm::new().expect("these tests need /dev/kvm: load kvm_intel or kvm_amd");
+        let kvm =
+            kvm_ioctls::Kvm::new().expect("these tests need /dev/kvm: load kvm_intel or kvm_amd");
         let khz = kvm.create_vm().unwrap().create_vcpu(0).unwrap().get_tsc_khz().ok();
         check(Clock::new(khz, Moment::now()));
     }

@@ -7,6 +7,7 @@
 use kvm_bindings as kvm;
 use kvm_ioctls::VcpuExit;
 use statsfs::LabelSet;
+use statsfs::value::LabelSet as _;
 use vmm_sys_util::errno;
 
 /// Why KVM_RUN returned.

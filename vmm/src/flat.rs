@@ -86,8 +86,7 @@ impl FlatProgram {
     /// # Errors
     /// [`FlatError::TooLarge`].
     pub fn load(&self, memory: &GuestMemoryMmap) -> Result<Mode, FlatError> {
-        let too_large =
-            || FlatError::TooLarge { name: self.name.clone(), size: self.bytes.len() };
+        let too_large = || FlatError::TooLarge { name: self.name.clone(), size: self.bytes.len() };
         let last = FLAT_LOAD.0 + (self.bytes.len() as u64).saturating_sub(1);
         if !memory.address_in_range(GuestAddress(last)) {
             return Err(too_large());

@@ -50,8 +50,7 @@ pub enum HypervisorError {
 }
 
 /// What a machine needs of KVM.
-const NEEDED: [Cap; 4] =
-    [Cap::UserMemory, Cap::SetTssAddr, Cap::ImmediateExit, Cap::ExtCpuid];
+const NEEDED: [Cap; 4] = [Cap::UserMemory, Cap::SetTssAddr, Cap::ImmediateExit, Cap::ExtCpuid];
 
 /// KVM, opened and found to be sufficient.
 #[derive(Debug)]

@@ -60,7 +60,10 @@ impl fmt::Display for Cause {
         match self {
             Self::TripleFault => f.write_str("triple fault (KVM_EXIT_SHUTDOWN)"),
             Self::FailEntry { reason } => {
-                write!(f, "the CPU refused to enter the guest (KVM_EXIT_FAIL_ENTRY, reason {reason:#x})")
+                write!(
+                    f,
+                    "the CPU refused to enter the guest (KVM_EXIT_FAIL_ENTRY, reason {reason:#x})"
+                )
             }
             Self::Internal(error) => error.fmt(f),
             Self::Unexpected(reason) => {
@@ -79,7 +82,11 @@ impl fmt::Display for InternalError {
             kvm::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "unexpected exit of the hardware",
             _ => "unknown",
         };
-        write!(f, "KVM failed inside (KVM_EXIT_INTERNAL_ERROR, suberror {}: {name}", self.suberror)?;
+        write!(
+            f,
+            "KVM failed inside (KVM_EXIT_INTERNAL_ERROR, suberror {}: {name}",
+            self.suberror
+        )?;
         if !self.instruction.is_empty() {
             f.write_str("; instruction bytes")?;
             for byte in &self.instruction {

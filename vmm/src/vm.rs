@@ -87,10 +87,12 @@ pub enum VmError {
         error: vm_memory::mmap::FromRangesError,
     },
     /// The number of vCPUs is out of range.
-    #[error("a guest has 1 to {} vCPUs, not {0}", layout::MAX_VCPUS)]
+    #[error("a guest has 1 to {max} vCPUs, not {0}", max = layout::MAX_VCPUS)]
     Vcpus(u32),
     /// The size of memory is out of range.
-    #[error("a guest has {MIN_MEMORY} to {MAX_MEMORY} bytes of memory in whole pages of 4096 bytes, not {0}")]
+    #[error(
+        "a guest has {MIN_MEMORY} to {MAX_MEMORY} bytes of memory in whole pages of 4096 bytes, not {0}"
+    )]
     MemorySize(u64),
     /// A resource of the host is missing.
     #[error("{what} can not be had: {error}")]
@@ -197,8 +199,7 @@ impl Vm {
             vcpus.push((vcpu, slots.vcpu));
         }
         let clock = clock.unwrap_or_else(Clock::monotonic);
-        let machine =
-            Machine { _fd: fd, _memory: memory, lifecycle, com1, com1_room, slot, tree };
+        let machine = Machine { _fd: fd, _memory: memory, lifecycle, com1, com1_room, slot, tree };
         machine.set_state(State::Made);
         Ok(Self { vcpus, machine, clock, accounting: config.accounting })
     }
@@ -232,8 +233,8 @@ fn map_memory(fd: &VmFd, size: u64) -> Result<GuestMemoryMmap, VmError> {
         .into_iter()
         .map(|(start, size)| (start, size as usize))
         .collect();
-    let memory = GuestMemoryMmap::from_ranges(&ranges)
-        .map_err(|error| VmError::Memory { size, error })?;
+    let memory =
+        GuestMemoryMmap::from_ranges(&ranges).map_err(|error| VmError::Memory { size, error })?;
     for (slot, region) in (0..).zip(memory.iter()) {
         let userspace_addr = region.as_ptr() as u64;
         let region = kvm_userspace_memory_region {

@@ -29,7 +29,8 @@ mod tests {
 
     #[test]
     fn every_vcpu_has_its_own_apic_id_and_all_else_is_as_supported() {
-        let entry = |function, ebx, edx| kvm_cpuid_entry2 { function, ebx, edx, ..Default::default() };
+        let entry =
+            |function, ebx, edx| kvm_cpuid_entry2 { function, ebx, edx, ..Default::default() };
         let host =
             CpuId::from_entries(&[entry(0, 1, 2), entry(1, 0xff12_3456, 7), entry(0xb, 5, 99)])
                 .unwrap();
