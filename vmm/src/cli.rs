@@ -1,13 +1,16 @@
 //! The command line of `vmm`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::accounting::Detail;
 use crate::arch::x86_64::layout::MAX_VCPUS;
 use crate::clock::Moment;
+use crate::demo;
 use crate::flat::{Entry, FlatProgram};
 use crate::publish::StatsOut;
 use crate::run::{Outcome, Publish, RunError, run};
@@ -48,6 +51,8 @@ Exit status:
 pub enum Command {
     /// Run a guest
     Run(RunArgs),
+    /// Show live statistics of built-in guests
+    Demo(DemoArgs),
 }
 
 const RUN_HELP: &str = "\
@@ -99,6 +104,57 @@ pub struct RunArgs {
     pub accounting: Detail,
 }
 
+const DEMO_HELP: &str = "\
+The guests, demo0, demo1 and so on, make all kinds of exits at rates that rise and fall. The table is read
+from the mounted statistics, which any other program can read at the same time.
+
+Examples:
+  vmm demo
+  vmm demo --seconds 0 --guests 1 --vcpus 4
+  vmm demo --mount /tmp/stats --quiet";
+
+/// Arguments of `vmm demo`.
+#[derive(Debug, Args)]
+#[command(after_help = DEMO_HELP)]
+pub struct DemoArgs {
+    /// How long to run; 0: until Ctrl-C
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub seconds: u32,
+    /// Number of guests, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_guests)]
+    pub guests: u32,
+    /// Number of vCPUs of each guest, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_vcpus)]
+    pub vcpus: u32,
+    /// Show only where the statistics are, and the totals at the end
+    #[arg(long)]
+    pub quiet: bool,
+    /// Mount the statistics here [default: /run/statsfs for root, else $XDG_RUNTIME_DIR/statsfs]
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+}
+
+/// Most guests of the demo.
+const MAX_GUESTS: u32 = 64;
+
+fn parse_guests(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(n) if (1..=MAX_GUESTS).contains(&n) => Ok(n),
+        _ => Err(format!("the demo has 1 to {MAX_GUESTS} guests")),
+    }
+}
+
+/// Where the demo mounts its statistics unless told.
+fn default_mount(is_root: bool, runtime_dir: Option<OsString>) -> Result<PathBuf, RunError> {
+    if is_root {
+        return Ok(PathBuf::from("/run/statsfs"));
+    }
+    match runtime_dir {
+        Some(dir) if !dir.is_empty() => Ok(PathBuf::from(dir).join("statsfs")),
+        _ => Err(RunError::NoMountPoint),
+    }
+}
+
 /// Parses a number of vCPUs.
 ///
 /// # Errors
@@ -148,6 +204,7 @@ pub fn main() -> ExitCode {
     let start = Moment::now();
     let result = match Cli::parse().command {
         Command::Run(args) => run_command(args, start),
+        Command::Demo(args) => demo_command(args),
     };
     match result {
         Ok(status) => ExitCode::from(status),
@@ -174,6 +231,22 @@ fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
         None => Publish::Unsaid,
     };
     Ok(status(run(&config, &publish, stats_out, start)?))
+}
+
+fn demo_command(args: DemoArgs) -> Result<u8, RunError> {
+    // SAFETY: no arguments and no effects.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let options = demo::Options {
+        duration: (args.seconds > 0).then(|| Duration::from_secs(args.seconds.into())),
+        guests: args.guests,
+        vcpus: args.vcpus,
+        quiet: args.quiet,
+        mount: match args.mount {
+            Some(path) => path,
+            None => default_mount(is_root, std::env::var_os("XDG_RUNTIME_DIR"))?,
+        },
+    };
+    Ok(status(demo::run(&options)?))
 }
 
 /// The exit status for an outcome, after telling what is to be told.
@@ -250,5 +323,16 @@ mod tests {
         assert!(parse(&["--flat", "p", "--mount", "m", "--no-publish"]).is_err());
         assert!(parse(&["--flat", "p", "--name", "a/b"]).is_err());
         assert!(parse(&[]).is_err());
+    }
+
+    #[test]
+    fn the_demo_mounts_where_its_user_may() {
+        let of = |root, dir: Option<&str>| default_mount(root, dir.map(OsString::from));
+        assert_eq!(of(true, Some("/run/user/0")).unwrap(), PathBuf::from("/run/statsfs"));
+        assert_eq!(of(false, Some("/run/user/7")).unwrap(), PathBuf::from("/run/user/7/statsfs"));
+        for dir in [None, Some("")] {
+            assert!(of(false, dir).unwrap_err().to_string().contains("--mount"));
+        }
+        assert!(parse_guests("65").unwrap_err().contains("1 to 64"));
     }
 }

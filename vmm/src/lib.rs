@@ -10,6 +10,7 @@ pub mod bus;
 pub mod cli;
 pub mod clock;
 pub mod console;
+pub mod demo;
 pub mod exit;
 pub mod flat;
 pub mod hypervisor;

@@ -72,6 +72,11 @@ impl Lifecycle {
         self.ending.get()
     }
 
+    /// Takes how the machine ended, once nobody else shares this.
+    pub fn take_ending(&mut self) -> Option<Ending> {
+        self.ending.take()
+    }
+
     /// Becomes readable when the machine ends, for an event loop.
     pub fn event(&self) -> &EventFd {
         &self.event

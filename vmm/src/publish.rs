@@ -50,6 +50,11 @@ impl Mounted {
         Err(PublishError::Mount { path: path.to_path_buf(), error: "no reader yet".into() })
     }
 
+    /// Where the tree is mounted.
+    pub fn path(&self) -> &Path {
+        Path::new("/")
+    }
+
     /// Unmounts the tree.
     ///
     /// # Errors

@@ -50,6 +50,11 @@ pub enum RunError {
     /// The statistics' tree can not be set up.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// Nobody said where to mount.
+    #[error(
+        "XDG_RUNTIME_DIR is not set, so there is no place to mount: say where with --mount DIR"
+    )]
+    NoMountPoint,
     /// Signals can not be received.
     #[error("signals can not be received: {0}")]
     Signals(#[source] io::Error),
@@ -118,7 +123,8 @@ pub fn run(
     Ok(outcome(&vm, signal))
 }
 
-fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
+/// How a machine ended that has been stopped, by this signal if not by itself.
+pub fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
     match vm.ending() {
         Some(Ending::Exited(status)) => Outcome::Status(*status),
         Some(Ending::BadStatus(status)) => Outcome::Crashed(format!(

@@ -350,3 +350,6 @@ impl Drop for RunningVm {
         self.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;
