@@ -54,7 +54,7 @@ fn group(declaration: &Declaration) -> syn::Result<TokenStream> {
         quote! {
             #[doc = #latched_doc]
             #(#others)*
-            #[repr(C)]
+            #[repr(C, align(8))]
             #vis struct #latched_ident { #(#latched_fields)* }
 
             #(#cfgs)*

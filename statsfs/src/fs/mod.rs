@@ -2,6 +2,33 @@
 //!
 //! The file system knows nothing of statistics: it serves whatever implements [`Nodes`], whose inode
 //! numbers are computed and never reused, and whose contents are generated when they are read.
+//!
+//! From the kernel to the nodes: `transport` (the only module that knows the FUSE crate) calls
+//! `server` (what each operation means, which errors it gives), which asks the [`Nodes`] and keeps
+//! only what is open (`files`). Bulk files are rendered by `workers`, so that a handler never waits.
+//! [`Mount`] puts all that on a directory, and takes it away again.
+//!
+//! # What a user of the tree sees
+//! * A file's size is 0, as in proc, and its content is made when it is read from its beginning. A
+//!   reader may keep a file open and `pread` it at offset 0 again and again; other offsets go on in
+//!   what the last read at 0 made.
+//! * Reading an open file whose source has gone gives `ENODEV`; its path gives `ENOENT`.
+//! * A write is one piece of at most 32 bytes at the file's beginning, or with `O_APPEND`; else
+//!   `EINVAL`. Truncating to 0, which `echo 0 > file` does first, succeeds and changes nothing;
+//!   truncating to another size is `EINVAL`.
+//! * Nothing can be created, removed, renamed, linked, or given other attributes: `EPERM`.
+
+mod error;
+mod files;
+mod fusermount;
+mod mount;
+mod mountpoint;
+mod server;
+mod transport;
+mod workers;
+
+pub use error::MountError;
+pub use mount::{Mount, MountOptions};
 
 /// An inode number: computed by the [`Nodes`], never reused, 1 for the root.
 pub type Ino = u64;
@@ -129,4 +156,19 @@ pub trait Nodes: Send + Sync + 'static {
 
     /// Waits, at most for `timeout`, until entries have gone, and appends them to `gone`.
     fn wait_gone(&self, timeout: std::time::Duration, gone: &mut Vec<Gone>);
+
+    /// Makes a running [`wait_gone`](Self::wait_gone) return early, if it can: a mount is ending. Without
+    /// it the end of a mount takes up to the time that `wait_gone` was told to wait (250 ms).
+    fn interrupt_wait(&self) {}
+
+    /// Whether rendering this file may take long, so that it must not hold up other requests: then a
+    /// worker renders it, and the reader alone waits.
+    fn is_bulk(&self, _ino: Ino) -> bool {
+        false
+    }
+
+    /// The directory that a directory is in, shown as the inode number of `..` in listings.
+    fn parent(&self, _dir: Ino) -> Ino {
+        ROOT
+    }
 }

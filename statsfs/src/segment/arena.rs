@@ -115,9 +115,16 @@ impl Arena {
             return None;
         }
         let unit = self.units;
+        self.clear_fresh(unit);
         protocol::publish(self.region(), unit, words);
         self.raise_units(1);
         Some(unit)
+    }
+
+    /// A block may have been where a fresh unit is now: its generation must begin at 0, whatever was
+    /// counted there.
+    fn clear_fresh(&self, unit: u32) {
+        protocol::zero(self.region(), unit_offset(unit), UNIT);
     }
 
     /// Readers look at a unit only when it was published once: the rest of a group's record would look
@@ -144,6 +151,7 @@ impl Arena {
             return None;
         }
         let unit = self.units;
+        self.clear_fresh(unit);
         protocol::publish(self.region(), unit, &words);
         self.raise_units(units);
         self.group_units += units;

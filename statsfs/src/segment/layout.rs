@@ -25,7 +25,7 @@
 //! | 64 | creation, nanoseconds since 1970 | never |
 //! | 72 | process id as the writer sees it; informational | never |
 //! | 128 | units in use: those above were never published | grows; Release |
-//! | 136 | changes: bumped after every change of structure | grows; Release |
+//! | 136 | changes: bumped after every change of structure in any segment; only segment 0's counts | grows; Release |
 //! | 144 | folds: bumped between the commit of a fold and the reuse of anything folded; only segment 0's counts | grows; Release |
 //! | 152 | number of segments of this publisher; only segment 0's counts | grows; Release |
 //!
@@ -61,6 +61,9 @@
 //!   the unit between two loads of the generation; it takes the copy if both are the same even number.
 //!   A writer killed in between leaves an odd generation: a record that never was. So readers never
 //!   wait for a writer.
+//! * A record of several units takes fresh ones only, and *units in use* is raised over them after it was
+//!   published: what is in all but its first unit would look like units of their own. A unit's
+//!   generation begins at 0, whatever was in its place before.
 //! * **Attaching** is one store of the parent's id, **departure** one store of the state (both
 //!   Release); a whole subtree comes and goes at once.
 //! * **Latch**: see [`latch`](super::latch).
@@ -71,11 +74,15 @@
 //!   of the selector is the commit. Then *folds* is bumped, then (after a release fence) the blocks are
 //!   freed. A block counts unless its retire number is neither 0 nor above its target's selected *upto*.
 //!   Killed at any instant, every count is there once.
-//! * **Reading**: load *folds*; read the accumulators from the top down, each with the *upto* of the
-//!   copy that was read; then the blocks, each with its retire number: one that is neither 0 nor above
-//!   the *upto* that was read of its target is in there already. Load *folds* again after an acquire
-//!   fence; if it moved, start again. Whoever sees a block freed or reused also sees *folds* bumped. A
-//!   block must not be held against a later *upto*: the commit may lie in between.
+//!   An accumulator that departs with its source is such a block too, once nothing more is to be folded
+//!   into it. *folds* must be bumped between two folds of which the second takes the first one's result:
+//!   else a sweep that read the first accumulator before and the second after would count twice.
+//! * **Reading**: load *folds*; load the selector of each accumulator once, with the *upto* of that copy;
+//!   read cells of accumulators from those copies only, and blocks with their retire numbers: one that is
+//!   neither 0 nor above the *upto* that was loaded of its target is in there already. Load *folds* again
+//!   after an acquire fence; if it moved, start again. Whoever sees a block freed or reused, or a copy
+//!   overwritten that was selected before, also sees *folds* bumped. A block must not be held against a
+//!   later *upto*: the commit may lie in between.
 //! * Readers load cells Relaxed and order by fences: an acquire *load* of read-only memory is undefined
 //!   in Rust.
 

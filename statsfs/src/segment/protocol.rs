@@ -108,9 +108,9 @@ pub(crate) fn is_still(region: &Region, unit: u32, generation: u64) -> bool {
 
 /// A copy of a published record and its generation (word 0), or `None` if the unit holds none now.
 pub(crate) fn read_unit(region: &Region, unit: u32) -> Option<[u64; UNIT_WORDS]> {
-    // Bounded: a generation only grows, so an honest writer that overtakes us again and again is
-    // bound by what it has to do in between; a hostile one gets a record that is not there.
-    for _ in 0..1000 {
+    // Bounded: to overtake us, an honest writer must free a record and publish another within the copy
+    // of one; a hostile one gets a record that is not there.
+    for _ in 0..8 {
         let generation = generation(region, unit);
         if !is_published(generation) {
             return None;
@@ -146,14 +146,15 @@ pub(crate) const fn is_folded(retire: u64, upto: u64) -> bool {
     retire != 0 && retire <= upto
 }
 
-/// Runs `read` on the offset of a whole latched copy; false if the writer overtook it too often.
+/// Runs `read` on the offset of a whole latched copy; false if the writer overtook it `tries` times.
 pub(crate) fn latched(
     region: &Region,
     block: usize,
     copy1: usize,
+    tries: usize,
     mut read: impl FnMut(usize),
 ) -> bool {
-    latch::read(region.word(block + BLOCK_SEQUENCE), LATCH_TRIES, |copy| {
+    latch::read(region.word(block + BLOCK_SEQUENCE), tries, |copy| {
         read(block + if copy == 0 { BLOCK_HEADER } else { copy1 });
     })
 }

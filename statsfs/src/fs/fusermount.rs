@@ -1,0 +1,189 @@
+//! Mounting as an ordinary user, by the setuid program `fusermount3`; and the keeper, a process that
+//! takes such a mount away when we end, however we end.
+//!
+//! `fusermount3` could be that keeper itself (`auto_unmount`), but up to version 3.16 it gives up when
+//! root may not look at the mount, which is the rule without `allow_other`.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IoSliceMut, PipeWriter};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+use super::MountError;
+
+const PROGRAM: &str = "fusermount3";
+
+/// Mounts at `point` and returns the device.
+pub(super) fn mount(point: &Path, options: &str) -> Result<OwnedFd, MountError> {
+    let failed = |message: String| MountError::Fusermount { path: point.to_owned(), message };
+    let (ours, theirs) = UnixStream::pair().map_err(|error| failed(error.to_string()))?;
+    let child = Command::new(PROGRAM)
+        .args(["-o", options, "--"])
+        .arg(point)
+        // It sends the device through this descriptor: as its standard input it needs no care at exec.
+        .env("_FUSE_COMMFD", "0")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => MountError::NoFusermount,
+            _ => failed(error.to_string()),
+        })?;
+    // Ends with an end of file when the program ends without sending anything.
+    let device = receive_fd(&ours);
+    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
+    match device {
+        Ok(Some(device)) => Ok(device),
+        Ok(None) => Err(failed(last_line(&output.stderr))),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+/// Unmounts, lazily, what this user mounted at `point`. On failure: why, in one line.
+pub(super) fn unmount(point: &Path) -> Result<(), String> {
+    let output = Command::new(PROGRAM)
+        .args(["-u", "-z", "--"])
+        .arg(point)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .output()
+        .map_err(|error| format!("{PROGRAM}: {error}"))?;
+    if output.status.success() { Ok(()) } else { Err(last_line(&output.stderr)) }
+}
+
+/// Whether `/etc/fuse.conf` lets ordinary users mount for others.
+pub(super) fn allows_other() -> bool {
+    std::fs::read_to_string("/etc/fuse.conf")
+        .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"))
+}
+
+fn last_line(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
+    let line = line.unwrap_or("it ended without a word");
+    line.strip_prefix("fusermount3: ").unwrap_or(line).to_owned()
+}
+
+fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut data = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let message = loop {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut space), flags) {
+            Err(nix::errno::Errno::EINTR) => {}
+            result => break result?,
+        }
+    };
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control
+            && let [fd, ..] = fds[..]
+        {
+            // SAFETY: the kernel has just made this descriptor for us (there is room for one only), and
+            // nobody else knows it.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(None)
+}
+
+/// `$1` mount point as in the mount table, `$2` source, `$3` mount point. Waits for the end of its
+/// input, which is the end of the process that serves, and takes exactly that mount away if it is
+/// still there and uncovered.
+const KEEPER: &str = r#"
+trap '' HUP INT QUIT TERM PIPE
+while read -r word; do :; done
+top=
+while read -r id parent device root point rest; do
+    if [ "$point" = "$1" ]; then top=$rest; fi
+done < /proc/self/mountinfo
+case "$top" in
+    *" - fuse.statsfs $2 "*) exec fusermount3 -u -z -q -- "$3" ;;
+esac
+"#;
+
+/// The process that unmounts when we end.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    child: Child,
+    /// Closed by the kernel when we are killed.
+    life: Option<PipeWriter>,
+}
+
+impl Keeper {
+    /// To be started before the mount is made, so that there is no moment without it.
+    pub(super) fn start(point: &Path, source: &str) -> io::Result<Self> {
+        let (end_of_life, life) = io::pipe()?;
+        let child = Command::new("/bin/sh")
+            .args(["-c", KEEPER, "statsfs-keeper"])
+            .arg(escape(point.as_os_str()))
+            .arg(source)
+            .arg(point)
+            .stdin(end_of_life)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            // Not killed with us by a Ctrl-C on the terminal.
+            .process_group(0)
+            .spawn()?;
+        Ok(Keeper { child, life: Some(life) })
+    }
+
+    /// The process id, for the log.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.life = None;
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// As the kernel writes a path in the mount table.
+fn escape(path: &OsStr) -> OsString {
+    let mut out = Vec::new();
+    for &byte in path.as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => {
+                out.extend_from_slice(format!("\\{byte:03o}").as_bytes())
+            }
+            _ => out.push(byte),
+        }
+    }
+    OsString::from_vec(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_is_the_reason() {
+        assert_eq!(last_line(b"a\nfusermount3: mount failed: x\n\n"), "mount failed: x");
+        assert_eq!(last_line(b" \n"), "it ended without a word");
+    }
+
+    #[test]
+    fn escapes_as_the_kernel_does() {
+        assert_eq!(escape(OsStr::new("/a b\\c\td")), OsStr::new("/a\\040b\\134c\\011d"));
+    }
+}

@@ -1,0 +1,488 @@
+//! A mount: made, served, watched and taken away by ourselves.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use super::fusermount::{self, Keeper};
+use super::mountpoint::{self, FS_TYPE, MountEntry, MountPoint, MountTable, Place};
+use super::server::Server;
+use super::transport::{Fuser, Invalidate, MAX_READ, Setup, Transport};
+use super::workers::{Running, Threads};
+use super::{MountError, Nodes};
+
+/// How often the thread that sends invalidations looks whether the mount has ended.
+const GONE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long unmounting waits for the threads of the session.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How to mount and serve.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    pub(super) threads: usize,
+    pub(super) allow_other: bool,
+    pub(super) ttl: Duration,
+    pub(super) max_open_files: usize,
+    pub(super) max_open_bytes: usize,
+    pub(super) bulk_threads: usize,
+    pub(super) bulk_queue: usize,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        MountOptions {
+            threads: 2,
+            allow_other: true,
+            ttl: Duration::from_secs(3600),
+            max_open_files: 1 << 16,
+            max_open_bytes: 64 << 20,
+            bulk_threads: 2,
+            bulk_queue: 256,
+        }
+    }
+}
+
+impl MountOptions {
+    /// The defaults: 2 threads, for all users where that is allowed, 65,536 open files, 64 MiB of rendered content,
+    /// 2 threads for bulk files, names and attributes remembered for an hour.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Threads that answer requests, at least 2.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(2);
+        self
+    }
+
+    /// Whether other users may use the mount, as far as permissions allow. For an ordinary user only
+    /// where `/etc/fuse.conf` has `user_allow_other`; without it the mount is theirs alone.
+    #[must_use]
+    pub fn allow_other(mut self, allow: bool) -> Self {
+        self.allow_other = allow;
+        self
+    }
+
+    /// How long the kernel may remember names and attributes. Entries that go are invalidated at once
+    /// in any case.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// The most files that may be open: opening another gives `ENFILE`.
+    #[must_use]
+    pub fn max_open_files(mut self, files: usize) -> Self {
+        self.max_open_files = files;
+        self
+    }
+
+    /// The most bytes that the content of open files may take: reading another gives `ENOMEM`.
+    #[must_use]
+    pub fn max_open_bytes(mut self, bytes: usize) -> Self {
+        self.max_open_bytes = bytes;
+        self
+    }
+
+    /// Threads that render bulk files, at least 1, and how many reads may wait for them: a further one
+    /// gives `EAGAIN`.
+    #[must_use]
+    pub fn bulk(mut self, threads: usize, queue: usize) -> Self {
+        self.bulk_threads = threads.max(1);
+        self.bulk_queue = queue;
+        self
+    }
+}
+
+/// A mounted file system. Unmounted when dropped.
+#[derive(Debug)]
+pub struct Mount {
+    server: Arc<Server>,
+    entry: MountEntry,
+    threads: Threads,
+    /// At its end when the session has ended.
+    session: PipeReader,
+    live: Mutex<Option<Live>>,
+}
+
+/// What a mount has to give back.
+#[derive(Debug)]
+struct Live {
+    joins: Vec<JoinHandle<()>>,
+    /// Only of a mount by `fusermount3`.
+    keeper: Option<Keeper>,
+    by_fusermount: bool,
+    point: MountPoint,
+}
+
+impl Mount {
+    /// Mounts `nodes` at `path` and serves them on threads of its own.
+    ///
+    /// A missing mount point is created, and removed again in the end. A dead statsfs there, which a
+    /// killed process left, is taken away. As root by mount(2), as an ordinary user by `fusermount3`.
+    ///
+    /// # Errors
+    /// [`MountError`] says what is in the way and what to do; nothing is left behind.
+    pub fn new(
+        nodes: Arc<dyn Nodes>,
+        path: &Path,
+        options: MountOptions,
+    ) -> Result<Self, MountError> {
+        let mut point = mountpoint::claim(path)?;
+        let by_fusermount = !nix::unistd::geteuid().is_root();
+        let device = open_device(by_fusermount)?;
+        // Without the right to open the device again all threads share one queue.
+        let clone_fd = device.is_some();
+        let source = source_name();
+        let mut keeper = None;
+        let device = if by_fusermount {
+            keeper = start_keeper(&point.path, &source);
+            let text = user_options(&source, options.allow_other);
+            fusermount::mount(&point.path, &text)?
+        } else {
+            mount(device, &point.path, &source, options.allow_other)?
+        };
+        let path = point.path.clone();
+        let found = MountTable::read().and_then(|table| {
+            let gone = || MountError::Mount {
+                path: path.clone(),
+                source: io::Error::other("someone has unmounted it again at once"),
+            };
+            table.find_ours(&source, &path).cloned().ok_or_else(gone)
+        });
+        let entry = match found {
+            Ok(entry) => entry,
+            Err(error) => {
+                // Without its entry we can not prove that what is there is ours: closing the device
+                // leaves a dead mount, which the next start takes away.
+                drop(device);
+                return Err(error);
+            }
+        };
+        point.unlock();
+        let undo = Undo { entry: &entry, by_fusermount, armed: true };
+        let threads = Threads::default();
+        let server = Arc::new(Server::new(nodes, &options, &threads));
+        let failed = |source| MountError::Serve { path: path.clone(), source };
+        let setup = Setup { threads: options.threads, ttl: options.ttl, clone_fd };
+        let transport = Fuser::accept(device, Arc::clone(&server), setup).map_err(failed)?;
+        let invalidator = transport.invalidator();
+        let (session, end) = io::pipe().map_err(failed)?;
+        let serve = {
+            let (server, running) = (Arc::clone(&server), threads.enter());
+            let path = path.clone();
+            std::thread::Builder::new()
+                .name("statsfs-fuse".into())
+                .spawn(move || serve(transport, &server, &path, end, running))
+                .map_err(failed)?
+        };
+        let invalidate = {
+            let (server, running) = (Arc::clone(&server), threads.enter());
+            std::thread::Builder::new()
+                .name("statsfs-inval".into())
+                .spawn(move || invalidate(&server, &invalidator, running))
+                .map_err(failed)?
+        };
+        undo.disarm();
+        tracing::info!(path = %path.display(), source, "mounted");
+        let joins = vec![serve, invalidate];
+        let live = Mutex::new(Some(Live { joins, keeper, by_fusermount, point }));
+        Ok(Mount { server, entry, threads, session, live })
+    }
+
+    /// Where it is mounted: the path without symbolic links.
+    pub fn path(&self) -> &Path {
+        &self.entry.point
+    }
+
+    /// Whether it is mounted and served: false after an unmount by anyone.
+    pub fn is_mounted(&self) -> bool {
+        !self.wait_ended(Duration::ZERO)
+    }
+
+    /// Waits, at most for `timeout`, until it is no longer mounted or served: someone has unmounted it
+    /// from outside, or the connection was aborted. True if so. [`unmount`](Self::unmount) then only
+    /// tidies up.
+    pub fn wait_ended(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        // Opened before the look at the table: every change after that wakes us.
+        let mut table = mountpoint::open_table();
+        loop {
+            if let Ok(file) = &mut table
+                && let Ok(mounts) = MountTable::read_from(file)
+                && mounts.find(&self.entry).is_none()
+            {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = vec![PollFd::new(self.session.as_fd(), PollFlags::POLLIN)];
+            if let Ok(file) = &table {
+                fds.push(PollFd::new(file.as_fd(), PollFlags::POLLPRI));
+            }
+            let polled = nix::poll::poll(&mut fds, wait);
+            if fds[0].any() == Some(true) {
+                return true;
+            }
+            match polled {
+                Ok(0) if left.is_zero() => return false,
+                Ok(_) => {}
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "waiting for the end of the mount failed");
+                    std::thread::sleep(left.min(Duration::from_millis(100)));
+                }
+            }
+            if let Ok(file) = &mut table
+                && io::Seek::rewind(file).is_err()
+            {
+                table = mountpoint::open_table();
+            }
+        }
+    }
+
+    /// Unmounts, whatever is open, and ends the session: readers of open files get an error. Does
+    /// nothing the second time, or to a mount that someone else has put there meanwhile.
+    ///
+    /// # Errors
+    /// [`MountError`] if it is covered by another mount or can not be unmounted; it may be tried again.
+    pub fn unmount(&self) -> Result<(), MountError> {
+        let mut slot = self.live();
+        let Some(live) = slot.as_mut() else {
+            return Ok(());
+        };
+        self.server.end();
+        detach(&self.entry, live.by_fusermount)?;
+        if !self.threads.wait(PATIENCE) {
+            // As an ordinary user, with files still open, the unmount alone does not end the session.
+            abort(&self.entry);
+            if !self.threads.wait(PATIENCE) {
+                tracing::warn!(
+                    path = %self.entry.point.display(),
+                    "unmounted; files are still open, threads end when they are closed"
+                );
+                live.joins.clear();
+            }
+        }
+        for join in live.joins.drain(..) {
+            // A panic there has been reported by the panic hook.
+            let _ = join.join();
+        }
+        if let Some(Live { keeper, point, .. }) = slot.take() {
+            // The keeper looks once more, and finds nothing; then the directory can go.
+            drop(keeper);
+            drop(point);
+        }
+        tracing::info!(path = %self.entry.point.display(), "unmounted");
+        Ok(())
+    }
+
+    fn live(&self) -> MutexGuard<'_, Option<Live>> {
+        self.live.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::error!(%error, "the mount stays");
+        }
+    }
+}
+
+/// Unmounts if mounting can not be completed.
+struct Undo<'a> {
+    entry: &'a MountEntry,
+    by_fusermount: bool,
+    armed: bool,
+}
+
+impl Undo<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(error) = detach(self.entry, self.by_fusermount)
+        {
+            tracing::error!(%error, "the mount stays");
+        }
+    }
+}
+
+/// A name that no other mount has had since this machine started, as far as process ids go: it tells our
+/// mount from a later one with the same mount id and device, and users who serves it.
+fn source_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let pid = std::process::id();
+    match COUNT.fetch_add(1, Relaxed) {
+        0 => format!("statsfs-{pid}"),
+        number => format!("statsfs-{pid}.{number}"),
+    }
+}
+
+/// Opens `/dev/fuse`; `None` if an ordinary user may not, which `fusermount3` may.
+fn open_device(by_fusermount: bool) -> Result<Option<File>, MountError> {
+    let path = Path::new("/dev/fuse");
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) => {
+            return match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Err(MountError::NoDevice),
+                _ if by_fusermount => Ok(None),
+                _ => Err(MountError::DeviceForbidden { source: error }),
+            };
+        }
+    };
+    let is_fuse = file.metadata().is_ok_and(|meta| {
+        meta.file_type().is_char_device() && meta.rdev() == nix::sys::stat::makedev(10, 229)
+    });
+    if is_fuse { Ok(Some(file)) } else { Err(MountError::NotTheDevice) }
+}
+
+fn mount(
+    device: Option<File>,
+    point: &Path,
+    source: &str,
+    allow_other: bool,
+) -> Result<OwnedFd, MountError> {
+    let device = device.ok_or(MountError::NoDevice)?;
+    let fd = device.as_raw_fd();
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let mut data = format!(
+        "fd={fd},rootmode=40000,user_id={uid},group_id={gid},default_permissions,max_read={MAX_READ}"
+    );
+    if allow_other {
+        data.push_str(",allow_other");
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    match nix::mount::mount(Some(source), point, Some(FS_TYPE), flags, Some(data.as_str())) {
+        Ok(()) => Ok(device.into()),
+        Err(nix::errno::Errno::EPERM) => Err(MountError::Forbidden { path: point.to_owned() }),
+        Err(nix::errno::Errno::ENODEV) => Err(MountError::NoDevice),
+        Err(errno) => Err(MountError::Mount { path: point.to_owned(), source: errno.into() }),
+    }
+}
+
+fn user_options(source: &str, allow_other: bool) -> String {
+    let mut text = format!(
+        "fsname={source},subtype=statsfs,default_permissions,nosuid,nodev,noexec,max_read={MAX_READ}"
+    );
+    if allow_other && fusermount::allows_other() {
+        text.push_str(",allow_other");
+    }
+    text
+}
+
+fn start_keeper(point: &Path, source: &str) -> Option<Keeper> {
+    match Keeper::start(point, source) {
+        Ok(keeper) => {
+            tracing::debug!(pid = keeper.pid(), "the keeper of the mount");
+            Some(keeper)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no keeper: if this process is killed its mount stays");
+            None
+        }
+    }
+}
+
+fn serve(
+    transport: impl Transport,
+    server: &Server,
+    path: &Path,
+    end: PipeWriter,
+    running: Running,
+) {
+    let result = transport.run();
+    if let Err(error) = result {
+        tracing::error!(path = %path.display(), %error, "serving the mount failed");
+    } else if !server.is_ending() {
+        tracing::info!(path = %path.display(), "unmounted from outside");
+    }
+    server.end();
+    drop(end);
+    drop(running);
+}
+
+fn invalidate(server: &Server, invalidator: &impl Invalidate, running: Running) {
+    let mut gone = Vec::new();
+    while !server.is_ending() {
+        server.wait_gone(GONE_TIMEOUT, &mut gone);
+        for entry in gone.drain(..) {
+            // What is not invalidated answers ESTALE, which heals it later.
+            if let Err(error) = invalidator.entry(entry.parent, &entry.name) {
+                tracing::debug!(%error, name = entry.name, "invalidating an entry failed");
+            }
+        }
+    }
+    drop(running);
+}
+
+/// Unmounts `entry`, and nothing else.
+fn detach(entry: &MountEntry, by_fusermount: bool) -> Result<(), MountError> {
+    // Twice if it is moved meanwhile.
+    for _ in 0..2 {
+        let table = MountTable::read()?;
+        let Some(now) = table.find(entry) else {
+            return Ok(());
+        };
+        let failed = |message: String| MountError::Unmount { path: now.point.clone(), message };
+        let place = Place::open(&now.point).map_err(|error| failed(error.to_string()))?;
+        if place.mount_id() != entry.id {
+            if MountTable::read()?.find(entry).is_none_or(|again| again.point != now.point) {
+                continue;
+            }
+            let cover = table.by_id(place.mount_id());
+            return Err(MountError::Covered {
+                path: now.point.clone(),
+                kind: cover.map(|cover| cover.kind.clone()).unwrap_or_default(),
+                what: cover.map(|cover| cover.what.clone()).unwrap_or_default(),
+            });
+        }
+        let result = if by_fusermount {
+            let point = now.point.clone();
+            // Else it would be us who are using it.
+            drop(place);
+            fusermount::unmount(&point)
+        } else {
+            // Lazy, as files may be open; by force, which ends the session and lets go who waits in it.
+            // By this path nothing else can be meant, whatever has come to the mount point meanwhile.
+            nix::mount::umount2(&place.link(), MntFlags::MNT_DETACH | MntFlags::MNT_FORCE)
+                .map_err(|errno| errno.desc().to_owned())
+        };
+        return match result {
+            Ok(()) => Ok(()),
+            // Someone else was faster.
+            Err(_) if MountTable::read()?.find(entry).is_none() => Ok(()),
+            Err(message) => Err(failed(message)),
+        };
+    }
+    Ok(())
+}
+
+/// Aborts a connection that outlives its mount, where the control file system of FUSE is mounted.
+fn abort(entry: &MountEntry) {
+    let Some(minor) = entry.device.strip_prefix("0:") else {
+        return;
+    };
+    let file = PathBuf::from(format!("/sys/fs/fuse/connections/{minor}/abort"));
+    if let Err(error) = std::fs::write(&file, "1") {
+        tracing::debug!(file = %file.display(), %error, "the connection can not be aborted");
+    }
+}

@@ -1,0 +1,451 @@
+//! The way between the kernel and the [`Server`]: the only module that knows the FUSE crate.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, Config, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, Request, Session, SessionACL,
+    TimeOrNow, WriteFlags,
+};
+
+use super::server::{Change, Server};
+use super::{Attr, Caller, Errno, Ino, Kind};
+
+/// The most that one READ may ask for.
+pub(super) const MAX_READ: u32 = 1 << 20;
+
+/// A connection to the kernel.
+pub(super) trait Transport: Sized + Send + 'static {
+    /// What sends invalidations.
+    type Invalidator: Invalidate;
+
+    /// Takes a mounted device, and comes to terms with the kernel.
+    fn accept(device: OwnedFd, server: Arc<Server>, setup: Setup) -> io::Result<Self>;
+
+    /// To be used while [`run`](Self::run) runs.
+    fn invalidator(&self) -> Self::Invalidator;
+
+    /// Serves until the file system is unmounted or the connection aborted.
+    fn run(self) -> io::Result<()>;
+}
+
+/// Tells the kernel what to forget. Never to be called by what serves a request: the kernel may be
+/// holding a lock for that request which it needs here.
+pub(super) trait Invalidate: Send + 'static {
+    /// The entry `name` of `parent` is gone. Succeeds if the kernel did not know it.
+    fn entry(&self, parent: Ino, name: &str) -> io::Result<()>;
+}
+
+/// How to serve.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setup {
+    /// Threads that serve requests.
+    pub(super) threads: usize,
+    /// How long the kernel may remember names and attributes.
+    pub(super) ttl: Duration,
+    /// Whether `/dev/fuse` may be opened again, for a queue of each thread's own.
+    pub(super) clone_fd: bool,
+}
+
+/// [`Transport`] by fuser.
+#[derive(Debug)]
+pub(super) struct Fuser(Session<Adapter>);
+
+impl Transport for Fuser {
+    type Invalidator = FuserInvalidator;
+
+    fn accept(device: OwnedFd, server: Arc<Server>, setup: Setup) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.n_threads = Some(setup.threads);
+        config.clone_fd = setup.clone_fd;
+        let adapter = Adapter { server, ttl: setup.ttl };
+        // Who may use the mount is the kernel's to check (`allow_other`), not the crate's.
+        Session::from_fd(adapter, device, SessionACL::All, config).map(Fuser)
+    }
+
+    fn invalidator(&self) -> FuserInvalidator {
+        FuserInvalidator(self.0.notifier())
+    }
+
+    fn run(self) -> io::Result<()> {
+        self.0.run()
+    }
+}
+
+/// [`Invalidate`] by fuser.
+#[derive(Debug)]
+pub(super) struct FuserInvalidator(Notifier);
+
+impl Invalidate for FuserInvalidator {
+    fn entry(&self, parent: Ino, name: &str) -> io::Result<()> {
+        self.0.inval_entry(INodeNo(parent), OsStr::new(name))
+    }
+}
+
+/// Translates requests and answers.
+struct Adapter {
+    server: Arc<Server>,
+    ttl: Duration,
+}
+
+impl std::fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter").finish_non_exhaustive()
+    }
+}
+
+/// Inode numbers are never reused, so that there is only one generation.
+const GENERATION: Generation = Generation(0);
+
+/// Content is generated: no page cache; no FLUSH, nothing is written back.
+const OPEN_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+}
+
+fn errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.0)
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::Text => FileType::RegularFile,
+        Kind::Symlink => FileType::Symlink,
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(attr.created_ns);
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: 0,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: file_type(attr.kind),
+        perm: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// Answers for what this file system never does. The crate's own answer is `ENOSYS`, which tools take
+/// for a broken kernel.
+const REFUSED: fuser::Errno = fuser::Errno::EPERM;
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Sets the size of the largest request, of reads too. Every write beyond a few bytes is refused.
+        // Not asked for: READDIRPLUS, which pins an inode in the kernel for every entry ever listed.
+        if let Err(nearest) = config.set_max_write(MAX_READ) {
+            tracing::debug!(nearest, "the transport has smaller requests");
+        }
+        if config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS).is_err() {
+            tracing::debug!("lookups in one directory are one by one on this kernel");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.server.lookup(parent.0, name) {
+            Ok(attr) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
+            // An error is never remembered: a name that comes up is there at once.
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.server.attr(ino.0) {
+            Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        // Times come along with a truncation, where they mean nothing; alone they are refused.
+        let change = Change { size, ownership: mode.is_some() || uid.is_some() || gid.is_some() };
+        match self.server.set_attr(ino.0, change) {
+            Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.server.readlink(ino.0) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        match self.server.open(ino.0, caller(request), write) {
+            Ok(handle) => reply.opened(FileHandle(handle), OPEN_FLAGS),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.server.read(
+            handle.0,
+            offset,
+            size,
+            move |result: Result<&[u8], Errno>| match result {
+                Ok(data) => reply.data(data),
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let append = flags.0 & libc::O_APPEND != 0;
+        match self.server.write(handle.0, offset, append, data) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // A kernel without FOPEN_NOFLUSH asks once, and never again after this.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.server.release(handle.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        // "Nothing to do", asked once: the caller's fsync succeeds.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.server.open_dir(ino.0) {
+            Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.server.read_dir(ino.0, offset, &mut |entry| {
+            !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), entry.name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        // No blocks and no inodes, as proc and sysfs say, so that `df` leaves it out.
+        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: fuser::ReplyXattr,
+    ) {
+        // Asked once: the kernel answers EOPNOTSUPP by itself from then on.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _size: u32, reply: fuser::ReplyXattr) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _notifier: PollNotifier,
+        events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // A regular file is always ready. ENOSYS would turn polling off for good.
+        let ready = PollEvents::POLLIN
+            | PollEvents::POLLOUT
+            | PollEvents::POLLRDNORM
+            | PollEvents::POLLWRNORM;
+        reply.poll(events & ready);
+    }
+
+    // What never happens here.
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(REFUSED);
+    }
+
+    fn mkdir(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(REFUSED);
+    }
+
+    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(REFUSED);
+    }
+
+    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(REFUSED);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(REFUSED);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(REFUSED);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        reply.error(REFUSED);
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(REFUSED);
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(REFUSED);
+    }
+
+    fn removexattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(REFUSED);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        // As on sysfs.
+        reply.error(fuser::Errno::EOPNOTSUPP);
+    }
+}
