@@ -645,7 +645,7 @@ impl SegmentReader {
         let end = offset as usize + len as usize;
         let inside = offset as usize >= unit_offset(self.units.len() as u32)
             && end <= self.region.len()
-            && offset as usize % UNIT == 0;
+            && (offset as usize).is_multiple_of(UNIT);
         if empty && (offset, len) != (0, 0) || !empty && !inside {
             return Err(SegmentError::Extent { unit, offset, len });
         }
