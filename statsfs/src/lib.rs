@@ -3,7 +3,11 @@
 extern crate self as statsfs;
 
 #[cfg(not(loom))]
+mod aggregate;
+#[cfg(not(loom))]
 pub mod cell;
+#[cfg(not(loom))]
+mod embedded;
 #[cfg(not(loom))]
 mod fork;
 #[cfg(not(loom))]
@@ -15,8 +19,12 @@ pub mod segment;
 mod slot;
 #[cfg(not(loom))]
 mod source;
+#[cfg(not(loom))]
+pub mod tree;
 pub mod value;
 
+#[cfg(not(loom))]
+pub use embedded::{Embedded, EmbeddedError};
 #[cfg(not(loom))]
 pub use registry::{Registry, RegistryOptions, Usage};
 #[cfg(not(loom))]

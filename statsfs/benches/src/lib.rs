@@ -107,11 +107,20 @@ pub fn pin(index: usize) -> usize {
 /// Something measured: runs a number of iterations and answers how long they took.
 type Run<'a> = Box<dyn FnMut(u64) -> Duration + 'a>;
 
+/// What a case should not exceed.
+#[derive(Clone, Copy, Debug)]
+pub enum Budget {
+    /// This many times its reference.
+    Times(f64),
+    /// This many nanoseconds more than its reference.
+    Extra(f64),
+}
+
 struct Case<'a> {
     name: String,
     run: Run<'a>,
     against: usize,
-    budget: Option<f64>,
+    budget: Option<Budget>,
     note: &'static str,
 }
 
@@ -132,8 +141,10 @@ pub struct Figure {
     pub against: String,
     /// Median ratio to the reference of the same round, and the quartiles below and above.
     pub ratio: [f64; 3],
-    /// What the ratio should not exceed.
-    pub budget: Option<f64>,
+    /// Median of the nanoseconds beyond the reference of the same round.
+    pub extra: f64,
+    /// What should not be exceeded.
+    pub budget: Option<Budget>,
     /// A remark.
     pub note: &'static str,
 }
@@ -164,9 +175,14 @@ impl<'a> Comparison<'a> {
         self.last().against = at;
     }
 
-    /// States what the last case's ratio should not exceed.
+    /// States how many times its reference the last case should not exceed.
     pub fn budget(&mut self, ratio: f64) {
-        self.last().budget = Some(ratio);
+        self.last().budget = Some(Budget::Times(ratio));
+    }
+
+    /// States how many nanoseconds more than its reference the last case should not exceed.
+    pub fn budget_extra(&mut self, nanoseconds: f64) {
+        self.last().budget = Some(Budget::Extra(nanoseconds));
     }
 
     /// Adds a remark to the last case.
@@ -205,12 +221,13 @@ impl<'a> Comparison<'a> {
             .enumerate()
             .map(|(at, case)| {
                 let reference = &times[case.against];
-                let ratios = times[at].iter().zip(reference).map(|(own, its)| own / its).collect();
+                let pairs = || times[at].iter().zip(reference);
                 Figure {
                     name: case.name.clone(),
                     nanoseconds: quartiles(times[at].clone())[1],
                     against: self.cases[case.against].name.clone(),
-                    ratio: quartiles(ratios),
+                    ratio: quartiles(pairs().map(|(own, its)| own / its).collect()),
+                    extra: quartiles(pairs().map(|(own, its)| own - its).collect())[1],
                     budget: case.budget,
                     note: case.note,
                 }
@@ -247,14 +264,18 @@ pub fn report(title: &str, figures: &[Figure], options: Options) {
     if options.json {
         for f in figures {
             let [low, median, high] = f.ratio;
-            let budget = f.budget.map_or("null".into(), |b| b.to_string());
+            let budget = match f.budget {
+                None => "null".to_string(),
+                Some(Budget::Times(ratio)) => format!("{{\"ratio\":{ratio}}}"),
+                Some(Budget::Extra(ns)) => format!("{{\"extra_ns\":{ns}}}"),
+            };
             // Names are literals of the benchmarks, without quotes and backslashes.
             let _ = writeln!(
                 text,
                 "{{\"table\":\"{title}\",\"case\":\"{}\",\"ns\":{:.3},\"against\":\"{}\",\
                  \"ratio\":{median:.3},\"ratio_low\":{low:.3},\"ratio_high\":{high:.3},\
-                 \"budget\":{budget}}}",
-                f.name, f.nanoseconds, f.against
+                 \"extra_ns\":{:.3},\"budget\":{budget}}}",
+                f.name, f.nanoseconds, f.against, f.extra
             );
         }
     } else {
@@ -274,10 +295,14 @@ pub fn report(title: &str, figures: &[Figure], options: Options) {
             if f.against != figures[0].name && f.against != f.name {
                 let _ = write!(text, "  against {}", f.against);
             }
-            if let Some(budget) = f.budget {
-                let verdict = if median <= budget { "within" } else { "OVER" };
-                let _ = write!(text, "  {verdict} budget {budget}");
-            }
+            let verdict = |within: bool| if within { "within budget" } else { "OVER BUDGET" };
+            let _ = match f.budget {
+                None => Ok(()),
+                Some(Budget::Times(most)) => write!(text, "  {} {most}", verdict(median <= most)),
+                Some(Budget::Extra(most)) => {
+                    write!(text, "  {:+.2} ns: {} {most:+} ns", f.extra, verdict(f.extra <= most))
+                }
+            };
             if !f.note.is_empty() {
                 let _ = write!(text, "  {}", f.note);
             }

@@ -60,6 +60,12 @@ stats! {
         blk_high: PerLabel<Peak<i8, Cycles>, ExitReason> { aggregate: max },
     }
 
+    /// A latched copy that is narrower than a word.
+    consistent struct Narrow: "narrow" {
+        /// One.
+        byte: Counter<u8>,
+    }
+
     /// Counters only: the single-copy part is empty.
     consistent struct OnlyCounters: "only" {
         /// One.
@@ -241,6 +247,14 @@ fn empty_parts_work() {
     assert_eq!(align_of::<OnlyCounters>(), 1);
     assert!(group.places().iter().all(|p| p.area == Area::Latched));
     assert_eq!(BlkStats::descriptor().latched_size(), 0);
+}
+
+/// The second latched copy follows the first, and what is behind it is aligned like the block.
+#[test]
+fn latched_copies_are_whole_words() {
+    let group = Narrow::descriptor();
+    assert_eq!((group.latched_size(), group.plain_size()), (8, 0));
+    assert_eq!(size_of::<NarrowLatched>(), 8);
 }
 
 #[test]

@@ -294,6 +294,11 @@ impl Process {
             || protocol::acquire(first, header::FOLDS) != self.folds
     }
 
+    /// Whether no fold came since the last refresh: what was read in between adds up.
+    pub fn is_current(&self) -> bool {
+        self.folds() == self.folds
+    }
+
     /// Reads what changed of the structure since the last time, or looks at all of it if `force`: a
     /// writer that was killed may have changed something without saying so. Appends to `touched` the
     /// ids of the sources that are new or gone, or whose state, parent, labels, blocks or groups

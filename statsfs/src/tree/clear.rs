@@ -98,7 +98,8 @@ impl State {
         let group = &self.groups[cells.group];
         let descriptor = &group.values()[value];
         let baseline = self.baselines.get(cells.account, cells.group);
-        let Some(baseline) = baseline.filter(|_| descriptor.semantics == Semantics::Cumulative) else {
+        let Some(baseline) = baseline.filter(|_| descriptor.semantics == Semantics::Cumulative)
+        else {
             return words.to_vec();
         };
         let baseline = &baseline[word_range(group, value)];

@@ -71,11 +71,6 @@ impl File {
     pub(crate) fn slot(&self) -> u64 {
         self.part.slot(self.identity)
     }
-
-    /// Permission bits: writable only where a clear is possible.
-    pub(crate) fn mode(&self) -> u16 {
-        file_mode(&self.value, self.part)
-    }
 }
 
 /// Permission bits of a value's file: writable only if it shows what a clear can take away.
@@ -97,11 +92,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    pub(crate) fn new(
-        identities: &Identities,
-        groups: &[Arc<GroupDescriptor>],
-        dir: &Dir,
-    ) -> Self {
+    pub(crate) fn new(identities: &Identities, groups: &[Arc<GroupDescriptor>], dir: &Dir) -> Self {
         // For every identity, whether the directory itself and whether something below has it.
         let mut found: BTreeMap<IdentityId, (bool, bool)> = BTreeMap::new();
         for (set, own) in [(&dir.own, true), (&dir.below, false)] {
@@ -128,10 +119,7 @@ impl Files {
     }
 
     /// The files of a `.departed`: sums of the cumulative values among the totals.
-    pub(crate) fn departed(
-        identities: &Identities,
-        groups: impl Iterator<Item = GroupId>,
-    ) -> Self {
+    pub(crate) fn departed(identities: &Identities, groups: impl Iterator<Item = GroupId>) -> Self {
         let mut found = BTreeSet::new();
         for group in groups {
             found.extend(identities.of(group).iter().flatten());
@@ -158,7 +146,10 @@ impl Files {
     /// The first identity that came holds a name; a later one is left out here.
     fn push(&mut self, file: File) {
         if self.by_name.contains_key(&file.name) {
-            tracing::debug!(name = &*file.name, "a value is left out: its name has another identity");
+            tracing::debug!(
+                name = &*file.name,
+                "a value is left out: its name has another identity"
+            );
             return;
         }
         self.by_name.insert(file.name.clone(), self.all.len());

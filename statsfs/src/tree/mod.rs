@@ -13,7 +13,7 @@ mod nodes;
 mod render;
 mod sweep;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -23,7 +23,7 @@ use thiserror::Error;
 
 use crate::fs::Gone;
 use crate::segment::SegmentError;
-use crate::segment::process::{Limits, Process};
+use crate::segment::{Limits, Process};
 use crate::value::GroupDescriptor;
 
 pub use self::clear::Cleared;
@@ -97,6 +97,8 @@ pub(crate) struct State {
     baselines: Baselines,
     /// Names that the kernel must forget, collected by a refresh.
     gone: Vec<Gone>,
+    /// Processes that are refused, whose sources are gone.
+    refused: HashSet<ProcessId>,
 }
 
 impl Tree {
@@ -150,7 +152,7 @@ impl Tree {
     /// that never rests cannot keep us, in which case its last answer stands.
     fn settled<T>(&self, mut look: impl FnMut(&State) -> (T, bool)) -> T {
         let (mut answer, mut outdated) = look(&self.read());
-        for _ in 0..10 {
+        for _ in 0..100 {
             if !outdated {
                 break;
             }
@@ -181,20 +183,24 @@ impl Tree {
 
 impl State {
     fn is_stale(&self) -> bool {
-        self.processes.iter().any(Process::is_stale)
+        let processes = self.processes.iter().enumerate();
+        processes.filter(|(id, _)| !self.refused.contains(id)).any(|(_, p)| p.is_stale())
     }
 
     /// Takes in what changed in the segments.
     fn refresh(&mut self, feed: &dyn Feed, force: bool) {
         for process in 0..self.processes.len() {
-            if !force && !self.processes[process].is_stale() {
+            if self.refused.contains(&process) || (!force && !self.processes[process].is_stale()) {
                 continue;
             }
             let mut touched = Vec::new();
-            if let Err(error) = self.refresh_process(process, feed, force, &mut touched) {
-                tracing::warn!(%error, process, "a process's statistics could not be brought up to date");
+            match self.refresh_process(process, feed, force, &mut touched) {
+                Ok(()) => self.reconcile(process, &touched),
+                Err(error) => {
+                    tracing::error!(%error, process, "a process's statistics are let go");
+                    self.let_go(process);
+                }
             }
-            self.reconcile(process, &touched);
         }
     }
 
@@ -206,7 +212,7 @@ impl State {
         touched: &mut Vec<u64>,
     ) -> Result<(), TreeError> {
         let process = &mut self.processes[process];
-        let have = process.segments();
+        let have = process.segments().len();
         if process.segments_expected() > have {
             let fds = feed.segments().map_err(TreeError::Feed)?;
             for fd in fds.into_iter().skip(have) {

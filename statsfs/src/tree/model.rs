@@ -6,7 +6,7 @@
 //! live source has a directory, every directory knows the groups of the sources in and below it, and
 //! baselines are where their counts are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::OnceLock;
 
 use super::clear::Baselines;
@@ -96,6 +96,7 @@ impl State {
             identities: Identities::default(),
             baselines: Baselines::default(),
             gone: Vec::new(),
+            refused: HashSet::new(),
         }
     }
 
@@ -119,6 +120,24 @@ impl State {
         }
         self.reconcile(id, &touched);
         Ok(())
+    }
+
+    /// Lets go of a process that is refused: its sources disappear, counts and all.
+    pub(super) fn let_go(&mut self, process: ProcessId) {
+        let keys: Vec<_> = self.sources.keys().filter(|key| key.0 == process).copied().collect();
+        for key in &keys {
+            if key.1 != ROOT_ID {
+                self.reach(*key, Reach::Not);
+            }
+        }
+        for key in keys {
+            self.baselines.forget(key);
+            self.sources.remove(&key);
+        }
+        if let Some(root) = self.dirs.get_mut(&ROOT_DIR) {
+            root.members.retain(|member| member.0 != process);
+        }
+        self.refused.insert(process);
     }
 
     /// The files of a directory, computed when first asked for after its groups changed.
@@ -191,6 +210,7 @@ impl State {
         };
         let own: BTreeSet<_> = own.iter().map(|g| self.group(g)).collect();
         let totals: BTreeSet<_> = totals.iter().map(|g| self.group(g)).collect();
+        let is_new = !self.sources.contains_key(&key);
         let source = self.sources.entry(key).or_insert_with(|| SourceModel {
             parent: 0,
             children: BTreeSet::new(),
@@ -214,12 +234,9 @@ impl State {
         {
             above.children.insert(key.1);
         }
-        // Children that were taken over before their parent.
-        if old_parent == 0 {
-            let children: Vec<_> = self.processes[key.0]
-                .source(key.1)
-                .map(|r| r.children.iter().copied().collect())
-                .unwrap_or_default();
+        if is_new {
+            // Children that were taken over before their parent.
+            let children: Vec<_> = self.processes[key.0].children(key.1).iter().copied().collect();
             for child in children {
                 if self.sources.contains_key(&(key.0, child))
                     && let Some(source) = self.sources.get_mut(&key)
@@ -279,11 +296,8 @@ impl State {
         let SourceRecord { name, created_ns, private, hidden, .. } = record;
         let (name, created_ns, private, hidden) = (name.clone(), *created_ns, *private, *hidden);
         let parent = self.sources[&key].parent;
-        let dir = if hidden {
-            None
-        } else {
-            self.directory(key, parent, &name, created_ns, private)
-        };
+        let dir =
+            if hidden { None } else { self.directory(key, parent, &name, created_ns, private) };
         if let Some(source) = self.sources.get_mut(&key) {
             source.reach = Reach::Live;
             source.dir = dir;
@@ -423,4 +437,3 @@ fn count(groups: &mut BTreeMap<GroupId, usize>, group: GroupId, add: bool) -> bo
         None => false,
     }
 }
-

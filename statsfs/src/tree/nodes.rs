@@ -48,7 +48,8 @@ impl State {
             self.files(dir)?.has(identity, entry)?.clone()
         };
         if let Part::Field(field) = part {
-            let has_sum = matches!(file.value.ty, crate::value::ValueType::Histogram { sum: true, .. });
+            let has_sum =
+                matches!(file.value.ty, crate::value::ValueType::Histogram { sum: true, .. });
             if !has_sum && !field.without_sum() {
                 return None;
             }
@@ -223,7 +224,9 @@ impl Tree {
 
 /// The supplementary groups of a process, as far as /proc tells.
 fn supplementary_groups(pid: u32) -> Vec<u32> {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return Vec::new() };
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return Vec::new();
+    };
     let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
     groups.split_ascii_whitespace().filter_map(|group| group.parse().ok()).collect()
 }
@@ -358,4 +361,3 @@ impl Nodes for Tree {
         self.wait(timeout, gone);
     }
 }
-

@@ -325,8 +325,8 @@ fn flat_files<'a>(
     let slash = if path.is_empty() { "" } else { "/" };
     for file in files {
         let value = &*file.value;
-        let own = file.part == Part::Own
-            || (value.ty.is_histogram() && value.aggregations.is_empty());
+        let own =
+            file.part == Part::Own || (value.ty.is_histogram() && value.aggregations.is_empty());
         let found = if own { &totals.own } else { &totals.all }.get(&file.identity);
         let nothing;
         let total = match found {

@@ -1,8 +1,9 @@
 //! Reading cells: every block of a set of sources, each counted exactly once, whatever comes, goes and
 //! is folded meanwhile.
 //!
-//! The order is the format's (`segment::layout`, "Reading"): *folds*; the accumulators, a target before
-//! what is retired into it; the slots' blocks; *folds* again.
+//! A process selects the copy of each accumulator when it is brought up to date. A sweep is right if no
+//! fold came between that and the sweep's end (`segment::process`, "Reading sums"); if one did, the sweep
+//! is [outdated](Sweep::outdated), and is to be made again.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,12 +12,8 @@ use super::files::IdentityId;
 use super::model::Reach;
 use super::{GroupId, ProcessId, SourceKey, State};
 use crate::aggregate::combine;
-use crate::segment::process::{BlockRef, Place, Reading};
+use crate::segment::process::{BlockRef, Reading};
 use crate::value::{GroupDescriptor, Semantics};
-
-/// Times that a process's blocks are read again because a fold came in between. An honest writer folds
-/// rarely, and only then.
-const TRIES: usize = 100;
 
 /// On whose account cells are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,11 +37,10 @@ pub(crate) struct Cells {
 pub(crate) struct Sweep {
     pub(crate) cells: Vec<Cells>,
     words: Vec<u64>,
-    /// Some block was freed since the model was brought up to date: sources have gone that the model
-    /// still has. Totals are right all the same.
+    /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
+    /// made again.
     pub(crate) outdated: bool,
-    /// Blocks that a writer changed faster than they could be read, or that a fold kept from being read:
-    /// only a hostile writer can.
+    /// Blocks that a writer changed faster than they could be read: only a hostile writer can.
     pub(crate) torn: usize,
 }
 
@@ -96,24 +92,10 @@ impl State {
             of_process.entry(key.0).or_default().push(*key);
         }
         for (process, sources) in of_process {
-            let (cells, words) = (out.cells.len(), out.words.len());
-            for attempt in 1.. {
-                let folds = self.processes[process].folds();
-                let torn = out.torn;
-                let mut reader =
-                    Reader { state: self, want, out, index: HashMap::new(), buffer: Vec::new() };
-                reader.read(&sources);
-                if self.processes[process].folds_after() == folds {
-                    break;
-                }
-                if attempt == TRIES {
-                    out.torn += 1;
-                    break;
-                }
-                out.cells.truncate(cells);
-                out.words.truncate(words);
-                out.torn = torn;
-            }
+            let mut reader =
+                Reader { state: self, want, out, index: HashMap::new(), buffer: Vec::new() };
+            reader.read(&sources);
+            out.outdated |= !self.processes[process].is_current();
         }
     }
 }
@@ -121,59 +103,28 @@ impl State {
 impl Reader<'_> {
     fn read(&mut self, sources: &[SourceKey]) {
         let state = self.state;
-        // The upto of each accumulator, as it was read.
-        let mut uptos: HashMap<Place, u64> = HashMap::new();
         for key in sources {
-            let (Some(model), Some(record)) =
-                (state.sources.get(key), state.processes[key.0].source(key.1))
+            let process = &state.processes[key.0];
+            let (Some(model), Some(record)) = (state.sources.get(key), process.source(key.1))
             else {
                 continue;
             };
-            let into = match model.reach {
+            let (own, left) = match model.reach {
                 Reach::Not => continue,
-                Reach::Live => *key,
-                Reach::Departed(into) => (key.0, into),
+                Reach::Live => (Account::Live(*key), Account::Departed(*key)),
+                Reach::Departed(into) => {
+                    (Account::Departed((key.0, into)), Account::Departed((key.0, into)))
+                }
             };
             for group in &record.groups {
-                let Some(block) = &group.accumulator else { continue };
                 let Some(value) = self.wanted(&group.group) else { continue };
-                let (reading, upto) = self.read_block(key.0, block, &group.group, value, true);
-                match reading {
-                    Reading::Cells { retired } => {
-                        uptos.insert(block.place, upto);
-                        if !is_folded(&uptos, retired) {
-                            self.add(Account::Departed(into), &group.group, value, true);
-                        }
-                    }
-                    Reading::Gone => self.out.outdated = true,
-                    Reading::Torn => self.out.torn += 1,
-                }
-            }
-        }
-        for key in sources {
-            let (Some(model), Some(record)) =
-                (state.sources.get(key), state.processes[key.0].source(key.1))
-            else {
-                continue;
-            };
-            let account = match model.reach {
-                Reach::Not => continue,
-                Reach::Live => Account::Live(*key),
-                Reach::Departed(into) => Account::Departed((key.0, into)),
-            };
-            let departed = matches!(account, Account::Departed(_));
-            for group in &record.groups {
-                if group.slots.is_empty() || departed && !group.group.has_cumulative() {
-                    continue;
-                }
-                let Some(value) = self.wanted(&group.group) else { continue };
-                for block in &group.slots {
-                    match self.read_block(key.0, block, &group.group, value, false).0 {
-                        Reading::Cells { retired } => {
-                            if !is_folded(&uptos, retired) {
-                                self.add(account, &group.group, value, departed);
-                            }
-                        }
+                let slots = group.slots.iter().map(|block| (block, own));
+                let accumulator = group.accumulator.iter().map(|block| (block, left));
+                for (block, account) in slots.chain(accumulator) {
+                    match self.read_block(key.0, block, &group.group, value) {
+                        Reading::Cells { retired: Some(retired), .. }
+                            if process.is_folded(retired) => {}
+                        Reading::Cells { .. } => self.add(account, &group.group, value),
                         Reading::Gone => self.out.outdated = true,
                         Reading::Torn => self.out.torn += 1,
                     }
@@ -199,27 +150,25 @@ impl Reader<'_> {
         block: &BlockRef,
         group: &GroupDescriptor,
         value: Option<usize>,
-        accumulator: bool,
-    ) -> (Reading, u64) {
+    ) -> Reading {
         let process = &self.state.processes[process];
-        let len = value.map_or_else(|| group.words(), |v| group.values()[v].ty.cells());
+        let len = value.map_or_else(|| block.words(), |v| group.values()[v].ty.cells());
         self.buffer.clear();
         self.buffer.resize(len, 0);
-        match (accumulator, value) {
-            (true, value) => process.read_accumulator(block, value, &mut self.buffer),
-            (false, None) => (process.read(block, &mut self.buffer), 0),
-            (false, Some(value)) => (process.read_value(block, value, &mut self.buffer), 0),
+        match value {
+            None => process.read(block, &mut self.buffer),
+            Some(value) => process.read_value(block, value, &mut self.buffer),
         }
     }
 
-    /// Adds what is in the buffer to an account: all of it, or only what is cumulative.
+    /// Adds what is in the buffer to an account; of departed cells only what is cumulative.
     fn add(
         &mut self,
         account: Account,
         group: &std::sync::Arc<GroupDescriptor>,
         value: Option<usize>,
-        cumulative: bool,
     ) {
+        let departed = matches!(account, Account::Departed(_));
         let Some(id) = self.state.group_id(group) else { return };
         let out = &mut *self.out;
         let known = *self.index.entry((account, id)).or_insert_with(|| {
@@ -238,7 +187,7 @@ impl Reader<'_> {
         for value in values {
             for _ in 0..value.ty.cells() {
                 let cell = self.buffer[at];
-                words[at] = match (value.semantics, cumulative) {
+                words[at] = match (value.semantics, departed) {
                     // Departed counts are 64-bit sums, whatever the width of the cells was.
                     (Semantics::Cumulative, true) => words[at].wrapping_add(cell),
                     (_, true) => 0,
@@ -248,8 +197,4 @@ impl Reader<'_> {
             }
         }
     }
-}
-
-fn is_folded(uptos: &HashMap<Place, u64>, retired: Option<crate::segment::process::Retired>) -> bool {
-    retired.is_some_and(|r| uptos.get(&r.target).is_some_and(|upto| r.number <= *upto))
 }

@@ -9,6 +9,7 @@ mod rivals;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use statsfs::cell::bucket_of;
 use statsfs::{LabelSet, Registry, Slot, Source, stats};
 use statsfs_benches::{Comparison, Options, escape, pin, timed};
 
@@ -125,6 +126,93 @@ fn fetch_add_loop(counter: &AtomicU64, n: u64) {
     }
 }
 
+/// The reasons in turn.
+#[inline(always)]
+fn by_reason(n: u64, mut run: impl FnMut(Reason)) {
+    for i in 0..n {
+        run(REASONS[i as usize % REASONS.len()]);
+    }
+}
+
+#[inline(never)]
+fn plain_by_label_loop(counters: &mut [u64; REASONS.len()], n: u64) {
+    by_reason(n, |reason| {
+        counters[reason as usize] += 1;
+        escape(counters);
+    });
+}
+
+#[inline(never)]
+fn by_label_loop(slot: &Slot<Plain>, n: u64) {
+    by_reason(n, |reason| {
+        slot.exit[reason].inc();
+        escape(&**slot);
+    });
+}
+
+#[inline(never)]
+fn plain_pair_loop(counters: &mut [u64; 1 + REASONS.len()], n: u64) {
+    by_reason(n, |reason| {
+        counters[0] += 1;
+        counters[1 + reason as usize] += 1;
+        escape(counters);
+    });
+}
+
+#[inline(never)]
+fn pair_loop(slot: &Slot<Plain>, n: u64) {
+    by_reason(n, |reason| {
+        slot.exits.inc();
+        slot.exit[reason].inc();
+        escape(&**slot);
+    });
+}
+
+#[inline(never)]
+fn update_loop(slot: &Slot<Latched>, n: u64) {
+    by_reason(n, |reason| {
+        slot.update(|c| {
+            c.latched_exits.inc();
+            c.latched_exit[reason].inc();
+        });
+        escape(&**slot);
+    });
+}
+
+/// A histogram as one would write it without sharing: the reference for `record`.
+struct PlainHistogram {
+    sum: u64,
+    buckets: [u64; 40],
+}
+
+/// Values of all magnitudes, cheaply; the same for everybody.
+#[inline(always)]
+fn values(n: u64, mut run: impl FnMut(u64)) {
+    let mut state = 1_u64;
+    for _ in 0..n {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        run(state >> (state >> 59));
+    }
+}
+
+#[inline(never)]
+fn plain_histogram_loop(histogram: &mut PlainHistogram, n: u64) {
+    values(n, |value| {
+        histogram.buckets[bucket_of(value, 40)] += 1;
+        histogram.sum = histogram.sum.wrapping_add(value);
+        escape(histogram);
+    });
+}
+
+#[inline(never)]
+fn histogram_loop(slot: &Slot<Plain>, n: u64) {
+    values(n, |value| {
+        slot.time.record(value);
+        escape(&**slot);
+    });
+}
+
 /// Repeats something that the compiler cannot fold, because it is atomic or behind a call.
 #[inline(always)]
 fn repeat(n: u64, mut run: impl FnMut()) -> Duration {
@@ -165,29 +253,15 @@ fn one_thread(source: &Source, rivals: &Rivals, options: Options) {
     let slot = source.add_values::<Plain>().expect("room for a slot");
     let (mut counter, mut control, atomic) = (0, 0, AtomicU64::new(0));
     let local = rivals.prometheus.local();
+    let mut array = Box::new([0; REASONS.len()]);
     let mut c = Comparison::new("One increment, one thread");
     c.case("plain u64 += 1", |n| timed(|| plain_loop(&mut counter, n)));
     c.case("the same again", |n| timed(|| plain_loop(&mut control, n)));
     c.note("what noise makes of 1.00");
     c.case("statsfs: slot.exits.inc()", |n| timed(|| counter_loop(&slot, n)));
     c.budget(1.1);
-    let mut array = [0_u64; REASONS.len()];
-    c.case("plain array[reason] += 1", |n| {
-        let mut at = 0;
-        repeat(n, || {
-            array[REASONS[at] as usize] += 1;
-            at = (at + 1) % REASONS.len();
-            escape(&array);
-        })
-    });
-    c.case("statsfs: slot.exit[reason].inc()", |n| {
-        let mut at = 0;
-        repeat(n, || {
-            slot.exit[REASONS[at]].inc();
-            at = (at + 1) % REASONS.len();
-            escape(&*slot);
-        })
-    });
+    c.case("plain array[reason] += 1", |n| timed(|| plain_by_label_loop(&mut array, n)));
+    c.case("statsfs: slot.exit[reason].inc()", |n| timed(|| by_label_loop(&slot, n)));
     c.against("plain array[reason] += 1");
     c.case("AtomicU64::fetch_add", |n| timed(|| fetch_add_loop(&atomic, n)));
     c.case("prometheus: IntCounter", |n| repeat(n, || rivals.prometheus.inc()));
@@ -263,77 +337,21 @@ fn two_threads(source: &Source, rivals: &Rivals, options: Options) {
 fn updates(source: &Source, options: Options) {
     let plain = source.add_values::<Plain>().expect("room for a slot");
     let latched = source.add_values::<Latched>().expect("room for a slot");
+    let mut ints = Box::new([0; 1 + REASONS.len()]);
     let mut c = Comparison::new("Two counters: a total, and one by label");
-    let next = |at: &mut usize| {
-        *at = (*at + 1) % REASONS.len();
-        REASONS[*at]
-    };
-    let mut ints = [0_u64; 5];
-    c.case("plain u64 += 1, twice", |n| {
-        let mut at = 0;
-        repeat(n, || {
-            let reason = next(&mut at);
-            ints[0] += 1;
-            ints[1 + reason as usize] += 1;
-            escape(&ints);
-        })
-    });
-    c.case("statsfs: not latched", |n| {
-        let mut at = 0;
-        repeat(n, || {
-            let reason = next(&mut at);
-            plain.exits.inc();
-            plain.exit[reason].inc();
-            escape(&*plain);
-        })
-    });
-    c.case("statsfs: latched update", |n| {
-        let mut at = 0;
-        repeat(n, || {
-            let reason = next(&mut at);
-            latched.update(|c| {
-                c.latched_exits.inc();
-                c.latched_exit[reason].inc();
-            });
-            escape(&*latched);
-        })
-    });
+    c.case("plain u64 += 1, twice", |n| timed(|| plain_pair_loop(&mut ints, n)));
+    c.case("statsfs: not latched", |n| timed(|| pair_loop(&plain, n)));
+    c.case("statsfs: latched update", |n| timed(|| update_loop(&latched, n)));
     c.against("statsfs: not latched");
     c.run(options);
 }
 
-/// A histogram as one would write it without sharing: the reference for `record`.
-struct PlainHistogram {
-    sum: u64,
-    buckets: [u64; 40],
-}
-
 fn histograms(source: &Source, options: Options) {
     let slot = source.add_values::<Plain>().expect("room for a slot");
-    let mut own = PlainHistogram { sum: 0, buckets: [0; 40] };
-    // Values of all magnitudes, cheaply: the same sequence in both loops.
-    let next = |value: &mut u64| {
-        *value =
-            value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *value >> (*value >> 59)
-    };
+    let mut own = Box::new(PlainHistogram { sum: 0, buckets: [0; 40] });
     let mut c = Comparison::new("One value into a histogram of 40 buckets");
-    c.case("plain integers", |n| {
-        let mut value = 1;
-        repeat(n, || {
-            let v = next(&mut value);
-            own.buckets[statsfs::cell::bucket_of(v, 40)] += 1;
-            own.sum = own.sum.wrapping_add(v);
-            escape(&own);
-        })
-    });
-    c.case("statsfs: slot.time.record(ns)", |n| {
-        let mut value = 1;
-        repeat(n, || {
-            slot.time.record(next(&mut value));
-            escape(&*slot);
-        })
-    });
+    c.case("plain integers", |n| timed(|| plain_histogram_loop(&mut own, n)));
+    c.case("statsfs: slot.time.record(ns)", |n| timed(|| histogram_loop(&slot, n)));
     c.run(options);
 }
 
