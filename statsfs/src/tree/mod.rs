@@ -16,7 +16,7 @@ mod sweep;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -31,6 +31,7 @@ use self::clear::{Baselines, Scope};
 use self::files::Identities;
 use self::inode::DirId;
 use self::model::{Dir, SourceModel};
+use self::sweep::{Plan, Sweep};
 
 /// A process's place in the tree.
 pub(crate) type ProcessId = usize;
@@ -99,6 +100,24 @@ pub(crate) struct State {
     gone: Vec<Gone>,
     /// Processes that are refused, whose sources are gone.
     refused: HashSet<ProcessId>,
+    /// How to read everything.
+    whole: OnceLock<Plan>,
+}
+
+/// All cells of a tree, read in one sweep. Use one again and again: that saves its memory.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    sweep: Sweep,
+    groups: Vec<Arc<GroupDescriptor>>,
+}
+
+impl Snapshot {
+    /// The raw cells, whatever was cleared, by source and group: in the order of the group's values, a
+    /// histogram as its sum, if it has one, and its buckets. What departed sources left comes as cells
+    /// of its own.
+    pub fn cells(&self) -> impl Iterator<Item = (&Arc<GroupDescriptor>, &[u64])> {
+        self.sweep.cells.iter().map(|cells| (&self.groups[cells.group], self.sweep.words(cells)))
+    }
 }
 
 impl Tree {
@@ -146,6 +165,17 @@ impl Tree {
             self.gone.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
         }
         state
+    }
+
+    /// Reads every cell.
+    pub fn snapshot(&self, snapshot: &mut Snapshot) {
+        self.settled(|state| {
+            state.read_plan(state.whole_plan(), &mut snapshot.sweep);
+            if snapshot.groups.len() != state.groups.len() {
+                snapshot.groups.clone_from(&state.groups);
+            }
+            ((), snapshot.sweep.outdated)
+        });
     }
 
     /// Runs `look` until the model that it looked at was not outdated; at most so often that a writer

@@ -97,6 +97,7 @@ impl State {
             baselines: Baselines::default(),
             gone: Vec::new(),
             refused: HashSet::new(),
+            whole: OnceLock::new(),
         }
     }
 
@@ -124,6 +125,7 @@ impl State {
 
     /// Lets go of a process that is refused: its sources disappear, counts and all.
     pub(super) fn let_go(&mut self, process: ProcessId) {
+        self.whole.take();
         let keys: Vec<_> = self.sources.keys().filter(|key| key.0 == process).copied().collect();
         for key in &keys {
             if key.1 != ROOT_ID {
@@ -161,6 +163,10 @@ impl State {
 
     /// Brings the model up to date with the sources that were touched.
     pub(super) fn reconcile(&mut self, process: ProcessId, touched: &[u64]) {
+        if touched.is_empty() {
+            return;
+        }
+        self.whole.take();
         let mut touched = touched.to_vec();
         touched.sort_unstable();
         touched.dedup();
