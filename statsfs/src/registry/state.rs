@@ -79,6 +79,8 @@ pub(crate) struct Node {
     pub(crate) groups: HashMap<GroupKey, Vec<SlotBlock>>,
     pub(crate) explicit: HashMap<GroupKey, Place>,
     pub(crate) accumulators: HashMap<GroupKey, Accumulator>,
+    /// Its blocks that are retired and wait to be folded. Readers find them through its record.
+    pub(crate) retired: usize,
     /// How many sources strictly below have each group.
     pub(crate) below: HashMap<GroupKey, usize>,
     /// The groups whose aggregates' names are in `names`: those below, and those that left a total.
@@ -125,6 +127,7 @@ impl Node {
             groups: HashMap::new(),
             explicit: HashMap::new(),
             accumulators: HashMap::new(),
+            retired: 0,
             below: HashMap::new(),
             named: HashSet::new(),
             names: Names::default(),

@@ -138,10 +138,8 @@ impl State {
         let sweep = self.sweep(&sources, want);
         self.each_shown(&sweep, want, |account, _, value, shown| match account {
             Account::Live(_) if !departed => total.add(value, shown, false),
-            Account::Departed(key) if departed => {
-                if directory.members.contains(&key) {
-                    total.add(value, shown, true);
-                }
+            Account::Departed(key) if departed && directory.members.contains(&key) => {
+                total.add(value, shown, true);
             }
             Account::Departed(_) if !own => total.add(value, shown, true),
             _ => {}
