@@ -236,8 +236,7 @@ mod tests {
 
     #[test]
     fn full_statistics_do_not_keep_a_machine_from_being_made() {
-        let options =
-            RegistryOptions { segment_size: 64 << 10, max_segments: 1, ..Default::default() };
+        let options = RegistryOptions { segment_size: 64 << 10, max_segments: 1 };
         let registry = Registry::with_options(options).unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
         let machine = kvm.add_machine("a").unwrap();
