@@ -53,7 +53,7 @@ pub trait Feed: Send + Sync + 'static {
     fn wait_changed(&self, seen: u64, timeout: Duration) -> u64;
 
     /// Makes a running [`wait_changed`](Self::wait_changed) return early.
-    fn interrupt(&self);
+    fn interrupt(&self) {}
 }
 
 /// Why a tree could not take a process in.
