@@ -221,7 +221,7 @@ impl std::ops::BitOr for Aggregations {
 }
 
 /// Everything about one value but its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Descriptor {
     /// The file's name: `[a-z][a-z0-9_]*`, at most [`MAX_VALUE_NAME`] bytes.
     pub name: Cow<'static, str>,
@@ -364,6 +364,12 @@ pub enum GroupError {
         /// What does not fit.
         reason: &'static str,
     },
+    /// The size of a latched copy is not a multiple of 8: what follows it would be unaligned.
+    #[error("a latched copy of {0} bytes is not a multiple of 8")]
+    LatchedSize(u32),
+    /// The group's help is too long or not one line.
+    #[error("the group's help is not one line of at most 255 bytes")]
+    Help,
     /// A cell is unaligned, outside its area, or overlaps another.
     #[error("the cells of value {0:?} are unaligned, outside the block, or overlap others")]
     Layout(String),
@@ -418,6 +424,12 @@ impl GroupDescriptor {
         }
         if self.values.is_empty() || self.values.len() > MAX_VALUES {
             return Err(GroupError::Count(self.values.len()));
+        }
+        if !self.latched_size.is_multiple_of(8) {
+            return Err(GroupError::LatchedSize(self.latched_size));
+        }
+        if self.help.len() > MAX_HELP || self.help.contains(['\n', '\0']) {
+            return Err(GroupError::Help);
         }
         let mut names = std::collections::HashSet::new();
         let mut spans = Vec::with_capacity(self.values.len());

@@ -1,1 +1,25 @@
-//! The virtual machine monitor.
+//! A minimal KVM virtual machine monitor whose every exit is counted.
+//!
+//! Around each KVM_RUN the exit loop ([`vcpu`]) accounts ([`accounting`]) for what it was and how long
+//! it took, into statistics ([`stats`]) of the vCPU's own that are published as a tree ([`tree`]) by the
+//! `statsfs` library.
+
+pub mod accounting;
+pub mod arch;
+pub mod bus;
+pub mod cli;
+pub mod clock;
+pub mod console;
+pub mod demo;
+pub mod exit;
+pub mod flat;
+pub mod hypervisor;
+pub mod kick;
+pub mod lifecycle;
+pub mod publish;
+pub mod run;
+pub mod signals;
+pub mod stats;
+pub mod tree;
+pub mod vcpu;
+pub mod vm;

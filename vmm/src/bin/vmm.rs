@@ -1,1 +1,5 @@
-fn main() {}
+//! The `vmm` command.
+
+fn main() -> std::process::ExitCode {
+    vmm::cli::main()
+}

@@ -1,0 +1,147 @@
+//! The embedded deployment: a process mounts its own tree.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::fs::{Mount, MountError, MountOptions};
+use crate::registry::Registry;
+use crate::tree::{Feed, Owner, Tree, TreeError};
+
+/// A registry's own segments.
+struct Own(Registry);
+
+impl Feed for Own {
+    fn segments(&self) -> io::Result<Vec<OwnedFd>> {
+        self.0.segments()
+    }
+
+    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
+        self.0.wait_changed(seen, timeout)
+    }
+
+    fn interrupt(&self) {
+        self.0.0.announce();
+    }
+}
+
+/// Why a process could not mount its own tree.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EmbeddedError {
+    /// The tree could not be made.
+    #[error("cannot read this process's own statistics: {0}")]
+    Tree(#[from] TreeError),
+    /// The mount failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+/// A process's own tree, mounted by itself. Unmounted when dropped.
+#[derive(Debug)]
+pub struct Embedded {
+    mount: Mount,
+    tree: Arc<Tree>,
+}
+
+impl Owner {
+    /// This process's own user and group.
+    pub fn this_process() -> Self {
+        // SAFETY: plain system calls without arguments.
+        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        Self { uid, gid }
+    }
+
+    /// The same with another group, the readers of private directories; `None` if there is none of that
+    /// name.
+    pub fn with_readers(self, group: &str) -> Option<Self> {
+        let name = std::ffi::CString::new(group).ok()?;
+        let mut buffer = vec![0; 16 << 10];
+        let mut entry = std::mem::MaybeUninit::<libc::group>::uninit();
+        let mut found = std::ptr::null_mut();
+        // SAFETY: the name is a C string; the other pointers are to live memory, as long as stated.
+        let failed = unsafe {
+            libc::getgrnam_r(
+                name.as_ptr(),
+                entry.as_mut_ptr(),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+                &mut found,
+            )
+        };
+        if failed != 0 || found.is_null() {
+            return None;
+        }
+        // SAFETY: the call succeeded and found the group, so `entry` is what `found` points to.
+        Some(Self { gid: unsafe { entry.assume_init() }.gr_gid, ..self })
+    }
+}
+
+impl Registry {
+    /// A tree of this registry, read through its own segments as any other process would, owned by this
+    /// process's user and group.
+    ///
+    /// # Errors
+    /// [`TreeError`] if the segments can not be mapped.
+    pub fn tree(&self) -> Result<Tree, TreeError> {
+        self.tree_of(Owner::this_process())
+    }
+
+    /// As [`tree`](Self::tree), with another owner.
+    ///
+    /// # Errors
+    /// [`TreeError`] if the segments can not be mapped.
+    pub fn tree_of(&self, owner: Owner) -> Result<Tree, TreeError> {
+        Tree::new(Own(self.clone()), owner)
+    }
+}
+
+impl Embedded {
+    /// Mounts a registry's tree at `path`.
+    ///
+    /// # Errors
+    /// [`EmbeddedError`] says what is missing, and what to do.
+    pub fn mount(
+        registry: &Registry,
+        path: &Path,
+        options: MountOptions,
+    ) -> Result<Self, EmbeddedError> {
+        Self::mount_tree(registry.tree()?, path, options)
+    }
+
+    /// Mounts a tree at `path`.
+    ///
+    /// # Errors
+    /// [`EmbeddedError`] says what is missing, and what to do.
+    pub fn mount_tree(
+        tree: Tree,
+        path: &Path,
+        options: MountOptions,
+    ) -> Result<Self, EmbeddedError> {
+        let tree = Arc::new(tree);
+        let mount = Mount::new(tree.clone(), path, options)?;
+        Ok(Self { mount, tree })
+    }
+
+    /// The tree that is mounted.
+    pub fn tree(&self) -> &Arc<Tree> {
+        &self.tree
+    }
+
+    /// The mount.
+    pub fn mounted(&self) -> &Mount {
+        &self.mount
+    }
+
+    /// Unmounts.
+    ///
+    /// # Errors
+    /// [`MountError`] if the mount is still there afterwards.
+    pub fn unmount(self) -> Result<(), MountError> {
+        self.mount.unmount()
+    }
+}

@@ -1,0 +1,83 @@
+//! What fork must not share: a child maps private memory over every segment of its parent, so that it
+//! never counts into its parent's cells.
+//!
+//! `MADV_WIPEONFORK` is refused for shared memory and `MADV_DONTFORK` would make a child that counts
+//! fault, so the child itself maps anonymous memory over the segments, in a handler of pthread_atfork(3),
+//! before it runs anything else. Children made by clone(2), vfork(2) or posix_spawn(3) do not run such
+//! handlers: they either share all memory with their parent until they exec, or are on their own.
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use crate::segment::CreateError;
+use crate::segment::region::Region;
+
+/// The handler may only use what is safe in a child of a threaded process: a table without locks.
+const TABLE: usize = 4096;
+static BASES: [AtomicUsize; TABLE] = [const { AtomicUsize::new(0) }; TABLE];
+static LENGTHS: [AtomicUsize; TABLE] = [const { AtomicUsize::new(0) }; TABLE];
+/// How many forks lie between this process and the first: a child's number is its parent's plus one.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+static INSTALL: Once = Once::new();
+/// Marks an entry that is being filled.
+const FILLING: usize = 1;
+
+/// An entry of the table, freed when dropped.
+#[derive(Debug)]
+pub(crate) struct Hidden {
+    entry: usize,
+    generation: u32,
+}
+
+impl Hidden {
+    /// Whether this process is a child of the one that made the entry.
+    pub(crate) fn is_child(&self) -> bool {
+        GENERATION.load(Ordering::Relaxed) != self.generation
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        BASES[self.entry].store(0, Ordering::Release);
+    }
+}
+
+/// Hides a segment's mapping from children.
+///
+/// # Errors
+/// `CreateError::TooMany` if the table is full.
+pub(crate) fn hide(region: &Region) -> Result<Hidden, CreateError> {
+    INSTALL.call_once(|| {
+        // SAFETY: the handler is a function that only uses atomics and mmap(2).
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+    for (entry, base) in BASES.iter().enumerate() {
+        if base.compare_exchange(0, FILLING, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            LENGTHS[entry].store(region.len(), Ordering::Relaxed);
+            base.store(region.address(0).as_ptr() as usize, Ordering::Release);
+            return Ok(Hidden { entry, generation: GENERATION.load(Ordering::Relaxed) });
+        }
+    }
+    Err(CreateError::TooMany)
+}
+
+extern "C" fn in_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    for (base, len) in BASES.iter().zip(&LENGTHS) {
+        let base = base.load(Ordering::Acquire);
+        if base > FILLING {
+            // SAFETY: the range is a mapping of ours that nothing unmaps while it is in the table
+            // (`Segment` drops its entry before its region, and the child has one thread). Cells in it are atomics, for which fresh zeroed memory is valid.
+            unsafe {
+                libc::mmap(
+                    base as *mut libc::c_void,
+                    len.load(Ordering::Relaxed),
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                    -1,
+                    0,
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Departures: how a source leaves without losing a count.
+//!
+//! Removing a source is one store; its blocks go on counting in its parent as `.departed`. A block whose
+//! slot was dropped is retired, and folded in time into an accumulator of the parent, which was reserved
+//! when the group first came below that parent. An accumulator of a departed source is itself such a
+//! block. Only a fold frees anything that counts.
+
+use std::time::{Duration, Instant};
+
+use super::state::{Block, GroupKey, Life, Node, Place, State};
+use crate::segment::layout::{BlockShape, block_shape, pair, state, word};
+use crate::segment::protocol;
+use crate::segment::region::Region;
+use crate::slot::SlotInner;
+use crate::value::{Area, GroupDescriptor};
+
+/// Least time between two folds, unless memory is short: a reader's sweep that a fold overtakes starts
+/// again, so folds must be rare compared with sweeps.
+pub(crate) const FOLD_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A block that waits to be folded.
+#[derive(Debug)]
+pub(crate) struct Retired {
+    source: u64,
+    key: GroupKey,
+    block: Block,
+    accumulator: bool,
+}
+
+impl State {
+    /// Whether a fold is due at some time.
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Removes a source, with all below it, from its parent.
+    pub(crate) fn depart(&mut self, id: u64) {
+        let Some(parent) = self.nodes[&id].parent else { return };
+        let record = self.source_record(id);
+        let region = self.arenas[record.segment].region();
+        protocol::set_word(region, record.unit, word::STATE, state::DEPARTED);
+        let groups = self.nodes[&id].subtree_groups();
+        let mut chain = vec![parent];
+        chain.extend(self.ancestors(parent));
+        self.count_below(&chain, &groups, false);
+        self.remove_shown(parent, id);
+        let node = self.node(parent);
+        node.children.remove(&id);
+        node.leaving.insert(id);
+        let members = self.subtree(id);
+        for &member in &members {
+            self.node(member).life = Life::Departed(id);
+        }
+        self.expect_folds(parent, &members);
+        for &member in &members {
+            self.settle(member);
+        }
+        self.changed();
+    }
+
+    /// Lets go of a source that was never attached, with all below it: nobody can see it, so nothing
+    /// of it is kept.
+    pub(crate) fn abandon(&mut self, id: u64) {
+        // What is on its way into accumulators of the subtree must not outlive them.
+        while self.fold() {}
+        let members = self.descend(id, |node| node.children.iter().chain(&node.leaving));
+        for &member in &members {
+            self.node(member).life = Life::Abandoned;
+        }
+        for &member in members.iter().rev() {
+            self.settle(member);
+        }
+        self.changed();
+    }
+
+    fn source_record(&self, id: u64) -> Place {
+        *self.nodes[&id].records.last().expect("a source's own record is its last")
+    }
+
+    /// A source and all that is below it and has not left before; parents before children.
+    pub(crate) fn subtree(&self, id: u64) -> Vec<u64> {
+        self.descend(id, |node| node.children.iter())
+    }
+
+    fn descend<'a, I: Iterator<Item = &'a u64>>(
+        &'a self,
+        id: u64,
+        below: impl Fn(&'a Node) -> I,
+    ) -> Vec<u64> {
+        let mut all = vec![id];
+        let mut at = 0;
+        while at < all.len() {
+            all.extend(below(&self.nodes[&all[at]]));
+            at += 1;
+        }
+        all
+    }
+
+    /// Every counting block and accumulator of the members will be folded into `parent`.
+    fn expect_folds(&mut self, parent: u64, members: &[u64]) {
+        for member in members {
+            let node = &self.nodes[member];
+            let slots = node.groups.iter().map(|(key, blocks)| (*key, blocks.len()));
+            let accumulators = node.accumulators.keys().map(|key| (*key, 1));
+            let expected: Vec<_> = slots.chain(accumulators).collect();
+            for (key, n) in expected {
+                if let Some(target) = self.node(parent).accumulators.get_mut(&key) {
+                    target.outstanding += n;
+                }
+            }
+        }
+    }
+
+    /// Retires or frees what a source that is no longer live does not need any more, and the source
+    /// itself with the last of it.
+    pub(crate) fn settle(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let life = node.life;
+        if life == Life::Live {
+            return;
+        }
+        let explicit: Vec<_> = node.explicit.drain().map(|(_, place)| place).collect();
+        self.free_records(&explicit);
+        let keys: Vec<_> = self.nodes[&id].groups.keys().copied().collect();
+        for key in keys {
+            let counts =
+                matches!(life, Life::Departed(_)) && self.known[key].group.has_cumulative();
+            let blocks = self.node(id).groups.get_mut(&key).expect("just listed");
+            let (idle, busy) = std::mem::take(blocks).into_iter().partition(|b| b.slot.is_none());
+            *blocks = busy;
+            let idle: Vec<_> = idle;
+            if blocks.is_empty() {
+                self.node(id).groups.remove(&key);
+            }
+            for block in idle {
+                if counts {
+                    self.retire(id, key, block.block, false);
+                } else {
+                    self.free_block(&block.block);
+                }
+            }
+        }
+        let ready: Vec<_> = self.nodes[&id]
+            .accumulators
+            .iter()
+            .filter(|(_, a)| !a.retired && (a.outstanding == 0 || life == Life::Abandoned))
+            .map(|(key, a)| (*key, a.block))
+            .collect();
+        for (key, block) in ready {
+            if life == Life::Abandoned {
+                self.node(id).accumulators.remove(&key);
+                self.free_block(&block);
+            } else {
+                self.node(id).accumulators.get_mut(&key).expect("just listed").retired = true;
+                self.retire(id, key, block, true);
+            }
+        }
+        self.free_if_empty(id);
+    }
+
+    /// Where the blocks of a departed source go: the parent of the source with which it left.
+    fn fold_target(&self, id: u64) -> Option<u64> {
+        match self.nodes[&id].life {
+            Life::Departed(boundary) => self.nodes[&boundary].parent,
+            _ => None,
+        }
+    }
+
+    fn retire(&mut self, source: u64, key: GroupKey, block: Block, accumulator: bool) {
+        let target = self.fold_target(source).expect("only departed blocks are retired");
+        let place = self.nodes[&target].accumulators[&key].block.place;
+        let number = self.next_retire;
+        self.next_retire += 1;
+        let region = self.arenas[block.place.segment].region();
+        let target_word = pair(place.unit, place.segment as u32);
+        protocol::retire(region, block.place.unit, target_word, number);
+        self.node(source).retired += 1;
+        let retired = Retired { source, key, block, accumulator };
+        self.pending.entry((target, key)).or_default().push(retired);
+    }
+
+    /// Folds everything that is retired into its accumulators and frees it. Answers whether there was
+    /// anything.
+    pub(crate) fn fold(&mut self) -> bool {
+        self.last_fold = Instant::now();
+        let mut any = false;
+        while !self.pending.is_empty() {
+            any = true;
+            let batch = std::mem::take(&mut self.pending);
+            let upto = self.next_retire - 1;
+            for ((target, key), retired) in &batch {
+                let group = &self.known[*key].group;
+                let mut add = vec![0u64; self.known[*key].words];
+                for retired in retired {
+                    let region = self.arenas[retired.block.place.segment].region();
+                    if retired.accumulator {
+                        let Block { place, offset, .. } = retired.block;
+                        add_accumulator(region, place.unit, offset, &mut add);
+                    } else {
+                        add_cells(region, retired.block.offset, group, &mut add);
+                    }
+                }
+                let block = self.nodes[target].accumulators[key].block;
+                let region = self.arenas[block.place.segment].region();
+                protocol::fold(region, block.place.unit, block.offset, upto, &add);
+            }
+            protocol::folded(self.arenas[0].region());
+            for ((target, key), retired) in batch {
+                for retired in &retired {
+                    self.free_block(&retired.block);
+                    let source = self.node(retired.source);
+                    source.retired -= 1;
+                    if retired.accumulator {
+                        source.accumulators.remove(&retired.key);
+                    }
+                }
+                let accumulator = self.node(target).accumulators.get_mut(&key);
+                accumulator.expect("it is reserved").outstanding -= retired.len();
+                for retired in &retired {
+                    self.settle(retired.source);
+                }
+                self.settle(target);
+            }
+        }
+        if any {
+            self.changed();
+        }
+        any
+    }
+
+    /// Frees a source that has nothing left, then what was waiting for it above.
+    fn free_if_empty(&mut self, id: u64) {
+        let node = &self.nodes[&id];
+        if node.life == Life::Live
+            || !node.groups.is_empty()
+            || !node.accumulators.is_empty()
+            || node.retired > 0
+            || !node.children.is_empty()
+            || !node.leaving.is_empty()
+        {
+            return;
+        }
+        let node = self.nodes.remove(&id).expect("just looked up");
+        // The source's own record first: labels without a source are nothing.
+        let records: Vec<_> = node.records.into_iter().rev().collect();
+        self.free_records(&records);
+        let Some(parent) = node.parent else { return };
+        if let Some(above) = self.nodes.get_mut(&parent) {
+            above.children.remove(&id);
+            above.leaving.remove(&id);
+            self.free_if_empty(parent);
+        }
+    }
+
+    /// A slot was dropped: its block waits for the next slot, or leaves with its source.
+    pub(crate) fn release(&mut self, source: u64, slot: &SlotInner) {
+        let Some(node) = self.nodes.get_mut(&source) else { return };
+        for block in node.groups.values_mut().flatten() {
+            if block.slot.as_deref().is_some_and(|s| std::ptr::eq(s, slot)) {
+                block.slot = None;
+                break;
+            }
+        }
+        self.settle(source);
+    }
+}
+
+/// Adds a slot block's cumulative cells to `add`, in the order of the group's words.
+fn add_cells(region: &Region, block: usize, group: &GroupDescriptor, add: &mut [u64]) {
+    let BlockShape { plain, .. } = block_shape(group.latched_size(), group.plain_size());
+    let mut word = 0;
+    for (value, place) in group.values().iter().zip(group.places()) {
+        let width = value.ty.width();
+        // Copy 0 of the latch is whole: nobody writes the block any more.
+        let area = match place.area {
+            Area::Latched => crate::segment::layout::BLOCK_HEADER,
+            Area::Plain => plain,
+        };
+        for cell in 0..value.ty.cells() {
+            if value.semantics == crate::value::Semantics::Cumulative {
+                let raw = region.cell(block + area + place.offset as usize + cell * width, width);
+                add[word] = add[word].wrapping_add(raw);
+            }
+            word += 1;
+        }
+    }
+}
+
+/// Adds an accumulator's selected copy to `add`.
+fn add_accumulator(region: &Region, unit: u32, offset: usize, add: &mut [u64]) {
+    let selected = protocol::accumulator(region, unit, offset, add.len());
+    let cells = region.words(selected.cells, add.len());
+    for (add, cell) in add.iter_mut().zip(cells) {
+        *add = add.wrapping_add(cell.load(std::sync::atomic::Ordering::Relaxed));
+    }
+}

@@ -1,0 +1,204 @@
+//! The registry: a process's sources, and the segments that they live in.
+
+pub(crate) mod departure;
+mod keeper;
+pub(crate) mod names;
+pub(crate) mod state;
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use self::departure::FOLD_INTERVAL;
+pub(crate) use self::keeper::Callback;
+use self::keeper::Keeper;
+use self::state::State;
+use crate::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS, MIN_SEGMENT};
+use crate::source::{RegistryError, Source, SourceBuilder, SourceError};
+
+/// How a registry uses memory.
+#[derive(Clone, Debug)]
+pub struct RegistryOptions {
+    /// Size of a segment in bytes, a multiple of 4096; 256 KiB unless set. A larger one is made where
+    /// a single block needs it.
+    pub segment_size: usize,
+    /// Most segments; 64 unless set.
+    pub max_segments: usize,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self { segment_size: DEFAULT_SEGMENT, max_segments: 64 }
+    }
+}
+
+/// What a registry's structure uses: everything returns to where it was when sources have come and
+/// gone, but for the accumulators of the directories that they were in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Segments made so far.
+    pub segments: usize,
+    /// Sources that have a record.
+    pub sources: usize,
+    /// Units that hold records other than groups.
+    pub units: usize,
+    /// Bytes of cells, accumulators included.
+    pub block_bytes: usize,
+}
+
+/// A process's own set of sources; cheap to clone. A process publishes to one place, so most programs
+/// use the one of [`Registry::global`]; tests and simulations may have several.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = statsfs::Registry::new()?;
+/// let source = registry.create_source("web")?;
+/// source.register()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Registry(pub(crate) Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    options: RegistryOptions,
+    changes: Mutex<u64>,
+    changed: Condvar,
+    pub(crate) keeper: Keeper,
+}
+
+impl Registry {
+    /// A registry with the default options.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if its first segment can not be made.
+    pub fn new() -> Result<Self, RegistryError> {
+        Self::with_options(RegistryOptions::default())
+    }
+
+    /// A registry with these options.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if an option is out of range, or the first segment can not be made.
+    pub fn with_options(options: RegistryOptions) -> Result<Self, RegistryError> {
+        let size = options.segment_size;
+        if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) || !size.is_multiple_of(4096) {
+            return Err(RegistryError::SegmentSize(size));
+        }
+        if !(1..=MAX_SEGMENTS).contains(&options.max_segments) {
+            return Err(RegistryError::MaxSegments(options.max_segments));
+        }
+        Ok(Self(Arc::new(Shared {
+            state: Mutex::new(State::new(&options)?),
+            options,
+            changes: Mutex::new(0),
+            changed: Condvar::new(),
+            keeper: Keeper::default(),
+        })))
+    }
+
+    /// The registry of this process, made at first use.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if its first segment can not be made.
+    pub fn global() -> Result<&'static Self, RegistryError> {
+        static GLOBAL: OnceLock<Registry> = OnceLock::new();
+        if let Some(registry) = GLOBAL.get() {
+            return Ok(registry);
+        }
+        let registry = Self::new()?;
+        Ok(GLOBAL.get_or_init(|| registry))
+    }
+
+    /// Creates a source, which is in no tree until it is registered or added to another.
+    ///
+    /// # Errors
+    /// [`SourceError`]: a bad name, or no room in the segments.
+    pub fn create_source(&self, name: &str) -> Result<Source, SourceError> {
+        self.source(name).create()
+    }
+
+    /// Starts to create a source that has labels or is hidden or private.
+    pub fn source(&self, name: &str) -> SourceBuilder {
+        SourceBuilder::new(self, name)
+    }
+
+    /// Descriptors of the sealed memfds that hold the segments, in order; whoever gets them can read
+    /// everything that this registry publishes, now and later.
+    ///
+    /// # Errors
+    /// What dup(2) says.
+    pub fn segments(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.0.lock().arenas.iter().map(|arena| arena.segment.fd.try_clone()).collect()
+    }
+
+    /// What the structure uses now, after folding what is retired.
+    pub fn usage(&self) -> Usage {
+        let mut state = self.0.lock();
+        if !state.is_forked() {
+            state.fold();
+        }
+        Usage {
+            segments: state.arenas.len(),
+            sources: state.nodes.len() - 1,
+            units: state.arenas.iter().map(|a| a.used_units() as usize).sum(),
+            block_bytes: state.arenas.iter().map(|a| a.used_bytes()).sum(),
+        }
+    }
+
+    /// Waits until the structure has changed since the answer was `seen`, at most for `timeout`, and
+    /// answers a number to wait with next.
+    pub fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
+        let changes = self.0.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (changes, _) = self
+            .0
+            .changed
+            .wait_timeout_while(changes, timeout, |changes| *changes == seen)
+            .unwrap_or_else(PoisonError::into_inner);
+        *changes
+    }
+}
+
+impl Shared {
+    /// Takes the structure lock.
+    ///
+    /// A panic under the lock is a bug of ours; what it left is then still the best there is.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the structure: runs `change` under the lock, then folds or has the keeper fold what is
+    /// retired, and wakes whoever waits for changes.
+    ///
+    /// # Errors
+    /// What `change` says; `Forked` in a child of the process that made the registry.
+    pub(crate) fn change<T>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut State, &RegistryOptions) -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        let mut state = self.lock();
+        if state.is_forked() {
+            return Err(SourceError::Forked);
+        }
+        let result = change(&mut state, &self.options);
+        if state.has_pending() {
+            let due = state.last_fold + FOLD_INTERVAL;
+            if due <= Instant::now() {
+                state.fold();
+            } else {
+                self.keeper.fold_at(self, due);
+            }
+        }
+        drop(state);
+        self.announce();
+        result
+    }
+
+    /// Wakes whoever waits for changes.
+    pub(crate) fn announce(&self) {
+        *self.changes.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
+    }
+}

@@ -1,0 +1,189 @@
+//! The steps of the shared-memory protocol, both sides, as [`layout`](super::layout) states it.
+//!
+//! Nothing here allocates, locks or decides: the writer's bookkeeping (`registry`) and the reader's
+//! (`reader`) call these steps, and the loom tests below explore the same code.
+
+use super::latch;
+use super::layout::{
+    BLOCK_HEADER, BLOCK_SEQUENCE, UNIT_WORDS, accumulator_copy, header, is_published, unit_offset,
+    word,
+};
+use super::region::Region;
+use super::sync::{Ordering, fence};
+
+/// Attempts after which a reader takes a latched block as torn: each failed one means that the writer
+/// completed half an update meanwhile.
+pub(crate) const LATCH_TRIES: usize = 10_000;
+
+// ---- writer ------------------------------------------------------------------------------------
+
+/// Publishes a record in a free unit: `words` are its words from the head on.
+pub(crate) fn publish(region: &Region, unit: u32, words: &[u64]) {
+    let at = unit_offset(unit);
+    let generation = region.word(at).load(Ordering::Relaxed);
+    debug_assert!(!is_published(generation));
+    let writing = generation | 1;
+    region.word(at).store(writing, Ordering::Relaxed);
+    fence(Ordering::Release);
+    for (n, value) in words.iter().enumerate() {
+        region.word(at + (1 + n) * 8).store(*value, Ordering::Relaxed);
+    }
+    region.word(at).store(writing + 1, Ordering::Release);
+}
+
+/// Frees a record's unit.
+pub(crate) fn free(region: &Region, unit: u32) {
+    let at = region.word(unit_offset(unit));
+    let generation = at.load(Ordering::Relaxed);
+    debug_assert!(is_published(generation));
+    at.store(generation + 1, Ordering::Release);
+}
+
+/// Zeroes a block that no published record names.
+pub(crate) fn zero(region: &Region, offset: usize, len: usize) {
+    fence(Ordering::Release);
+    for cell in region.words(offset, len / 8) {
+        cell.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Stores a dynamic word of a published record: the commit of an attachment or a departure.
+pub(crate) fn set_word(region: &Region, unit: u32, word: usize, value: u64) {
+    region.word(unit_offset(unit) + word * 8).store(value, Ordering::Release);
+}
+
+/// Gives a block that nobody writes any more its retire number.
+pub(crate) fn retire(region: &Region, unit: u32, target: u64, number: u64) {
+    let at = unit_offset(unit);
+    region.word(at + word::TARGET * 8).store(target, Ordering::Relaxed);
+    region.word(at + word::RETIRE * 8).store(number, Ordering::Release);
+}
+
+/// Commits a fold: the accumulator at `offset` with `add.len()` cells takes `add`, and every block that
+/// targets it with a retire number up to `upto`. [`folded`] must follow before anything is freed.
+pub(crate) fn fold(region: &Region, unit: u32, offset: usize, upto: u64, add: &[u64]) {
+    let selector = region.word(unit_offset(unit) + word::SELECTOR * 8);
+    let selected = selector.load(Ordering::Relaxed);
+    let stride = accumulator_copy(add.len());
+    let from = region.words(offset + selected as usize * stride, 1 + add.len());
+    let to = region.words(offset + (1 - selected as usize) * stride, 1 + add.len());
+    to[0].store(upto, Ordering::Relaxed);
+    for ((to, from), add) in to[1..].iter().zip(&from[1..]).zip(add) {
+        to.store(from.load(Ordering::Relaxed).wrapping_add(*add), Ordering::Relaxed);
+    }
+    selector.store(1 - selected, Ordering::Release);
+}
+
+/// Announces committed folds, in segment 0, before anything that they took is freed.
+pub(crate) fn folded(first: &Region) {
+    bump(first, header::FOLDS);
+    fence(Ordering::Release);
+}
+
+/// Bumps a counter of the header.
+pub(crate) fn bump(region: &Region, counter: usize) {
+    let counter = region.word(counter);
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+}
+
+// ---- reader ------------------------------------------------------------------------------------
+
+/// Loads a word, ordered before everything that follows.
+pub(crate) fn acquire(region: &Region, offset: usize) -> u64 {
+    let value = region.word(offset).load(Ordering::Relaxed);
+    fence(Ordering::Acquire);
+    value
+}
+
+/// The generation of a unit, ordered before everything that follows.
+pub(crate) fn generation(region: &Region, unit: u32) -> u64 {
+    acquire(region, unit_offset(unit))
+}
+
+/// Whether everything read since still belongs to the record of that generation.
+pub(crate) fn is_still(region: &Region, unit: u32, generation: u64) -> bool {
+    fence(Ordering::Acquire);
+    region.word(unit_offset(unit)).load(Ordering::Relaxed) == generation
+}
+
+/// A copy of a published record and its generation (word 0), or `None` if the unit holds none now.
+pub(crate) fn read_unit(region: &Region, unit: u32) -> Option<[u64; UNIT_WORDS]> {
+    // Bounded: to overtake us, an honest writer must free a record and publish another within the copy
+    // of one; a hostile one gets a record that is not there.
+    for _ in 0..8 {
+        let generation = generation(region, unit);
+        if !is_published(generation) {
+            return None;
+        }
+        let mut copy = [0; UNIT_WORDS];
+        copy[0] = generation;
+        let words = region.words(unit_offset(unit), UNIT_WORDS);
+        for (copy, word) in copy.iter_mut().zip(words).skip(1) {
+            *copy = word.load(Ordering::Relaxed);
+        }
+        if is_still(region, unit, generation) {
+            return Some(copy);
+        }
+    }
+    None
+}
+
+/// A dynamic word of a record, ordered before everything that follows.
+pub(crate) fn dynamic(region: &Region, unit: u32, word: usize) -> u64 {
+    acquire(region, unit_offset(unit) + word * 8)
+}
+
+/// A copy of an accumulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Selected {
+    /// What is retired into the accumulator with a number up to this is in the copy.
+    pub(crate) upto: u64,
+    /// Offset of its cells.
+    pub(crate) cells: usize,
+}
+
+/// The copy of an accumulator of `words` cells that is selected now. It stays as it is until *folds*
+/// moves.
+pub(crate) fn accumulator(region: &Region, unit: u32, offset: usize, words: usize) -> Selected {
+    // A hostile selector still selects one of the two.
+    let selected = dynamic(region, unit, word::SELECTOR) as usize & 1;
+    let at = offset + selected * accumulator_copy(words);
+    Selected { upto: region.word(at).load(Ordering::Relaxed), cells: at + 8 }
+}
+
+/// Runs `copy`, which copies the cells of a block, and answers the block's retire number and target, if
+/// all of it belongs to the record of that generation.
+#[inline]
+pub(crate) fn read_block(
+    region: &Region,
+    unit: u32,
+    generation: u64,
+    copy: impl FnOnce(),
+) -> Option<(u64, u64)> {
+    if self::generation(region, unit) != generation {
+        return None;
+    }
+    copy();
+    let number = dynamic(region, unit, word::RETIRE);
+    let target = if number == 0 { 0 } else { dynamic(region, unit, word::TARGET) };
+    is_still(region, unit, generation).then_some((number, target))
+}
+
+/// Whether a retire number means that the block is in its target already, of which the copy with this
+/// *upto* is read.
+pub(crate) const fn is_folded(retire: u64, upto: u64) -> bool {
+    retire != 0 && retire <= upto
+}
+
+/// Runs `read` on the offset of a whole latched copy; false if the writer overtook it `tries` times.
+pub(crate) fn latched(
+    region: &Region,
+    block: usize,
+    copy1: usize,
+    tries: usize,
+    mut read: impl FnMut(usize),
+) -> bool {
+    latch::read(region.word(block + BLOCK_SEQUENCE), tries, |copy| {
+        read(block + if copy == 0 { BLOCK_HEADER } else { copy1 });
+    })
+}

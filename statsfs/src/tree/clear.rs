@@ -1,0 +1,183 @@
+//! Clears: what was counted up to now is not shown any more.
+//!
+//! Nothing is ever stored into a writer's cell: a count that the writer adds at that moment would undo
+//! it. Instead the raw value becomes the baseline, which is subtracted from then on. Baselines belong to
+//! the account that the counts are on, and move with them when a source departs; both happen under the
+//! tree's lock, so what a clear took and what is left always add up to what was counted.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::files::IdentityId;
+use super::inode::DirId;
+use super::sweep::{Account, Cells, Sweep, Want};
+use super::{GroupId, SourceKey, State};
+use crate::aggregate::since;
+use crate::value::{GroupDescriptor, Semantics};
+
+type OfGroups = HashMap<GroupId, Box<[u64]>>;
+
+/// What was cleared, by account: raw words in the order of the group's.
+#[derive(Debug, Default)]
+pub(crate) struct Baselines {
+    live: HashMap<SourceKey, OfGroups>,
+    departed: HashMap<SourceKey, OfGroups>,
+}
+
+/// What a clear took away, by value name, summed over all that it cleared; a histogram by its count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cleared(pub BTreeMap<String, u64>);
+
+/// What to clear.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Scope {
+    /// One value in the directory's own sources.
+    Own(IdentityId),
+    /// One value in and below the directory, and what departed there.
+    All(IdentityId),
+    /// One value among what departed right below the directory.
+    Departed(IdentityId),
+    /// Everything in and below the directory, and what departed there.
+    Subtree,
+    /// Everything that departed right below the directory.
+    DepartedSubtree,
+}
+
+impl Baselines {
+    fn of(&self, account: Account) -> Option<&OfGroups> {
+        match account {
+            Account::Live(key) => self.live.get(&key),
+            Account::Departed(key) => self.departed.get(&key),
+        }
+    }
+
+    /// The baseline of an account's group.
+    pub(crate) fn get(&self, account: Account, group: GroupId) -> Option<&[u64]> {
+        self.of(account)?.get(&group).map(|words| &**words)
+    }
+
+    fn entry(&mut self, account: Account, group: GroupId, len: usize) -> &mut [u64] {
+        let of_groups = match account {
+            Account::Live(key) => self.live.entry(key).or_default(),
+            Account::Departed(key) => self.departed.entry(key).or_default(),
+        };
+        of_groups.entry(group).or_insert_with(|| vec![0; len].into())
+    }
+
+    /// The counts of a source go over to what departed from `into`: so do their baselines.
+    pub(crate) fn depart(&mut self, key: SourceKey, into: u64) {
+        let moved = [self.live.remove(&key), self.departed.remove(&key)];
+        for (group, words) in moved.into_iter().flatten().flatten() {
+            let target = self.entry(Account::Departed((key.0, into)), group, words.len());
+            for (target, word) in target.iter_mut().zip(words) {
+                *target = target.wrapping_add(word);
+            }
+        }
+    }
+
+    /// Forgets a source that is gone.
+    pub(crate) fn forget(&mut self, key: SourceKey) {
+        self.live.remove(&key);
+        self.departed.remove(&key);
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.live.values().chain(self.departed.values()).map(HashMap::len).sum()
+    }
+
+    /// The groups of a live source that have baselines.
+    pub(crate) fn live_groups(&self, key: SourceKey) -> impl Iterator<Item = (GroupId, &[u64])> {
+        self.live.get(&key).into_iter().flatten().map(|(group, words)| (*group, &**words))
+    }
+}
+
+/// Where the words of a value are among its group's.
+pub(crate) fn word_range(group: &GroupDescriptor, value: usize) -> std::ops::Range<usize> {
+    let start = group.values()[..value].iter().map(|v| v.ty.cells()).sum();
+    start..start + group.values()[value].ty.cells()
+}
+
+impl State {
+    /// The words of one value as they are shown: since its last clear. `words` are the value's.
+    pub(crate) fn shown(&self, cells: &Cells, value: usize, words: &[u64]) -> Vec<u64> {
+        let group = &self.groups[cells.group];
+        let descriptor = &group.values()[value];
+        let baseline = self.baselines.get(cells.account, cells.group);
+        let Some(baseline) = baseline.filter(|_| descriptor.semantics == Semantics::Cumulative)
+        else {
+            return words.to_vec();
+        };
+        let baseline = &baseline[word_range(group, value)];
+        let shown = words.iter().zip(baseline).map(|(raw, baseline)| match cells.account {
+            Account::Live(_) => since(descriptor.ty, *raw, *baseline),
+            // A narrow cell that wrapped after its clear left less than its baseline.
+            Account::Departed(_) if descriptor.ty.width() < 8 => raw.saturating_sub(*baseline),
+            Account::Departed(_) => raw.wrapping_sub(*baseline),
+        });
+        shown.collect()
+    }
+
+    /// Clears, from one sweep, and answers what that took away; `None`, and nothing is cleared, if the
+    /// model is outdated.
+    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope) -> Option<Cleared> {
+        let members = self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default();
+        let sources = match scope {
+            Scope::Own(_) => members.clone(),
+            _ => self.sources_of(dir),
+        };
+        let want = match scope {
+            Scope::Own(value) | Scope::All(value) | Scope::Departed(value) => Want::Value(value),
+            Scope::Subtree | Scope::DepartedSubtree => Want::All,
+        };
+        let sweep = self.sweep(&sources, want);
+        if sweep.outdated {
+            return None;
+        }
+        let mut cleared = Cleared::default();
+        for cells in &sweep.cells {
+            let included = match (scope, cells.account) {
+                (Scope::Own(_), Account::Live(key)) => members.contains(&key),
+                (Scope::Own(_), Account::Departed(_)) => false,
+                (Scope::Departed(_) | Scope::DepartedSubtree, Account::Departed(key)) => {
+                    members.contains(&key)
+                }
+                (Scope::Departed(_) | Scope::DepartedSubtree, Account::Live(_)) => false,
+                (Scope::All(_) | Scope::Subtree, _) => true,
+            };
+            if included {
+                self.clear_cells(&sweep, cells, want, &mut cleared);
+            }
+        }
+        Some(cleared)
+    }
+
+    fn clear_cells(&mut self, sweep: &Sweep, cells: &Cells, want: Want, cleared: &mut Cleared) {
+        let group = self.groups[cells.group].clone();
+        let words = sweep.words(cells);
+        for (value, descriptor) in group.values().iter().enumerate() {
+            if descriptor.semantics != Semantics::Cumulative {
+                continue;
+            }
+            let range = word_range(&group, value);
+            let raw = match want {
+                Want::All => &words[range.clone()],
+                Want::Value(identity) => {
+                    if self.identities.value_of(cells.group, identity) != Some(value) {
+                        continue;
+                    }
+                    words
+                }
+            };
+            let shown = self.shown(cells, value, raw);
+            let baseline = self.baselines.entry(cells.account, cells.group, group.words());
+            baseline[range].copy_from_slice(raw);
+            let taken = if descriptor.ty.is_histogram() {
+                crate::aggregate::Buckets::new(descriptor.ty, &shown).count()
+            } else {
+                shown[0]
+            };
+            let total = cleared.0.entry(descriptor.name.to_string()).or_default();
+            *total = total.wrapping_add(taken);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Which files a directory has: the values of its own groups, and the aggregates of those below.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::GroupId;
+use super::inode::{MAX_IDENTITIES, Part};
+use super::model::Dir;
+use crate::registry::names::{aggregate_names, identity};
+use crate::value::{Aggregations, Descriptor, GroupDescriptor, Semantics};
+
+/// Number of a value's identity: values of equal group name, name, type, unit and semantics are one.
+pub(crate) type IdentityId = usize;
+
+/// All identities that the tree has met.
+#[derive(Debug, Default)]
+pub(crate) struct Identities {
+    all: Vec<Arc<Descriptor>>,
+    by_identity: HashMap<(String, Descriptor), IdentityId>,
+    /// For every group, the identity of each value; `None` past the limit.
+    of_group: Vec<Vec<Option<IdentityId>>>,
+}
+
+impl Identities {
+    /// Takes in a group, whose number is the next.
+    pub(crate) fn add(&mut self, group: GroupId, descriptor: &GroupDescriptor) {
+        debug_assert_eq!(group, self.of_group.len());
+        let values = descriptor.values().iter().map(|value| {
+            let key = (descriptor.name().to_owned(), identity(value));
+            if let Some(id) = self.by_identity.get(&key) {
+                return Some(*id);
+            }
+            if self.all.len() >= MAX_IDENTITIES {
+                return None;
+            }
+            self.all.push(Arc::new(value.clone()));
+            self.by_identity.insert(key, self.all.len() - 1);
+            Some(self.all.len() - 1)
+        });
+        let values = values.collect();
+        self.of_group.push(values);
+    }
+
+    /// The descriptor that first came with an identity.
+    pub(crate) fn get(&self, identity: IdentityId) -> Option<&Arc<Descriptor>> {
+        self.all.get(identity)
+    }
+
+    /// The identities of a group's values.
+    pub(crate) fn of(&self, group: GroupId) -> &[Option<IdentityId>] {
+        &self.of_group[group]
+    }
+
+    /// Which value of a group has this identity.
+    pub(crate) fn value_of(&self, group: GroupId, identity: IdentityId) -> Option<usize> {
+        self.of_group[group].iter().position(|id| *id == Some(identity))
+    }
+}
+
+/// One file (or histogram directory) of a directory.
+#[derive(Clone, Debug)]
+pub(crate) struct File {
+    pub(crate) name: Box<str>,
+    pub(crate) identity: IdentityId,
+    pub(crate) part: Part,
+    pub(crate) value: Arc<Descriptor>,
+}
+
+impl File {
+    /// The file's place in listings.
+    pub(crate) fn slot(&self) -> u64 {
+        self.part.slot(self.identity)
+    }
+}
+
+/// Permission bits of a value's file: writable only if it shows what a clear can take away.
+pub(crate) fn file_mode(value: &Descriptor, part: Part) -> u16 {
+    let clears = value.semantics == Semantics::Cumulative
+        && match part {
+            Part::Own | Part::Aggregate(Aggregations::SUM) => true,
+            Part::Field(field) => field == super::inode::Field::Count,
+            _ => false,
+        };
+    if clears { value.mode } else { value.mode & 0o444 }
+}
+
+/// The files of one directory, in listing order.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    all: Vec<File>,
+    by_name: HashMap<Box<str>, usize>,
+}
+
+impl Files {
+    pub(crate) fn new(identities: &Identities, groups: &[Arc<GroupDescriptor>], dir: &Dir) -> Self {
+        // For every identity, whether the directory itself and whether something below has it.
+        let mut found: BTreeMap<IdentityId, (bool, bool)> = BTreeMap::new();
+        for (set, own) in [(&dir.own, true), (&dir.below, false)] {
+            let set: BTreeSet<_> = set.keys().copied().collect();
+            for group in set {
+                for identity in identities.of(group).iter().flatten() {
+                    let entry = found.entry(*identity).or_default();
+                    if own { entry.0 = true } else { entry.1 = true }
+                }
+                debug_assert!(group < groups.len());
+            }
+        }
+        let mut files = Self::default();
+        for (identity, (own, below)) in found {
+            let Some(value) = identities.get(identity) else { continue };
+            for (name, part) in names(value, own, below) {
+                files.push(File { name: name.into(), identity, part, value: value.clone() });
+            }
+        }
+        files.all.sort_by_key(File::slot);
+        files.by_name =
+            files.all.iter().enumerate().map(|(n, file)| (file.name.clone(), n)).collect();
+        files
+    }
+
+    /// The files of a `.departed`: sums of the cumulative values among the totals.
+    pub(crate) fn departed(identities: &Identities, groups: impl Iterator<Item = GroupId>) -> Self {
+        let mut found = BTreeSet::new();
+        for group in groups {
+            found.extend(identities.of(group).iter().flatten());
+        }
+        let mut files = Self::default();
+        for identity in found {
+            let Some(value) = identities.get(identity) else { continue };
+            if value.semantics == Semantics::Cumulative {
+                let part = if value.ty.is_histogram() {
+                    Part::Histogram
+                } else {
+                    Part::Aggregate(Aggregations::SUM)
+                };
+                let name = value.name.to_string();
+                files.push(File { name: name.into(), identity, part, value: value.clone() });
+            }
+        }
+        files.all.sort_by_key(File::slot);
+        files.by_name =
+            files.all.iter().enumerate().map(|(n, file)| (file.name.clone(), n)).collect();
+        files
+    }
+
+    /// The first identity that came holds a name; a later one is left out here.
+    fn push(&mut self, file: File) {
+        if self.by_name.contains_key(&file.name) {
+            tracing::debug!(
+                name = &*file.name,
+                "a value is left out: its name has another identity"
+            );
+            return;
+        }
+        self.by_name.insert(file.name.clone(), self.all.len());
+        self.all.push(file);
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&File> {
+        self.by_name.get(name).map(|n| &self.all[*n])
+    }
+
+    pub(crate) fn has(&self, identity: IdentityId, part: Part) -> Option<&File> {
+        let slot = part.slot(identity);
+        self.all.binary_search_by_key(&slot, File::slot).ok().map(|n| &self.all[n])
+    }
+
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, File> {
+        self.all.iter()
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|file| &*file.name)
+    }
+}
+
+/// The files of a value in a directory that has it itself, or has something below that has it, or both.
+fn names(value: &Descriptor, own: bool, below: bool) -> Vec<(String, Part)> {
+    if value.ty.is_histogram() {
+        let shown = own || !value.aggregations.is_empty();
+        return shown.then(|| (value.name.to_string(), Part::Histogram)).into_iter().collect();
+    }
+    let kinds = value.aggregations;
+    // In the source itself, the plain name is its value: the aggregate over one instance.
+    let plain = if kinds.len() == 1 {
+        Part::Aggregate(kinds)
+    } else if kinds.contains(Aggregations::SUM) {
+        Part::Aggregate(Aggregations::SUM)
+    } else {
+        Part::Own
+    };
+    let mut all = Vec::new();
+    if own && (!below || plain == Part::Own) {
+        // One instance's mean, sum, least and greatest are itself, but not its counts.
+        let counts = matches!(
+            plain,
+            Part::Aggregate(Aggregations::COUNT_ZERO | Aggregations::COUNT_NONZERO)
+        );
+        all.push((value.name.to_string(), if counts { Part::Own } else { plain }));
+    }
+    if below {
+        all.extend(aggregate_names(value).map(|(kind, name)| (name, Part::Aggregate(kind))));
+    }
+    all
+}

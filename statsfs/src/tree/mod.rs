@@ -1,0 +1,302 @@
+//! The merged view of many processes' segments: directories, lookup, totals, clears.
+//!
+//! A tree holds, per process, a model of its sources ([`model`]) and the directories that show them.
+//! [`sweep`] reads cells, [`clear`] keeps the baselines, [`files`] knows which files a directory has,
+//! [`render`] writes them, [`nodes`] serves them to the file system. The tree is brought up to date when
+//! someone looks, by comparing the segments' change counters; nothing else runs.
+
+mod clear;
+mod files;
+pub(crate) mod inode;
+mod model;
+mod nodes;
+mod render;
+mod sweep;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::fs::Gone;
+use crate::segment::SegmentError;
+use crate::segment::layout::ROOT_ID;
+use crate::segment::{Limits, Process};
+use crate::value::GroupDescriptor;
+
+pub use self::clear::Cleared;
+use self::clear::{Baselines, Scope};
+use self::files::Identities;
+use self::inode::DirId;
+use self::model::{Dir, SourceModel};
+use self::sweep::{Plan, Sweep};
+
+/// A process's place in the tree.
+pub(crate) type ProcessId = usize;
+/// The tree's number for a group, the same for the equal groups of all processes.
+pub(crate) type GroupId = usize;
+/// A source of a process.
+pub(crate) type SourceKey = (ProcessId, u64);
+
+/// Where a process's segments come from.
+pub trait Feed: Send + Sync + 'static {
+    /// Descriptors of all segments so far, in order.
+    ///
+    /// # Errors
+    /// Whatever keeps them from being had.
+    fn segments(&self) -> io::Result<Vec<OwnedFd>>;
+
+    /// Waits until something may have changed since `seen` was answered, at most for `timeout`.
+    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64;
+
+    /// Makes a running [`wait_changed`](Self::wait_changed) return early.
+    fn interrupt(&self) {}
+}
+
+/// Why a tree could not take a process in.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// The segments could not be had.
+    #[error("cannot get the segments: {0}")]
+    Feed(#[source] io::Error),
+    /// A segment was refused.
+    #[error("the segment is refused: {0}")]
+    Segment(#[from] SegmentError),
+}
+
+/// Who owns what the tree shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Owner of every node.
+    pub uid: u32,
+    /// Group of every node: the readers' group, which private directories are open to.
+    pub gid: u32,
+}
+
+/// What a tree keeps: everything returns to where it was when sources have come and gone, but for the
+/// baselines of the directories that they were in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeUsage {
+    /// Processes that are shown.
+    pub processes: usize,
+    /// Sources that have a record, attached or not, departed ones that are not folded yet included.
+    pub sources: usize,
+    /// Directories of sources, the root included.
+    pub directories: usize,
+    /// Baselines that clears left, one for each group of each source, or of what departed from one.
+    pub baselines: usize,
+}
+
+/// The tree; shared by the threads of the file system.
+pub struct Tree {
+    state: RwLock<State>,
+    feed: Box<dyn Feed>,
+    owner: Owner,
+    gone: Mutex<Vec<Gone>>,
+    seen: Mutex<u64>,
+}
+
+impl std::fmt::Debug for Tree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tree").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct State {
+    processes: Vec<Process>,
+    sources: HashMap<SourceKey, SourceModel>,
+    dirs: HashMap<DirId, Dir>,
+    next_dir: DirId,
+    groups: Vec<Arc<GroupDescriptor>>,
+    identities: Identities,
+    baselines: Baselines,
+    /// Names that the kernel must forget, collected by a refresh.
+    gone: Vec<Gone>,
+    /// Processes that are refused, whose sources are gone.
+    refused: HashSet<ProcessId>,
+    /// How to read everything.
+    whole: OnceLock<Plan>,
+}
+
+/// All cells of a tree, read in one sweep. Use one again and again: that saves its memory.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    sweep: Sweep,
+    groups: Vec<Arc<GroupDescriptor>>,
+}
+
+impl Snapshot {
+    /// The raw cells, whatever was cleared, by source and group: in the order of the group's values, a
+    /// histogram as its sum, if it has one, and its buckets. What departed sources left comes as cells
+    /// of its own.
+    pub fn cells(&self) -> impl Iterator<Item = (&Arc<GroupDescriptor>, &[u64])> {
+        self.sweep.cells.iter().map(|cells| (&self.groups[cells.group], self.sweep.words(cells)))
+    }
+}
+
+impl Tree {
+    /// A tree of one process.
+    ///
+    /// # Errors
+    /// [`TreeError`]: the segments can not be had, or are refused.
+    pub fn new(feed: impl Feed, owner: Owner) -> Result<Self, TreeError> {
+        let fds = feed.segments().map_err(TreeError::Feed)?;
+        let process = Process::attach(fds, &Limits::default())?;
+        let mut state = State::new();
+        state.take_in(process)?;
+        Ok(Self {
+            state: RwLock::new(state),
+            feed: Box::new(feed),
+            owner,
+            gone: Mutex::default(),
+            seen: Mutex::new(0),
+        })
+    }
+
+    /// What the tree keeps now.
+    pub fn usage(&self) -> TreeUsage {
+        let state = self.read();
+        TreeUsage {
+            processes: state.processes.len() - state.refused.len(),
+            sources: state.sources.keys().filter(|key| key.1 != ROOT_ID).count(),
+            directories: state.dirs.len(),
+            baselines: state.baselines.count(),
+        }
+    }
+
+    pub(crate) fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// The tree as of now.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        if !state.is_stale() {
+            return state;
+        }
+        drop(state);
+        drop(self.write(false));
+        // What changed since then is seen by the next look.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tree as of now, to change its baselines. `force` looks at every record, whatever the change
+    /// counters say.
+    pub(crate) fn write(&self, force: bool) -> RwLockWriteGuard<'_, State> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.refresh(&*self.feed, force);
+        let gone = std::mem::take(&mut state.gone);
+        if !gone.is_empty() {
+            self.gone.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
+        }
+        state
+    }
+
+    /// Reads every cell.
+    pub fn snapshot(&self, snapshot: &mut Snapshot) {
+        self.settled(|state| {
+            state.read_plan(state.whole_plan(), &mut snapshot.sweep);
+            if snapshot.groups.len() != state.groups.len() {
+                snapshot.groups.clone_from(&state.groups);
+            }
+            ((), snapshot.sweep.outdated)
+        });
+    }
+
+    /// Runs `look` until the model that it looked at was not outdated; at most so often that a writer
+    /// that never rests cannot keep us, in which case its last answer stands.
+    fn settled<T>(&self, mut look: impl FnMut(&State) -> (T, bool)) -> T {
+        let (mut answer, mut outdated) = look(&self.read());
+        for _ in 0..100 {
+            if !outdated {
+                break;
+            }
+            drop(self.write(true));
+            (answer, outdated) = look(&self.read());
+        }
+        answer
+    }
+
+    /// Clears, and answers what that took away.
+    fn clear_scope(&self, dir: DirId, scope: Scope) -> Cleared {
+        for attempt in 0.. {
+            if let Some(cleared) = self.write(attempt > 0).clear(dir, scope) {
+                return cleared;
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+
+    /// Makes a running [`wait`](Self::wait) return early.
+    pub(crate) fn interrupt(&self) {
+        self.feed.interrupt();
+    }
+
+    /// Waits for changes and brings the tree up to date; appends what the kernel must forget.
+    pub(crate) fn wait(&self, timeout: Duration, gone: &mut Vec<Gone>) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = self.feed.wait_changed(*seen, timeout);
+        drop(self.read());
+        gone.append(&mut self.gone.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl State {
+    fn is_stale(&self) -> bool {
+        let processes = self.processes.iter().enumerate();
+        processes.filter(|(id, _)| !self.refused.contains(id)).any(|(_, p)| p.is_stale())
+    }
+
+    /// Takes in what changed in the segments.
+    fn refresh(&mut self, feed: &dyn Feed, force: bool) {
+        for process in 0..self.processes.len() {
+            if self.refused.contains(&process) || (!force && !self.processes[process].is_stale()) {
+                continue;
+            }
+            let mut touched = Vec::new();
+            match self.refresh_process(process, feed, force, &mut touched) {
+                Ok(()) => self.reconcile(process, &touched),
+                Err(error) => {
+                    tracing::error!(%error, process, "a process's statistics are let go");
+                    self.let_go(process);
+                }
+            }
+        }
+    }
+
+    fn refresh_process(
+        &mut self,
+        process: ProcessId,
+        feed: &dyn Feed,
+        force: bool,
+        touched: &mut Vec<u64>,
+    ) -> Result<(), TreeError> {
+        let process = &mut self.processes[process];
+        let have = process.segments().len();
+        if process.segments_expected() > have {
+            let fds = feed.segments().map_err(TreeError::Feed)?;
+            for fd in fds.into_iter().skip(have) {
+                process.add_segment(fd)?;
+            }
+        }
+        Ok(process.refresh(force, touched)?)
+    }
+
+    /// The tree's number for a group that it has met.
+    fn group_id(&self, group: &Arc<GroupDescriptor>) -> Option<GroupId> {
+        self.groups.iter().position(|g| Arc::ptr_eq(g, group) || **g == **group)
+    }
+
+    /// The tree's number for a group.
+    fn group(&mut self, group: &Arc<GroupDescriptor>) -> GroupId {
+        self.group_id(group).unwrap_or_else(|| {
+            self.groups.push(group.clone());
+            self.identities.add(self.groups.len() - 1, group);
+            self.groups.len() - 1
+        })
+    }
+}

@@ -1,0 +1,346 @@
+//! The tree as the file system serves it, and by path for programs.
+
+use std::time::Duration;
+
+use super::clear::Scope;
+use super::files::{File, Files, file_mode};
+use super::inode::{Bulk, DirId, Field, Node, Part};
+use super::model::ROOT_DIR;
+use super::{Cleared, State, Tree};
+use crate::fs::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
+
+const DEPARTED: &str = ".departed";
+const STATS: &str = ".stats";
+const NOT_THERE: Errno = Errno(libc::ENOENT);
+const STALE: Errno = Errno(libc::ESTALE);
+const NO_DEVICE: Errno = Errno(libc::ENODEV);
+/// Longest text that is looked at for a zero.
+const MAX_WRITE: usize = 32;
+
+/// Whether a text is a zero: decimal, octal or hexadecimal, with white space around it.
+fn is_zero(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let text = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\0');
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
+    data.len() <= MAX_WRITE && !digits.is_empty() && digits.bytes().all(|b| b == b'0')
+}
+
+impl State {
+    /// The files of a directory's `.departed`: of the groups that departed sources left totals of.
+    fn departed_files(&self, dir: DirId) -> Option<Files> {
+        let directory = self.dirs.get(&dir)?;
+        let members = directory.members.iter();
+        let records = members.filter_map(|(process, id)| self.processes[*process].source(*id));
+        let groups = records
+            .flat_map(|record| &record.groups)
+            .filter(|group| group.accumulator.is_some())
+            .filter_map(|group| self.group_id(&group.group));
+        Some(Files::departed(&self.identities, groups))
+    }
+
+    /// The file or histogram directory that an inode number means, if it is there now.
+    fn file(&self, node: Node) -> Option<File> {
+        let Node::Value(dir, departed, identity, part) = node else { return None };
+        let entry = if let Part::Field(_) = part { Part::Histogram } else { part };
+        let file = if departed {
+            self.departed_files(dir)?.has(identity, entry)?.clone()
+        } else {
+            self.files(dir)?.has(identity, entry)?.clone()
+        };
+        if let Part::Field(field) = part {
+            let has_sum =
+                matches!(file.value.ty, crate::value::ValueType::Histogram { sum: true, .. });
+            if !has_sum && !field.without_sum() {
+                return None;
+            }
+        }
+        Some(file)
+    }
+}
+
+/// What a listing's entry of a value is.
+fn kind_of(part: Part) -> Kind {
+    if part == Part::Histogram { Kind::Directory } else { Kind::Text }
+}
+
+impl Tree {
+    fn attributes(&self, state: &State, node: Node) -> Result<Attr, Errno> {
+        let (dir, kind, mode) = match node {
+            Node::Dir(dir) | Node::Departed(dir) | Node::Stats(dir, _) => {
+                let private = state.dirs.get(&dir).ok_or(STALE)?.private;
+                (dir, Kind::Directory, if private { 0o750 } else { 0o755 })
+            }
+            Node::Bulk(dir, _, Bulk::Flat) => (dir, Kind::Text, 0o444),
+            Node::Bulk(dir, _, Bulk::Clear) => (dir, Kind::Text, 0o200),
+            Node::Value(dir, _, _, part) => {
+                let file = state.file(node).ok_or(STALE)?;
+                match kind_of(part) {
+                    Kind::Directory => (dir, Kind::Directory, 0o755),
+                    kind => (dir, kind, file_mode(&file.value, part)),
+                }
+            }
+        };
+        let directory = state.dirs.get(&dir).ok_or(STALE)?;
+        let nlink = match node {
+            Node::Dir(_) => 2 + u32::try_from(directory.children.len()).unwrap_or(u32::MAX - 2),
+            _ if kind == Kind::Directory => 2,
+            _ => 1,
+        };
+        let owner = self.owner();
+        Ok(Attr {
+            ino: node.ino(),
+            kind,
+            mode,
+            uid: owner.uid,
+            gid: owner.gid,
+            nlink,
+            created_ns: directory.created_ns,
+        })
+    }
+
+    /// The node of this name in a directory.
+    fn find(&self, state: &State, parent: Node, name: &str) -> Result<Node, Errno> {
+        let found = match parent {
+            Node::Dir(dir) => {
+                let directory = state.dirs.get(&dir).ok_or(STALE)?;
+                match name {
+                    DEPARTED => Some(Node::Departed(dir)),
+                    STATS => Some(Node::Stats(dir, false)),
+                    _ => directory.child(name).map(Node::Dir).or_else(|| {
+                        let file = state.files(dir)?.get(name)?;
+                        Some(Node::Value(dir, false, file.identity, file.part))
+                    }),
+                }
+            }
+            Node::Departed(dir) => {
+                let files = state.departed_files(dir).ok_or(STALE)?;
+                match name {
+                    STATS => Some(Node::Stats(dir, true)),
+                    _ => files.get(name).map(|f| Node::Value(dir, true, f.identity, f.part)),
+                }
+            }
+            Node::Stats(dir, departed) => {
+                state.dirs.get(&dir).ok_or(STALE)?;
+                let bulk = Bulk::ALL.into_iter().find(|bulk| bulk.name() == name);
+                bulk.map(|bulk| Node::Bulk(dir, departed, bulk))
+            }
+            Node::Value(dir, departed, identity, Part::Histogram) => {
+                state.file(parent).ok_or(STALE)?;
+                let field = Field::ALL.into_iter().find(|field| field.name() == name);
+                field
+                    .map(|field| Node::Value(dir, departed, identity, Part::Field(field)))
+                    .filter(|node| state.file(*node).is_some())
+            }
+            Node::Value(..) | Node::Bulk(..) => return Err(Errno(libc::ENOTDIR)),
+        };
+        found.ok_or(NOT_THERE)
+    }
+
+
+    /// Whether a caller may go into private directories.
+    fn is_reader(&self, caller: Caller) -> bool {
+        caller.uid == 0
+            || caller.uid == self.owner.uid
+            || caller.gid == self.owner.gid
+            || supplementary_groups(caller.pid).contains(&self.owner.gid)
+    }
+
+    /// Appends every file in and below the root, `path value` a line: what `.stats/flat` of the root
+    /// shows its owner.
+    pub fn flat(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.settled(|state| {
+            out.truncate(start);
+            ((), state.write_flat(ROOT_DIR, true, out))
+        });
+    }
+
+    /// Clears as writing a 0 to the file at `path` would, and answers what that took away: a value's
+    /// file, a histogram's `count`, or a directory's `.stats/clear`.
+    ///
+    /// # Errors
+    /// As open(2) and write(2) of that file: `ENOENT`, `EACCES`, `ENODEV`.
+    pub fn clear(&self, path: &str) -> Result<Cleared, Errno> {
+        let node = {
+            let state = self.read();
+            let mut node = Node::Dir(ROOT_DIR);
+            for name in path.split('/').filter(|name| !name.is_empty()) {
+                node = self.find(&state, node, name)?;
+            }
+            node
+        };
+        self.clear_node(node)
+    }
+
+    fn clear_node(&self, node: Node) -> Result<Cleared, Errno> {
+        let (dir, scope) = match node {
+            Node::Bulk(dir, false, Bulk::Clear) => (dir, Scope::Subtree),
+            Node::Bulk(dir, true, Bulk::Clear) => (dir, Scope::DepartedSubtree),
+            Node::Value(dir, departed, identity, part) => {
+                let state = self.read();
+                let file = state.file(node).ok_or(NO_DEVICE)?;
+                if file_mode(&file.value, part) & 0o222 == 0 {
+                    return Err(Errno(libc::EACCES));
+                }
+                // A value that is aggregated nowhere is cleared where it is.
+                let own = part == Part::Own || file.value.aggregations.is_empty();
+                let scope = match (departed, own) {
+                    (true, _) => Scope::Departed(identity),
+                    (false, true) => Scope::Own(identity),
+                    (false, false) => Scope::All(identity),
+                };
+                (dir, scope)
+            }
+            _ => return Err(Errno(libc::EACCES)),
+        };
+        if !self.read().dirs.contains_key(&dir) {
+            return Err(NO_DEVICE);
+        }
+        Ok(self.clear_scope(dir, scope))
+    }
+}
+
+/// The supplementary groups of a process, as far as /proc tells.
+fn supplementary_groups(pid: u32) -> Vec<u32> {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return Vec::new();
+    };
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
+    groups.split_ascii_whitespace().filter_map(|group| group.parse().ok()).collect()
+}
+
+fn node_of(ino: Ino) -> Result<Node, Errno> {
+    Node::of(ino).ok_or(STALE)
+}
+
+impl Nodes for Tree {
+    fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Errno> {
+        let state = self.read();
+        let node = self.find(&state, node_of(parent)?, name)?;
+        self.attributes(&state, node)
+    }
+
+    fn attr(&self, ino: Ino) -> Result<Attr, Errno> {
+        self.attributes(&self.read(), node_of(ino)?)
+    }
+
+    fn list(
+        &self,
+        dir: Ino,
+        after: u64,
+        push: &mut dyn FnMut(Entry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        // Cookies: a file's place in its directory, then, above all of those, subordinates' numbers.
+        const CHILDREN: u64 = 1 << 32;
+        let state = self.read();
+        let mut files = |files: &Files, dir: DirId, departed: bool| {
+            files.iter().filter(|file| file.slot() > after).all(|file| {
+                let node = Node::Value(dir, departed, file.identity, file.part);
+                let (cookie, kind) = (file.slot(), kind_of(file.part));
+                push(Entry { cookie, ino: node.ino(), kind, name: &file.name })
+            })
+        };
+        match node_of(dir)? {
+            Node::Dir(dir) => {
+                let directory = state.dirs.get(&dir).ok_or(STALE)?;
+                if !files(state.files(dir).ok_or(STALE)?, dir, false) {
+                    return Ok(());
+                }
+                let seen = after.saturating_sub(CHILDREN);
+                for &child in directory.children.range(seen + 1..) {
+                    let Some(below) = state.dirs.get(&child) else { continue };
+                    let (cookie, ino) = (CHILDREN + child, Node::Dir(child).ino());
+                    if !push(Entry { cookie, ino, kind: Kind::Directory, name: &below.name }) {
+                        break;
+                    }
+                }
+            }
+            Node::Departed(dir) => {
+                files(&state.departed_files(dir).ok_or(STALE)?, dir, true);
+            }
+            Node::Stats(dir, departed) => {
+                state.dirs.get(&dir).ok_or(STALE)?;
+                for (cookie, bulk) in (16..).zip(Bulk::ALL) {
+                    let ino = Node::Bulk(dir, departed, bulk).ino();
+                    let entry = Entry { cookie, ino, kind: Kind::Text, name: bulk.name() };
+                    if cookie > after && !push(entry) {
+                        break;
+                    }
+                }
+            }
+            node @ Node::Value(dir, departed, identity, Part::Histogram) => {
+                state.file(node).ok_or(STALE)?;
+                for (cookie, field) in (16..).zip(Field::ALL) {
+                    let node = Node::Value(dir, departed, identity, Part::Field(field));
+                    let entry =
+                        Entry { cookie, ino: node.ino(), kind: Kind::Text, name: field.name() };
+                    if cookie > after && state.file(node).is_some() && !push(entry) {
+                        break;
+                    }
+                }
+            }
+            Node::Value(..) | Node::Bulk(..) => return Err(Errno(libc::ENOTDIR)),
+        }
+        Ok(())
+    }
+
+    fn open(&self, ino: Ino, _caller: Caller, write: bool) -> Result<(), Errno> {
+        let state = self.read();
+        let attr = self.attributes(&state, node_of(ino)?)?;
+        if write && attr.mode & 0o222 == 0 {
+            return Err(Errno(libc::EACCES));
+        }
+        Ok(())
+    }
+
+    fn render(&self, ino: Ino, caller: Caller, out: &mut Vec<u8>) -> Result<(), Errno> {
+        let start = out.len();
+        let node = Node::of(ino).ok_or(NO_DEVICE)?;
+        // Whoever opened a file may go into its directory, but perhaps not into all those below.
+        let private = matches!(node, Node::Bulk(..)) && self.is_reader(caller);
+        self.settled(|state| {
+            out.truncate(start);
+            let there = match node {
+                Node::Bulk(dir, ..) => state.dirs.contains_key(&dir),
+                _ => state.file(node).is_some(),
+            };
+            if !there {
+                return (Err(NO_DEVICE), false);
+            }
+            let outdated = match node {
+                Node::Value(dir, departed, identity, part) => {
+                    state.write_value(dir, departed, identity, part, out)
+                }
+                Node::Bulk(dir, false, Bulk::Flat) => state.write_flat(dir, private, out),
+                Node::Bulk(dir, true, Bulk::Flat) => state
+                    .departed_files(dir)
+                    .is_some_and(|files| state.write_flat_departed(dir, &files, out)),
+                _ => false,
+            };
+            (Ok(()), outdated)
+        })
+    }
+
+    fn write(&self, ino: Ino, _caller: Caller, data: &[u8]) -> Result<(), Errno> {
+        if !is_zero(data) {
+            return Err(Errno(libc::EINVAL));
+        }
+        self.clear_node(Node::of(ino).ok_or(NO_DEVICE)?).map(|_| ())
+    }
+
+    fn interrupt_wait(&self) {
+        self.interrupt();
+    }
+
+    fn is_bulk(&self, ino: Ino) -> bool {
+        matches!(Node::of(ino), Some(Node::Bulk(..)))
+    }
+
+    fn readlink(&self, _ino: Ino) -> Result<String, Errno> {
+        Err(Errno(libc::EINVAL))
+    }
+
+    fn wait_gone(&self, timeout: Duration, gone: &mut Vec<Gone>) {
+        self.wait(timeout, gone);
+    }
+}

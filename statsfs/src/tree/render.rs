@@ -1,0 +1,356 @@
+//! Files as text.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::clear::word_range;
+use super::files::{File, Files, IdentityId};
+use super::inode::{DirId, Field, Part};
+use super::model::ROOT_DIR;
+use super::sweep::{Account, Sweep, Want};
+use super::{SourceKey, State};
+use crate::aggregate::{Buckets, Number, Scalar};
+use crate::value::{Descriptor, GroupDescriptor, Semantics};
+
+/// A value over any number of instances.
+#[derive(Clone, Debug)]
+pub(crate) enum Total {
+    /// Anything but a histogram.
+    Scalar(Scalar),
+    /// The cells of a histogram, added up.
+    Histogram(Vec<u64>),
+}
+
+impl Total {
+    fn new(value: &Descriptor) -> Self {
+        if value.ty.is_histogram() {
+            Self::Histogram(vec![0; value.ty.cells()])
+        } else {
+            Self::Scalar(Scalar::default())
+        }
+    }
+
+    fn add(&mut self, value: &Descriptor, shown: &[u64], departed: bool) {
+        match self {
+            Self::Scalar(scalar) if departed => scalar.add_sum(shown[0]),
+            Self::Scalar(scalar) => scalar.add(value.ty, shown[0]),
+            Self::Histogram(cells) => add(cells, shown),
+        }
+    }
+
+    fn merge(&mut self, value: &Descriptor, other: &Self) {
+        match (self, other) {
+            (Self::Scalar(scalar), Self::Scalar(other)) => scalar.merge(value.ty, other),
+            (Self::Histogram(cells), Self::Histogram(other)) => add(cells, other),
+            _ => debug_assert!(false, "one identity is one type"),
+        }
+    }
+
+    /// What a part of the value shows.
+    fn number(&self, value: &Descriptor, part: Part) -> Number {
+        match (self, part) {
+            (Self::Scalar(scalar), Part::Aggregate(kind)) => scalar.get(value.ty, kind),
+            (Self::Scalar(scalar), _) => scalar.get(value.ty, crate::value::Aggregations::SUM),
+            (Self::Histogram(cells), Part::Field(field)) => {
+                let buckets = Buckets::new(value.ty, cells);
+                Number::unsigned(match field {
+                    Field::Sum => buckets.sum().unwrap_or(0),
+                    Field::Mean => buckets.mean().unwrap_or(0),
+                    Field::Percentile(percent) => buckets.percentile(percent.into()),
+                    Field::Max => buckets.max(),
+                    Field::Count | Field::Buckets => buckets.count(),
+                })
+            }
+            (Self::Histogram(_), _) => Number::unsigned(0),
+        }
+    }
+}
+
+fn add(cells: &mut [u64], other: &[u64]) {
+    for (cell, other) in cells.iter_mut().zip(other) {
+        *cell = cell.wrapping_add(*other);
+    }
+}
+
+/// Totals by identity.
+type Totals = BTreeMap<IdentityId, Total>;
+
+/// What a directory shows: its own instances, and all in and below it.
+#[derive(Debug, Default)]
+struct DirTotals {
+    own: Totals,
+    all: Totals,
+}
+
+/// Writes a histogram's buckets, a line each: the exclusive upper bound, or `inf`, and the count.
+fn write_buckets(value: &Descriptor, cells: &[u64], prefix: &[u8], out: &mut Vec<u8>) {
+    let buckets = Buckets::new(value.ty, cells);
+    for (n, count) in buckets.counts().iter().enumerate() {
+        out.extend_from_slice(prefix);
+        match buckets.upper(n) {
+            Some(upper) => Number::unsigned(upper).write(out),
+            None => out.extend_from_slice(b"inf"),
+        }
+        out.push(b' ');
+        Number::unsigned(*count).write(out);
+        out.push(b'\n');
+    }
+}
+
+impl State {
+    /// Calls `add` with everything that a sweep read of each value, as it is shown.
+    fn each_shown(
+        &self,
+        sweep: &Sweep,
+        want: Want,
+        mut add: impl FnMut(Account, IdentityId, &Descriptor, &[u64]),
+    ) {
+        for cells in &sweep.cells {
+            let group: &GroupDescriptor = &self.groups[cells.group];
+            for (value, identity) in self.identities.of(cells.group).iter().enumerate() {
+                let Some(identity) = *identity else { continue };
+                let words = match want {
+                    Want::All => &sweep.words(cells)[word_range(group, value)],
+                    Want::Value(wanted) if wanted == identity => sweep.words(cells),
+                    Want::Value(_) => continue,
+                };
+                let descriptor = &group.values()[value];
+                let departed = matches!(cells.account, Account::Departed(_));
+                if departed && descriptor.semantics != Semantics::Cumulative {
+                    continue;
+                }
+                add(cells.account, identity, descriptor, &self.shown(cells, value, words));
+            }
+        }
+    }
+
+    /// One value's total in a directory: over its own sources, over all in and below it, or over what
+    /// departed right below it; and whether the model is outdated.
+    fn total(&self, dir: DirId, departed: bool, identity: IdentityId, part: Part) -> (Total, bool) {
+        let value = self.identities.get(identity).expect("identities are never forgotten");
+        let mut total = Total::new(value);
+        let Some(directory) = self.dirs.get(&dir) else { return (total, false) };
+        let own = part == Part::Own
+            || part == Part::Histogram
+            || (value.ty.is_histogram() && value.aggregations.is_empty());
+        let sources =
+            if own && !departed { directory.members.clone() } else { self.sources_of(dir) };
+        let want = Want::Value(identity);
+        let sweep = self.sweep(&sources, want);
+        self.each_shown(&sweep, want, |account, _, value, shown| match account {
+            Account::Live(_) if !departed => total.add(value, shown, false),
+            Account::Departed(key) if departed && directory.members.contains(&key) => {
+                total.add(value, shown, true);
+            }
+            Account::Departed(_) if !own => total.add(value, shown, true),
+            _ => {}
+        });
+        if sweep.outdated && !departed {
+            self.account_for_gone(&sweep, &sources, |id, value, minus| {
+                if id == identity {
+                    total.add(value, minus, true);
+                }
+            });
+        }
+        (total, sweep.outdated)
+    }
+
+    /// Live sources whose blocks are gone have been folded above; so the baselines that still stand
+    /// on their account must count there too, or the totals would for a moment show what was cleared.
+    fn account_for_gone(
+        &self,
+        sweep: &Sweep,
+        sources: &[SourceKey],
+        mut add: impl FnMut(IdentityId, &Descriptor, &[u64]),
+    ) {
+        let read: std::collections::HashSet<_> =
+            sweep.cells.iter().map(|cells| (cells.account, cells.group)).collect();
+        for key in sources {
+            for (group, baseline) in self.baselines.live_groups(*key) {
+                if read.contains(&(Account::Live(*key), group)) {
+                    continue;
+                }
+                let descriptor = &self.groups[group];
+                for (value, identity) in self.identities.of(group).iter().enumerate() {
+                    let Some(identity) = identity else { continue };
+                    let words = &baseline[word_range(descriptor, value)];
+                    let minus: Vec<_> = words.iter().map(|w| w.wrapping_neg()).collect();
+                    add(*identity, &descriptor.values()[value], &minus);
+                }
+            }
+        }
+    }
+
+    /// Appends a value's file. Answers whether the model is outdated: what was written is then right
+    /// for the totals, but a source that has gone meanwhile may read 0.
+    pub(crate) fn write_value(
+        &self,
+        dir: DirId,
+        departed: bool,
+        identity: IdentityId,
+        part: Part,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let Some(value) = self.identities.get(identity) else { return false };
+        let (total, outdated) = self.total(dir, departed, identity, part);
+        if let (Part::Field(Field::Buckets), Total::Histogram(cells)) = (part, &total) {
+            write_buckets(value, cells, b"", out);
+        } else {
+            total.number(value, part).write(out);
+            out.push(b'\n');
+        }
+        outdated
+    }
+
+    /// Appends `path value` for every file in and below a directory, from one sweep; those in
+    /// private directories below only if `private`. Answers whether the model is outdated, as
+    /// [`write_value`](Self::write_value) does.
+    pub(crate) fn write_flat(
+        &self,
+        dir: DirId,
+        private: bool,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let sweep = self.sweep_dir(dir);
+        let mut totals = self.own_totals(&sweep);
+        self.sum_up(dir, &mut totals);
+        if sweep.outdated {
+            let sources = self.sources_of(dir);
+            let all = &mut totals.entry(dir).or_default().all;
+            self.account_for_gone(&sweep, &sources, |identity, value, minus| {
+                all.entry(identity).or_insert_with(|| Total::new(value)).add(value, minus, true);
+            });
+        }
+        let mut path = self.path(dir);
+        self.flat_dir(dir, &mut path, &totals, private, out);
+        sweep.outdated
+    }
+
+    /// Appends `path value` for every file of a directory's `.departed`.
+    pub(crate) fn write_flat_departed(&self, dir: DirId, files: &Files, out: &mut Vec<u8>) -> bool {
+        let Some(directory) = self.dirs.get(&dir) else { return false };
+        let sweep = self.sweep_dir(dir);
+        let mut totals = DirTotals::default();
+        self.each_shown(&sweep, Want::All, |account, identity, value, shown| {
+            if let Account::Departed(key) = account
+                && directory.members.contains(&key)
+            {
+                let total = totals.all.entry(identity).or_insert_with(|| Total::new(value));
+                total.add(value, shown, true);
+            }
+        });
+        let mut path = self.path(dir);
+        if dir != ROOT_DIR {
+            path.push('/');
+        }
+        path.push_str(".departed");
+        flat_files(files.iter(), &path, &totals, out);
+        sweep.outdated
+    }
+
+    /// What each directory's own sources count, and what is counted right below it without a directory.
+    fn own_totals(&self, sweep: &Sweep) -> HashMap<DirId, DirTotals> {
+        let mut totals: HashMap<DirId, DirTotals> = HashMap::new();
+        self.each_shown(sweep, Want::All, |account, identity, value, shown| {
+            let (key, departed) = (account.key(), matches!(account, Account::Departed(_)));
+            let own = self.sources.get(&key).and_then(|source| source.dir);
+            let Some(dir) = self.shown_in(key) else { return };
+            let at = totals.entry(dir).or_default();
+            let total = at.all.entry(identity).or_insert_with(|| Total::new(value));
+            total.add(value, shown, departed);
+            if own.is_some() && !departed {
+                let total = at.own.entry(identity).or_insert_with(|| Total::new(value));
+                total.add(value, shown, false);
+            }
+        });
+        totals
+    }
+
+    /// Adds to every directory's totals those of the directories below.
+    fn sum_up(&self, dir: DirId, totals: &mut HashMap<DirId, DirTotals>) {
+        let Some(directory) = self.dirs.get(&dir) else { return };
+        for &child in &directory.children {
+            self.sum_up(child, totals);
+            let Some(below) = totals.remove(&child) else { continue };
+            let above = &mut totals.entry(dir).or_default().all;
+            for (identity, total) in &below.all {
+                let Some(value) = self.identities.get(*identity) else { continue };
+                if !value.aggregations.is_empty() {
+                    let sum = above.entry(*identity).or_insert_with(|| Total::new(value));
+                    sum.merge(value, total);
+                }
+            }
+            totals.insert(child, below);
+        }
+    }
+
+    fn flat_dir(
+        &self,
+        dir: DirId,
+        path: &mut String,
+        totals: &HashMap<DirId, DirTotals>,
+        private: bool,
+        out: &mut Vec<u8>,
+    ) {
+        let (Some(directory), Some(files)) = (self.dirs.get(&dir), self.files(dir)) else { return };
+        let none = DirTotals::default();
+        flat_files(files.iter(), path, totals.get(&dir).unwrap_or(&none), out);
+        for &child in &directory.children {
+            let Some(below) = self.dirs.get(&child) else { continue };
+            if below.private && !private {
+                continue;
+            }
+            let len = path.len();
+            if !path.is_empty() {
+                path.push('/');
+            }
+            path.push_str(&below.name);
+            self.flat_dir(child, path, totals, private, out);
+            path.truncate(len);
+        }
+    }
+}
+
+/// Appends the lines of some files of one directory.
+fn flat_files<'a>(
+    files: impl Iterator<Item = &'a File>,
+    path: &str,
+    totals: &DirTotals,
+    out: &mut Vec<u8>,
+) {
+    let slash = if path.is_empty() { "" } else { "/" };
+    for file in files {
+        let value = &*file.value;
+        let own =
+            file.part == Part::Own || (value.ty.is_histogram() && value.aggregations.is_empty());
+        let found = if own { &totals.own } else { &totals.all }.get(&file.identity);
+        let nothing;
+        let total = match found {
+            Some(total) => total,
+            None => {
+                nothing = Total::new(value);
+                &nothing
+            }
+        };
+        let prefix = format!("{path}{slash}{}", file.name);
+        let Total::Histogram(cells) = total else {
+            out.extend_from_slice(prefix.as_bytes());
+            out.push(b' ');
+            total.number(value, file.part).write(out);
+            out.push(b'\n');
+            continue;
+        };
+        let has_sum = Buckets::new(value.ty, cells).sum().is_some();
+        for field in Field::ALL {
+            if !has_sum && !field.without_sum() {
+                continue;
+            }
+            if field == Field::Buckets {
+                write_buckets(value, cells, format!("{prefix}/buckets/").as_bytes(), out);
+                continue;
+            }
+            out.extend_from_slice(format!("{prefix}/{} ", field.name()).as_bytes());
+            total.number(value, Part::Field(field)).write(out);
+            out.push(b'\n');
+        }
+    }
+}

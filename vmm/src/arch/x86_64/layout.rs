@@ -1,0 +1,64 @@
+//! Every guest-physical address, and why it is what it is.
+
+use vm_memory::GuestAddress;
+
+/// Page tables that map the low 4 GiB to themselves: one level-4 table, one level-3 table and four
+/// level-2 tables of 2 MiB pages. Below everything else, and above page 0, which stays unused so that
+/// real-mode interrupt vectors and the BIOS data area are the guest's.
+pub const PAGE_TABLES: GuestAddress = GuestAddress(0x1000);
+/// End of the page tables.
+pub const PAGE_TABLES_END: GuestAddress = GuestAddress(0x7000);
+
+/// Where a flat program is loaded and entered: the first address past the first 64 KiB, so that a
+/// real-mode segment begins there, and what is below can hold tables and stacks.
+pub const FLAT_LOAD: GuestAddress = GuestAddress(0x1_0000);
+/// Where the stack of vCPU 0 ends; that of vCPU i ends [`FLAT_STACK_SIZE`] × i lower.
+pub const FLAT_STACK_TOP: GuestAddress = FLAT_LOAD;
+/// Bytes of stack per vCPU.
+pub const FLAT_STACK_SIZE: u64 = 0x100;
+
+/// Most vCPUs: their stacks fill the 16 KiB below [`FLAT_STACK_TOP`].
+pub const MAX_VCPUS: u32 = 64;
+
+/// Where the gap in memory begins that is left for devices. KVM itself takes pages at its top, the
+/// local APICs and the I/O APIC sit there, and 32-bit devices can only be there.
+pub const MMIO_GAP: GuestAddress = GuestAddress(0xc000_0000);
+/// Where memory goes on after the gap: at 4 GiB.
+pub const MMIO_GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
+
+/// Three pages that KVM needs on older Intel CPUs to run real mode, inside the gap.
+pub const KVM_TSS: GuestAddress = GuestAddress(0xfffb_d000);
+
+/// COM1's ports, where every PC has it.
+pub const COM1: u64 = 0x3f8;
+/// The port that ends a flat guest; QEMU's `isa-debug-exit` is commonly put there.
+pub const EXIT_PORT: u64 = 0xf4;
+
+const _: () = {
+    assert!(PAGE_TABLES_END.0 <= FLAT_STACK_TOP.0 - MAX_VCPUS as u64 * FLAT_STACK_SIZE);
+    assert!(KVM_TSS.0 > MMIO_GAP.0 && KVM_TSS.0 + 0x3000 <= MMIO_GAP_END.0);
+};
+
+/// The ranges of `size` bytes of memory around the gap.
+pub fn memory_ranges(size: u64) -> Vec<(GuestAddress, u64)> {
+    let low = size.min(MMIO_GAP.0);
+    let mut ranges = vec![(GuestAddress(0), low)];
+    if size > low {
+        ranges.push((MMIO_GAP_END, size - low));
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_leaves_the_gap_free() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(memory_ranges(GIB), [(GuestAddress(0), GIB)]);
+        assert_eq!(memory_ranges(3 * GIB), [(GuestAddress(0), 3 * GIB)]);
+        let above = memory_ranges(3 * GIB + 4096);
+        assert_eq!(above, [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 4096)]);
+    }
+}

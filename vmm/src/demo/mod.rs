@@ -1,0 +1,181 @@
+//! `vmm demo`: built-in guests, their statistics mounted, and a live table read from the mount.
+
+pub mod guest;
+pub mod sample;
+pub mod table;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use statsfs::Registry;
+
+use self::sample::{Row, Sampler};
+use self::table::{Display, render};
+use crate::accounting::Detail;
+use crate::clock::Moment;
+use crate::hypervisor::Hypervisor;
+use crate::publish::Mounted;
+use crate::run::{Ends, Outcome, RunError, outcome};
+use crate::signals::Signals;
+use crate::tree::KvmTree;
+use crate::vm::{Config, MIN_MEMORY, RunningVm, Vm};
+
+/// How often the table is shown.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// What the demo is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long it runs; `None` for ever.
+    pub duration: Option<Duration>,
+    /// Number of guests.
+    pub guests: u32,
+    /// Number of vCPUs of each.
+    pub vcpus: u32,
+    /// Whether to show only where the statistics are, and the totals at the end.
+    pub quiet: bool,
+    /// Where to mount the statistics.
+    pub mount: PathBuf,
+}
+
+/// Runs the demo, until its time is over, a signal comes or a guest ends. Guests and mount are gone then.
+///
+/// # Errors
+/// [`RunError`]; whatever was started is stopped again.
+pub fn run(options: &Options) -> Result<Outcome, RunError> {
+    let signals = Signals::receive().map_err(RunError::Signals)?;
+    let hypervisor = Hypervisor::open()?;
+    let registry = Registry::new()?;
+    let tree = KvmTree::register(&registry)?;
+    let made = (0..options.guests)
+        .map(|i| {
+            let config = Config {
+                name: format!("demo{i}"),
+                memory: MIN_MEMORY,
+                vcpus: options.vcpus,
+                program: guest::program(),
+                console: false,
+                accounting: Detail::Full,
+            };
+            Ok((Vm::new(&hypervisor, &tree, &config, Moment::now())?, config.name))
+        })
+        .collect::<Result<Vec<_>, RunError>>()?;
+    let mounted = Mounted::new(&registry, &options.mount)?;
+    let mut guests = Vec::new();
+    for (vm, name) in made {
+        guests.push((vm.start()?, name));
+    }
+    let started = Instant::now();
+    let names: Vec<_> =
+        guests.iter().map(|(vm, name)| (vm.source_name().to_string(), name.clone())).collect();
+    let mut sampler = Sampler::new(mounted.path(), &names, options.vcpus);
+
+    let watched = introduce(options, &mounted, &names)
+        .map_err(output)
+        .and_then(|()| watch(options, &guests, signals, &mut sampler));
+    guests.iter_mut().for_each(|(vm, _)| vm.stop());
+    let elapsed = started.elapsed();
+    // Read from the mount too, now that nothing counts any more.
+    let totals = sampler.sample();
+    let unmounted = mounted.unmount();
+    let signal = watched?;
+    unmounted?;
+    print_totals(totals.map_err(reading)?, elapsed).map_err(output)?;
+
+    let ended = guests.iter().map(|(vm, _)| outcome(vm, signal.or(Some(0))));
+    let by_itself = ended.into_iter().find(|outcome| !matches!(outcome, Outcome::Signal(_)));
+    Ok(match (by_itself, signal) {
+        (Some(outcome), _) => outcome,
+        // Without a duration this is how it is meant to end.
+        (None, Some(signal)) if options.duration.is_none() && i32::from(signal) == libc::SIGINT => {
+            Outcome::Status(0)
+        }
+        (None, Some(signal)) => Outcome::Signal(signal),
+        (None, None) => Outcome::Status(0),
+    })
+}
+
+fn output(error: io::Error) -> RunError {
+    RunError::Host { what: "the standard output can not be written", error }
+}
+
+fn reading(error: io::Error) -> RunError {
+    RunError::Host { what: "the mounted statistics can not be read", error }
+}
+
+fn introduce(options: &Options, mounted: &Mounted, names: &[(String, String)]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let dir = mounted.path().display();
+    writeln!(
+        out,
+        "{} guests of {} vCPUs; statistics are mounted at {dir}",
+        options.guests, options.vcpus
+    )?;
+    if let (false, Some((first, _))) = (options.quiet, names.first()) {
+        writeln!(out, "In another shell:")?;
+        writeln!(out, "  ls {dir}/kvm/{first}")?;
+        writeln!(out, "  cat {dir}/kvm/user_exits")?;
+        writeln!(out, "  grep -r . {dir}/kvm/{first}/vcpu0")?;
+        writeln!(out, "  echo 0 > {dir}/kvm/{first}/vcpu0/user_exit_io_out")?;
+        writeln!(out)?;
+    }
+    out.flush()
+}
+
+/// Shows the table until the demo ends. Returns the signal that ended it.
+fn watch(
+    options: &Options,
+    guests: &[(RunningVm, String)],
+    signals: Signals,
+    sampler: &mut Sampler,
+) -> Result<Option<u8>, RunError> {
+    let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber>>>::new()?;
+    let signals = Arc::new(Mutex::new(signals));
+    events.add_subscriber(signals.clone());
+    for (vm, _) in guests {
+        events.add_subscriber(Arc::new(Mutex::new(Ends(vm.lifecycle().clone()))));
+    }
+    let started = Instant::now();
+    let end = options.duration.map(|duration| started + duration);
+    let mut refresh = started + REFRESH;
+    let mut display = Display::new();
+    loop {
+        let now = Instant::now();
+        if end.is_some_and(|end| now >= end) {
+            return Ok(None);
+        }
+        if now >= refresh {
+            if !options.quiet {
+                let rows = sampler.sample().map_err(reading)?;
+                display.show(&rows).map_err(output)?;
+            }
+            // In step, but without catching up on what was missed while the process was stopped.
+            while refresh <= now {
+                refresh += REFRESH;
+            }
+        }
+        let next = end.map_or(refresh, |end| end.min(refresh));
+        let wait = next.saturating_duration_since(Instant::now());
+        // Rounded up, so that the loop does not spin through the last millisecond.
+        events.run_with_timeout(wait.as_micros().div_ceil(1000) as i32)?;
+        let signal = signals.lock().unwrap_or_else(PoisonError::into_inner).received();
+        if signal.is_some() || guests.iter().any(|(vm, _)| vm.lifecycle().is_stopping()) {
+            return Ok(signal);
+        }
+    }
+}
+
+fn print_totals(mut rows: Vec<Row>, elapsed: Duration) -> io::Result<()> {
+    for row in &mut rows {
+        row.rate = row.sample.exits as f64 / elapsed.as_secs_f64().max(1e-9);
+    }
+    let mut out = io::stdout().lock();
+    writeln!(out, "Totals after {:.1} s; statistics are no longer mounted", elapsed.as_secs_f64())?;
+    for line in render(&rows, Display::new().width_now()) {
+        writeln!(out, "{line}")?;
+    }
+    out.flush()
+}

@@ -1,0 +1,100 @@
+//! KVM: opening it, and what all machines need to know of it.
+
+use std::path::PathBuf;
+
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
+use thiserror::Error;
+use vmm_sys_util::errno;
+
+/// Where KVM is.
+const DEVICE: &str = "/dev/kvm";
+
+/// Why KVM can not be used.
+#[derive(Debug, Error)]
+pub enum HypervisorError {
+    /// There is no device.
+    #[error(
+        "{} does not exist: load KVM (`modprobe kvm_intel` or `modprobe kvm_amd`), and enable virtualisation in the firmware (in a virtual machine: nested virtualisation)",
+        .0.display()
+    )]
+    Missing(PathBuf),
+    /// There is no permission.
+    #[error(
+        "{} may not be opened by this user: add yourself to its group (`sudo usermod -aG kvm $USER`) and log in again, or run as root",
+        .0.display()
+    )]
+    Forbidden(PathBuf),
+    /// It can not be opened for another reason.
+    #[error("{} can not be opened: {error}: see what the kernel says (`dmesg | grep -i kvm`)", .path.display())]
+    Open {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        error: errno::Error,
+    },
+    /// It is not KVM, or not one that we know.
+    #[error("{} is not KVM with API version {KVM_API_VERSION} (it says {version}): update the kernel", .path.display())]
+    Version {
+        /// The device.
+        path: PathBuf,
+        /// What it says, −1 if it is no KVM at all.
+        version: i32,
+    },
+    /// It lacks something.
+    #[error("KVM lacks {0:?}: update the kernel")]
+    Capability(Cap),
+    /// It does not say what CPUs it can offer.
+    #[error("KVM does not say which CPUID it supports (KVM_GET_SUPPORTED_CPUID): {0}")]
+    Cpuid(errno::Error),
+}
+
+/// What a machine needs of KVM.
+const NEEDED: [Cap; 4] = [Cap::UserMemory, Cap::SetTssAddr, Cap::ImmediateExit, Cap::ExtCpuid];
+
+/// KVM, opened and found to be sufficient.
+#[derive(Debug)]
+pub struct Hypervisor {
+    kvm: Kvm,
+    cpuid: CpuId,
+}
+
+impl Hypervisor {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] says what is missing and what to do about it.
+    pub fn open() -> Result<Self, HypervisorError> {
+        let path = PathBuf::from(DEVICE);
+        let kvm = match Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                return Err(match error.errno() {
+                    libc::ENOENT | libc::ENODEV | libc::ENXIO => HypervisorError::Missing(path),
+                    libc::EACCES | libc::EPERM => HypervisorError::Forbidden(path),
+                    _ => HypervisorError::Open { path, error },
+                });
+            }
+        };
+        let version = kvm.get_api_version();
+        if u32::try_from(version) != Ok(KVM_API_VERSION) {
+            return Err(HypervisorError::Version { path, version });
+        }
+        if let Some(lacking) = NEEDED.into_iter().find(|cap| !kvm.check_extension(*cap)) {
+            return Err(HypervisorError::Capability(lacking));
+        }
+        let cpuid =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(HypervisorError::Cpuid)?;
+        Ok(Self { kvm, cpuid })
+    }
+
+    /// The system file.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// The CPUID that KVM supports.
+    pub fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+}

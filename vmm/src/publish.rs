@@ -1,0 +1,128 @@
+//! Where the statistics go: a mount of our own, a file at the end, or nowhere.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use statsfs::fs::{MountError, MountOptions};
+use statsfs::tree::Owner;
+use statsfs::{Embedded, EmbeddedError, Registry};
+use thiserror::Error;
+
+/// Why the statistics can not be published.
+#[derive(Debug, Error)]
+pub enum PublishError {
+    /// They can not be mounted.
+    #[error("the statistics can not be mounted at {}: {error}", .path.display())]
+    Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: EmbeddedError,
+    },
+    /// They can not be unmounted.
+    #[error("the statistics can not be unmounted from {}: {error}", .path.display())]
+    Unmount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: MountError,
+    },
+    /// The file for the final statistics can not be made.
+    #[error("the file {} for the final statistics can not be made: {error}", .path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// The final statistics can not be written.
+    #[error("the final statistics can not be written to {}: {error}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// The group that may look into the directories of single guests, if the host has it.
+const READERS: &str = "kvm";
+
+/// A registry's tree, mounted. Dropping it unmounts it.
+#[derive(Debug)]
+pub struct Mounted(Embedded);
+
+impl Mounted {
+    /// Mounts the registry's tree at `path`.
+    ///
+    /// # Errors
+    /// [`PublishError::Mount`].
+    pub fn new(registry: &Registry, path: &Path) -> Result<Self, PublishError> {
+        let this = Owner::this_process();
+        let owner = this.with_readers(READERS).unwrap_or(this);
+        let tree = registry.tree_of(owner).map_err(EmbeddedError::from);
+        tree.and_then(|tree| Embedded::mount_tree(tree, path, MountOptions::new()))
+            .map(Self)
+            .map_err(|error| PublishError::Mount { path: path.to_path_buf(), error })
+    }
+
+    /// Where the tree is mounted.
+    pub fn path(&self) -> &Path {
+        self.0.mounted().path()
+    }
+
+    /// Unmounts the tree.
+    ///
+    /// # Errors
+    /// [`PublishError::Unmount`].
+    pub fn unmount(self) -> Result<(), PublishError> {
+        let path = self.path().to_path_buf();
+        self.0.unmount().map_err(|error| PublishError::Unmount { path, error })
+    }
+}
+
+/// The file that the final statistics go to.
+#[derive(Debug)]
+pub struct StatsOut {
+    path: PathBuf,
+    file: File,
+}
+
+impl StatsOut {
+    /// Makes the file: early, so that a bad path is known before the guest has run.
+    ///
+    /// # Errors
+    /// [`PublishError::Create`].
+    pub fn create(path: &Path) -> Result<Self, PublishError> {
+        let path = path.to_path_buf();
+        match File::create(&path) {
+            Ok(file) => Ok(Self { path, file }),
+            Err(error) => Err(PublishError::Create { path, error }),
+        }
+    }
+
+    /// Writes the registry's whole tree in `flat` form, as its mount shows it if it has one: without
+    /// what was cleared there.
+    ///
+    /// # Errors
+    /// [`PublishError::Write`].
+    pub fn write(self, registry: &Registry, mounted: Option<&Mounted>) -> Result<(), PublishError> {
+        let Self { path, mut file } = self;
+        let mut text = Vec::new();
+        let rendered = match mounted {
+            Some(mounted) => {
+                mounted.0.tree().flat(&mut text);
+                Ok(())
+            }
+            None => registry.tree().map(|tree| tree.flat(&mut text)).map_err(io::Error::other),
+        };
+        rendered
+            .and_then(|()| file.write_all(&text))
+            .map_err(|error| PublishError::Write { path, error })
+    }
+}

@@ -1,0 +1,315 @@
+//! The VMM's part of the statistics tree: which source has which values, and where it hangs.
+//!
+//! ```text
+//! kvm/                      totals over all machines
+//!   <pid>-<name>/           one machine
+//!     serial0/ exit0/ …     its devices
+//!     vcpu0/ …              its vCPUs
+//!       serial0/ exit0/ …   the devices as this vCPU used them
+//! ```
+
+use std::sync::Once;
+
+use devices::stats::{ExitPortStats, SerialStats};
+use statsfs::value::Group;
+use statsfs::{Registry, Slot, Source, SourceError};
+use thiserror::Error;
+
+use crate::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
+
+/// Longest name of a machine: with `<pid>-` before it, it is a source's name of at most 63 bytes.
+pub const MAX_NAME: usize = 52;
+
+/// Why a name is no name for a machine.
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+#[error(
+    "{0:?} is not a name for a guest: use 1 to {MAX_NAME} of A-Z a-z 0-9 _ . : -, not a dot first"
+)]
+pub struct NameError(String);
+
+/// Checks the name of a machine.
+///
+/// # Errors
+/// [`NameError`] says what a name is.
+pub fn check_name(name: &str) -> Result<(), NameError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.:-".contains(&b);
+    let fits = (1..=MAX_NAME).contains(&name.len());
+    if fits && !name.starts_with('.') && name.bytes().all(allowed) {
+        Ok(())
+    } else {
+        Err(NameError(name.to_string()))
+    }
+}
+
+/// Why a source could not be made.
+#[derive(Debug, Error)]
+#[error("the statistics of {source_name} can not be set up: {error}")]
+pub struct TreeError {
+    /// The source.
+    pub source_name: String,
+    /// What is wrong.
+    #[source]
+    pub error: SourceError,
+}
+
+fn during(source_name: &str) -> impl FnOnce(SourceError) -> TreeError {
+    move |error| TreeError { source_name: source_name.to_string(), error }
+}
+
+/// Statistics that are full must not take a guest down: whatever no longer fits is counted into memory
+/// that nobody sees. Says so once.
+fn unless_full<T>(result: Result<T, SourceError>) -> Result<Option<T>, SourceError> {
+    static SAID: Once = Once::new();
+    match result {
+        Err(error @ SourceError::SegmentFull { .. }) => {
+            SAID.call_once(|| {
+                eprintln!("vmm: {error}; what does not fit is missing from the statistics");
+            });
+            Ok(None)
+        }
+        result => result.map(Some),
+    }
+}
+
+/// Adds a group of values to a source, if there is a source.
+fn values<G: Group>(source: Option<&Source>, name: &str) -> Result<Slot<G>, TreeError> {
+    let slot = match source {
+        Some(source) => unless_full(source.add_values()).map_err(during(name))?,
+        None => None,
+    };
+    Ok(slot.unwrap_or_else(Slot::dummy))
+}
+
+/// The top-level source `kvm`: the totals over all machines of a registry.
+#[derive(Clone)]
+pub struct KvmTree {
+    registry: Registry,
+    source: Source,
+}
+
+impl KvmTree {
+    /// The name of the top-level source.
+    pub const NAME: &str = "kvm";
+
+    /// Registers the source `kvm`: once per registry.
+    ///
+    /// # Errors
+    /// [`TreeError`] if it exists, or the registry is too small even for this.
+    pub fn register(registry: &Registry) -> Result<Self, TreeError> {
+        let build = || {
+            let source = registry.create_source(Self::NAME)?;
+            // Explicit, so that the totals exist (as 0) before the first machine and after the last.
+            source.add_aggregates::<VcpuStats>()?;
+            source.add_aggregates::<VcpuDeviceStats>()?;
+            source.add_aggregates::<BusStats>()?;
+            source.add_aggregates::<VmStats>()?;
+            source.add_aggregates::<VmStartStats>()?;
+            source.add_aggregates::<SerialStats>()?;
+            source.add_aggregates::<ExitPortStats>()?;
+            source.register()?;
+            Ok(source)
+        };
+        let source = build().map_err(during(Self::NAME))?;
+        Ok(Self { registry: registry.clone(), source })
+    }
+
+    /// Adds a machine of this process called `name`.
+    ///
+    /// # Errors
+    /// [`TreeError`] if the process has a machine of this name.
+    pub fn add_machine(&self, name: &str) -> Result<MachineTree, TreeError> {
+        let name = format!("{}-{name}", std::process::id());
+        // What one guest does is for its owner and the readers' group; the totals are for all.
+        let build = || {
+            let source = self.registry.source(&name).private().create()?;
+            self.source.add_subordinate(&source)?;
+            Ok(source)
+        };
+        let source = unless_full(build()).map_err(during(&name))?;
+        Ok(MachineTree { kvm: self.clone(), name, source })
+    }
+
+    /// Adds a source to another, if there is another.
+    fn subordinate(
+        &self,
+        parent: Option<&Source>,
+        name: &str,
+    ) -> Result<Option<Source>, TreeError> {
+        let Some(parent) = parent else { return Ok(None) };
+        let build = || {
+            let source = self.registry.create_source(name)?;
+            parent.add_subordinate(&source)?;
+            Ok(source)
+        };
+        unless_full(build()).map_err(during(name))
+    }
+}
+
+/// The source of one machine. It leaves the tree when this is dropped; what it counted stays in the
+/// totals.
+pub struct MachineTree {
+    kvm: KvmTree,
+    name: String,
+    /// `None` if the statistics are full.
+    source: Option<Source>,
+}
+
+/// The values of one vCPU.
+pub struct VcpuSlots {
+    /// The exit loop's.
+    pub vcpu: Slot<VcpuStats>,
+    /// The accesses that no device claims.
+    pub bus: Slot<BusStats>,
+    /// Each device as this vCPU used it.
+    pub devices: Vec<Slot<VcpuDeviceStats>>,
+}
+
+impl MachineTree {
+    /// The name of the machine's source: `<pid>-<name>`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Adds a group of values of the machine itself.
+    ///
+    /// # Errors
+    /// [`TreeError`] if a name of them is taken.
+    pub fn add_values<G: Group>(&self) -> Result<Slot<G>, TreeError> {
+        values(self.source.as_ref(), &self.name)
+    }
+
+    /// Adds a device with a group of values.
+    ///
+    /// # Errors
+    /// [`TreeError`] if the name is taken.
+    pub fn add_device<G: Group>(&self, name: &str) -> Result<Slot<G>, TreeError> {
+        let source = self.kvm.subordinate(self.source.as_ref(), name)?;
+        values(source.as_ref(), name)
+    }
+
+    /// Adds vCPU `index`, which uses these devices.
+    ///
+    /// # Errors
+    /// [`TreeError`] if there is one.
+    pub fn add_vcpu<'a>(
+        &self,
+        index: u32,
+        devices: impl Iterator<Item = &'a str>,
+    ) -> Result<VcpuSlots, TreeError> {
+        let name = format!("vcpu{index}");
+        let source = self.kvm.subordinate(self.source.as_ref(), &name)?;
+        let source = source.as_ref();
+        let vcpu = values(source, &name)?;
+        let bus = values(source, &name)?;
+        let devices = devices
+            .map(|device| values(self.kvm.subordinate(source, device)?.as_ref(), device))
+            .collect::<Result<_, _>>()?;
+        Ok(VcpuSlots { vcpu, bus, devices })
+    }
+}
+
+impl Drop for MachineTree {
+    fn drop(&mut self) {
+        if let Some(source) = &self.source {
+            // It can only fail if the source has left already.
+            let _ = self.kvm.source.remove_subordinate(source);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use statsfs::RegistryOptions;
+    use statsfs::segment::layout::UNIT;
+
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_sources() {
+        for name in ["a", "web1", "A.b:c_d-e", "1", &"x".repeat(MAX_NAME)] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        for name in ["", ".a", "a/b", "a b", "ä", "a\n", &"x".repeat(MAX_NAME + 1)] {
+            assert!(check_name(name).unwrap_err().to_string().contains("A-Z"), "{name}");
+        }
+    }
+
+    #[test]
+    fn full_statistics_do_not_keep_a_machine_from_being_made() {
+        let options = RegistryOptions { segment_size: 64 << 10, max_segments: 1 };
+        let registry = Registry::with_options(options).unwrap();
+        let kvm = KvmTree::register(&registry).unwrap();
+        let machine = kvm.add_machine("a").unwrap();
+        let devices = || ["serial0", "exit0"].into_iter();
+        let vcpus: Vec<_> = (0..64).map(|i| machine.add_vcpu(i, devices()).unwrap()).collect();
+        for vcpu in &vcpus {
+            assert_eq!(vcpu.devices.len(), 2);
+            vcpu.vcpu.update(|cells| cells.user_exits.inc());
+        }
+        assert_eq!(registry.usage().segments, 1);
+        // The next machine has nothing at all, and can be made all the same.
+        let next = kvm.add_machine("b").unwrap();
+        next.add_vcpu(0, devices()).unwrap();
+        next.add_values::<VmStats>().unwrap();
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_an_error() {
+        let registry = Registry::new().unwrap();
+        let kvm = KvmTree::register(&registry).unwrap();
+        let machine = kvm.add_machine("a").unwrap();
+        machine.add_vcpu(0, std::iter::empty()).unwrap();
+        assert!(machine.add_vcpu(0, std::iter::empty()).is_err());
+        let error = kvm.add_machine("a").err().unwrap().to_string();
+        assert!(error.contains("-a") && error.contains("already exists"), "{error}");
+        assert!(KvmTree::register(&registry).is_err());
+    }
+
+    #[test]
+    fn a_vcpu_takes_at_most_8_kib() {
+        let registry = Registry::new().unwrap();
+        let kvm = KvmTree::register(&registry).unwrap();
+        let machine = kvm.add_machine("a").unwrap();
+        let bytes = |i| {
+            let slots = machine.add_vcpu(i, ["serial0", "exit0"].into_iter()).unwrap();
+            let usage = registry.usage();
+            (slots, usage.block_bytes + usage.units * UNIT)
+        };
+        // The first one brings the schema along.
+        let (_first, before) = bytes(0);
+        let (_second, after) = bytes(1);
+        assert!(after - before <= 8 << 10, "{}", after - before);
+    }
+
+    #[test]
+    fn a_machine_that_leaves_stays_counted_in_the_totals() {
+        let registry = Registry::new().unwrap();
+        let kvm = KvmTree::register(&registry).unwrap();
+        let machine = kvm.add_machine("a").unwrap();
+        let slots = machine.add_vcpu(0, ["serial0"].into_iter()).unwrap();
+        slots.devices[0].io_reads.add(3);
+        slots.bus.bus_unclaimed_io_reads.add(4);
+        let flat = || {
+            let mut out = Vec::new();
+            registry.tree().unwrap().flat(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let path = format!("kvm/{}-a/vcpu0", std::process::id());
+        let before = flat();
+        for line in [
+            "kvm/io_reads 3\n".to_string(),
+            "kvm/bus_unclaimed_io_reads 4\n".to_string(),
+            format!("{path}/serial0/io_reads 3\n"),
+            format!("{path}/bus_unclaimed_io_reads 4\n"),
+        ] {
+            assert!(before.contains(&line), "{line:?} is not in:\n{before}");
+        }
+        drop((slots, machine));
+        // At once, and again when the library has tidied up after the departure.
+        let after = flat();
+        assert!(after.contains("kvm/io_reads 3\n"), "{after}");
+        assert!(!after.contains(&path), "{after}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert_eq!(flat(), after);
+    }
+}
