@@ -184,3 +184,124 @@ impl MutEventSubscriber for Input {
         self.feed(ops);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::FromRawFd;
+    use std::thread;
+    use std::time::Duration;
+
+    use event_manager::{EventManager, SubscriberOps};
+    use statsfs::Slot;
+
+    use super::*;
+    use crate::kick;
+    use crate::lifecycle::Ending;
+
+    fn pipe() -> (File, File) {
+        let mut fds = [0; 2];
+        // SAFETY: room for the two descriptors.
+        assert_eq!(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+        // SAFETY: both are new and nobody else's.
+        fds.map(|fd| unsafe { File::from_raw_fd(fd) }).into()
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_does_not_keep_the_machine_from_ending() {
+        kick::install_handler().unwrap();
+        let (_reader, writer) = pipe();
+        let lifecycle = Arc::new(Lifecycle::new().unwrap());
+        let mut output = Output::Stdout { file: writer, lifecycle: lifecycle.clone() };
+        let thread = thread::spawn({
+            let lifecycle = lifecycle.clone();
+            move || {
+                let _running = lifecycle.thread();
+                let mut written = 0usize;
+                while output.write_all(b"x").is_ok() {
+                    written += 1;
+                }
+                written
+            }
+        });
+        // Until the pipe is full, and for good measure.
+        thread::sleep(Duration::from_millis(200));
+        assert!(!thread.is_finished());
+        kick::kick(&thread);
+        thread::sleep(Duration::from_millis(20));
+        assert!(!thread.is_finished(), "a kick alone loses no output");
+        lifecycle.end(Ending::Stopped);
+        lifecycle.wait_for_threads(|| kick::kick(&thread));
+        assert_eq!(thread.join().unwrap(), 65536);
+    }
+
+    #[test]
+    fn output_to_nobody_is_an_error_and_not_the_end() {
+        let (reader, writer) = pipe();
+        drop(reader);
+        let lifecycle = Arc::new(Lifecycle::new().unwrap());
+        let mut output = Output::Stdout { file: writer, lifecycle };
+        assert_eq!(output.write_all(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+    }
+
+    /// A port, and an event loop that feeds it from `stdin`.
+    fn fed(stdin: File) -> (Arc<Com>, EventManager<Input>) {
+        let room = Input::room_event().unwrap();
+        let trigger = EventFdTrigger::new(room.try_clone().unwrap());
+        let counters = SerialCounters::new(Slot::dummy());
+        let port = Arc::new(SerialPort::new(NotConnected, counters, Output::Discard, trigger));
+        let input =
+            Input { port: port.clone(), room, stdin: Some(stdin), can_wait: true, waits: false };
+        let mut events = EventManager::new().unwrap();
+        events.add_subscriber(input);
+        (port, events)
+    }
+
+    /// What a guest reads that polls the port until nothing comes any more.
+    fn read_all(port: &Com, events: &mut EventManager<Input>) -> Vec<u8> {
+        use devices::BusDevice;
+        let register = |n| {
+            let mut data = [0];
+            port.read(n, &mut data);
+            data[0]
+        };
+        let mut all = Vec::new();
+        loop {
+            while register(5) & 1 != 0 {
+                all.push(register(0));
+            }
+            if events.run_with_timeout(20).unwrap() == 0 && register(5) & 1 == 0 {
+                return all;
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_wholly_as_fast_as_the_guest_takes_it() {
+        let text: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        let (port, mut events) = fed(File::open(file.path()).unwrap());
+        assert_eq!(read_all(&port, &mut events), text);
+    }
+
+    #[test]
+    fn a_pipe_is_read_as_it_comes_and_to_its_end() {
+        let (reader, mut writer) = pipe();
+        let (port, mut events) = fed(reader);
+        assert_eq!(read_all(&port, &mut events), b"");
+        let text: Vec<u8> = (0..500u32).map(|i| i as u8).collect();
+        writer.write_all(&text).unwrap();
+        assert_eq!(read_all(&port, &mut events), text);
+        writer.write_all(b"end").unwrap();
+        drop(writer);
+        assert_eq!(read_all(&port, &mut events), b"end");
+        // The end of the pipe, which stays readable for ever, no longer wakes anybody.
+        assert_eq!(events.run_with_timeout(20).unwrap(), 0);
+    }
+
+    #[test]
+    fn dev_null_is_no_input() {
+        let (port, mut events) = fed(File::open("/dev/null").unwrap());
+        assert_eq!(read_all(&port, &mut events), b"");
+    }
+}

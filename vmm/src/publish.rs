@@ -1,10 +1,12 @@
 //! Where the statistics go: a mount of our own, a file at the end, or nowhere.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use statsfs::Registry;
+use statsfs::fs::{MountError, MountOptions};
+use statsfs::tree::Owner;
+use statsfs::{Embedded, EmbeddedError, Registry};
 use thiserror::Error;
 
 /// Why the statistics can not be published.
@@ -16,7 +18,17 @@ pub enum PublishError {
         /// The mount point.
         path: PathBuf,
         /// Why.
-        error: String,
+        #[source]
+        error: EmbeddedError,
+    },
+    /// They can not be unmounted.
+    #[error("the statistics can not be unmounted from {}: {error}", .path.display())]
+    Unmount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: MountError,
     },
     /// The file for the final statistics can not be made.
     #[error("the file {} for the final statistics can not be made: {error}", .path.display())]
@@ -38,29 +50,39 @@ pub enum PublishError {
     },
 }
 
-/// The tree, mounted. Dropping it unmounts it.
-pub struct Mounted;
+/// The group that may look into the directories of single guests, if the host has it.
+const READERS: &str = "kvm";
+
+/// A registry's tree, mounted. Dropping it unmounts it.
+#[derive(Debug)]
+pub struct Mounted(Embedded);
 
 impl Mounted {
     /// Mounts the registry's tree at `path`.
     ///
     /// # Errors
     /// [`PublishError::Mount`].
-    pub fn new(_registry: &Registry, path: &Path) -> Result<Self, PublishError> {
-        Err(PublishError::Mount { path: path.to_path_buf(), error: "no reader yet".into() })
+    pub fn new(registry: &Registry, path: &Path) -> Result<Self, PublishError> {
+        let this = Owner::this_process();
+        let owner = this.with_readers(READERS).unwrap_or(this);
+        let tree = registry.tree_of(owner).map_err(EmbeddedError::from);
+        tree.and_then(|tree| Embedded::mount_tree(tree, path, MountOptions::new()))
+            .map(Self)
+            .map_err(|error| PublishError::Mount { path: path.to_path_buf(), error })
     }
 
     /// Where the tree is mounted.
     pub fn path(&self) -> &Path {
-        Path::new("/")
+        self.0.mounted().path()
     }
 
     /// Unmounts the tree.
     ///
     /// # Errors
-    /// [`PublishError::Mount`].
+    /// [`PublishError::Unmount`].
     pub fn unmount(self) -> Result<(), PublishError> {
-        Ok(())
+        let path = self.path().to_path_buf();
+        self.0.unmount().map_err(|error| PublishError::Unmount { path, error })
     }
 }
 
@@ -84,23 +106,23 @@ impl StatsOut {
         }
     }
 
-    /// Writes the registry's whole tree in `flat` form.
+    /// Writes the registry's whole tree in `flat` form, as its mount shows it if it has one: without
+    /// what was cleared there.
     ///
     /// # Errors
     /// [`PublishError::Write`].
-    pub fn write(self, registry: &Registry) -> Result<(), PublishError> {
-        let Self { path, file } = self;
-        let mut out = BufWriter::new(file);
-        write_flat(registry, &mut out)
-            .and_then(|()| out.flush())
+    pub fn write(self, registry: &Registry, mounted: Option<&Mounted>) -> Result<(), PublishError> {
+        let Self { path, mut file } = self;
+        let mut text = Vec::new();
+        let rendered = match mounted {
+            Some(mounted) => {
+                mounted.0.tree().flat(&mut text);
+                Ok(())
+            }
+            None => registry.tree().map(|tree| tree.flat(&mut text)).map_err(io::Error::other),
+        };
+        rendered
+            .and_then(|()| file.write_all(&text))
             .map_err(|error| PublishError::Write { path, error })
     }
-}
-
-/// Writes the registry's whole tree in `flat` form: lines of a path and a value.
-///
-/// # Errors
-/// What writing says.
-pub fn write_flat(_registry: &Registry, _out: &mut impl Write) -> io::Result<()> {
-    Ok(())
 }

@@ -115,7 +115,7 @@ pub fn run(
     let waited = wait(&vm, signals);
     vm.stop();
     // Whatever went wrong, the final statistics are written and the mount goes.
-    let written = stats_out.map_or(Ok(()), |out| out.write(&registry));
+    let written = stats_out.map_or(Ok(()), |out| out.write(&registry, mounted.as_ref()));
     let unmounted = mounted.map_or(Ok(()), Mounted::unmount);
     let signal = waited?;
     written?;

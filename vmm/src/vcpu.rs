@@ -25,8 +25,27 @@ pub struct Crash {
     pub vcpu: u32,
     /// What happened.
     pub cause: Cause,
-    /// The guest's instruction pointer, where KVM still knows it.
-    pub rip: Option<u64>,
+    /// Where the guest was, if KVM still knows.
+    pub at: Option<CodeAddress>,
+}
+
+/// A place in a guest's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeAddress {
+    /// The instruction pointer, relative to the code segment.
+    pub rip: u64,
+    /// The code segment's base, which is 0 in long mode.
+    pub cs_base: u64,
+}
+
+impl fmt::Display for CodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RIP {:#x}", self.rip)?;
+        match self.cs_base {
+            0 => Ok(()),
+            base => write!(f, " in the code segment at {base:#x}"),
+        }
+    }
 }
 
 /// What happened to a guest that can not go on.
@@ -48,10 +67,7 @@ pub enum Cause {
 impl fmt::Display for Crash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vCPU {}: {}", self.vcpu, self.cause)?;
-        match self.rip {
-            Some(rip) => write!(f, ", RIP {rip:#x}"),
-            None => Ok(()),
-        }
+        self.at.map_or(Ok(()), |at| write!(f, ", {at}"))
     }
 }
 
@@ -220,8 +236,11 @@ impl Vcpu {
             Next::Run => None,
             Next::Fail(error) => Some(Ending::Failed(error)),
             Next::Crash(cause) => {
-                let rip = self.fd.get_regs().ok().map(|regs| regs.rip);
-                Some(Ending::Crashed(Crash { vcpu: self.index, cause, rip }))
+                let at = || {
+                    let rip = self.fd.get_regs().ok()?.rip;
+                    Some(CodeAddress { rip, cs_base: self.fd.get_sregs().ok()?.cs.base })
+                };
+                Some(Ending::Crashed(Crash { vcpu: self.index, cause, at: at() }))
             }
         }
     }
@@ -259,5 +278,41 @@ impl Drop for EndOnPanic<'_> {
         if std::thread::panicking() {
             self.lifecycle.end(Ending::Failed(VcpuError::Panicked { vcpu: self.vcpu }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_says_which_vcpu_what_and_where() {
+        let crash = |cause, cs_base| {
+            Crash { vcpu: 3, cause, at: Some(CodeAddress { rip: 0x12, cs_base }) }.to_string()
+        };
+        assert_eq!(
+            crash(Cause::TripleFault, 0),
+            "vCPU 3: triple fault (KVM_EXIT_SHUTDOWN), RIP 0x12"
+        );
+        assert_eq!(
+            crash(Cause::FailEntry { reason: 0x8000_0021 }, 0x1_0000),
+            "vCPU 3: the CPU refused to enter the guest (KVM_EXIT_FAIL_ENTRY, reason 0x80000021), \
+             RIP 0x12 in the code segment at 0x10000"
+        );
+        let internal = |suberror, data: &[u64], instruction: &[u8]| {
+            Cause::Internal(InternalError {
+                suberror,
+                data: data.to_vec(),
+                instruction: instruction.to_vec(),
+            })
+            .to_string()
+        };
+        assert!(
+            internal(1, &[1, 2], &[0x0f, 0x0b]).ends_with("emulated; instruction bytes 0f 0b)")
+        );
+        assert!(internal(3, &[0x10, 2], &[]).ends_with("delivered; data [10, 2])"));
+        assert!(internal(77, &[], &[]).contains("suberror 77: unknown"));
+        let unexpected = Cause::Unexpected(ExitReason::Xen).to_string();
+        assert_eq!(unexpected, "unexpected exit from the guest (xen)");
     }
 }

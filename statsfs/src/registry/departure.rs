@@ -288,8 +288,8 @@ fn add_cells(region: &Region, block: usize, group: &GroupDescriptor, add: &mut [
 
 /// Adds an accumulator's selected copy to `add`.
 fn add_accumulator(region: &Region, unit: u32, offset: usize, add: &mut [u64]) {
-    let (_, cells) = protocol::accumulator(region, unit, offset, add.len());
-    let cells = region.words(cells, add.len());
+    let selected = protocol::accumulator(region, unit, offset, add.len());
+    let cells = region.words(selected.cells, add.len());
     for (add, cell) in add.iter_mut().zip(cells) {
         *add = add.wrapping_add(cell.load(std::sync::atomic::Ordering::Relaxed));
     }

@@ -84,7 +84,7 @@ impl Registry {
     /// [`RegistryError`] if an option is out of range, or the first segment can not be made.
     pub fn with_options(options: RegistryOptions) -> Result<Self, RegistryError> {
         let size = options.segment_size;
-        if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) || size % 4096 != 0 {
+        if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) || !size.is_multiple_of(4096) {
             return Err(RegistryError::SegmentSize(size));
         }
         if !(1..=MAX_SEGMENTS).contains(&options.max_segments) {
@@ -192,8 +192,13 @@ impl Shared {
             }
         }
         drop(state);
+        self.announce();
+        result
+    }
+
+    /// Wakes whoever waits for changes.
+    pub(crate) fn announce(&self) {
         *self.changes.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.changed.notify_all();
-        result
     }
 }

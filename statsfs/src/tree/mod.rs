@@ -51,6 +51,9 @@ pub trait Feed: Send + Sync + 'static {
 
     /// Waits until something may have changed since `seen` was answered, at most for `timeout`.
     fn wait_changed(&self, seen: u64, timeout: Duration) -> u64;
+
+    /// Makes a running [`wait_changed`](Self::wait_changed) return early.
+    fn interrupt(&self) {}
 }
 
 /// Why a tree could not take a process in.
@@ -226,6 +229,11 @@ impl Tree {
             }
         }
         unreachable!("the loop has no end")
+    }
+
+    /// Makes a running [`wait`](Self::wait) return early.
+    pub(crate) fn interrupt(&self) {
+        self.feed.interrupt();
     }
 
     /// Waits for changes and brings the tree up to date; appends what the kernel must forget.
