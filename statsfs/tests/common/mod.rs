@@ -161,6 +161,12 @@ impl Tree {
     }
 }
 
+/// A zero in decimal, octal or hexadecimal.
+fn is_zero(text: &[u8]) -> bool {
+    let digits = text.strip_prefix(b"0x").or(text.strip_prefix(b"0X")).unwrap_or(text);
+    !digits.is_empty() && digits.iter().all(|digit| *digit == b'0')
+}
+
 /// What is in [`Tree::sample`].
 pub struct Sample {
     pub vm: Ino,
@@ -242,7 +248,7 @@ impl Nodes for Tree {
 
     fn write(&self, ino: Ino, _caller: Caller, data: &[u8]) -> Result<(), Errno> {
         self.with(ino, libc::ENODEV, |placed| match &placed.node {
-            Node::Cumulative(cell) if data.trim_ascii() == b"0" => {
+            Node::Cumulative(cell) if is_zero(data.trim_ascii()) => {
                 cell.store(0, Relaxed);
                 Ok(())
             }
@@ -278,10 +284,12 @@ impl Nodes for Tree {
     }
 }
 
-/// A fresh directory.
+/// A fresh directory, which all users may enter.
 pub fn temp() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
     require_root();
-    tempfile::Builder::new().prefix("statsfs-test-").tempdir().unwrap()
+    let all = std::fs::Permissions::from_mode(0o755);
+    tempfile::Builder::new().prefix("statsfs-test-").permissions(all).tempdir().unwrap()
 }
 
 /// Mounts a tree at `mnt` in a fresh directory.
