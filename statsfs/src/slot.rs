@@ -100,8 +100,11 @@ impl Drop for Held {
 /// stays, values and all, and goes to the next slot of that source and group.
 pub struct Slot<G: Group> {
     held: Held,
-    _single: PhantomData<(Cell<()>, fn() -> G)>,
+    _single: Single<G>,
 }
+
+/// Not `Sync`, and of a group.
+type Single<G> = PhantomData<(Cell<()>, fn() -> G)>;
 
 impl<G: Group> std::fmt::Debug for Slot<G> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -307,7 +310,7 @@ impl DynSlot {
 
     fn store(&self, offset: usize, width: usize, change: impl Fn(u64) -> u64) {
         use crate::cell::Int;
-        assert!(offset % width == 0 && offset + width <= self.held.inner.len);
+        assert!(offset.is_multiple_of(width) && offset + width <= self.held.inner.len);
         let at = self.held.inner.base().as_ptr();
         macro_rules! cell {
             ($int:ty) => {{

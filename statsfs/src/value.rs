@@ -425,7 +425,7 @@ impl GroupDescriptor {
         if self.values.is_empty() || self.values.len() > MAX_VALUES {
             return Err(GroupError::Count(self.values.len()));
         }
-        if self.latched_size % 8 != 0 {
+        if !self.latched_size.is_multiple_of(8) {
             return Err(GroupError::LatchedSize(self.latched_size));
         }
         if self.help.len() > MAX_HELP || self.help.contains(['\n', '\0']) {

@@ -67,6 +67,15 @@ fn check(result: impl Into<i64>) -> io::Result<()> {
     if result.into() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A system call; -1 is its failure.
+macro_rules! sys {
+    ($call:expr) => {{
+        // SAFETY: what is called here gets descriptors, numbers, C strings that live across the call, and
+        // values or buffers that fit what it writes.
+        check(unsafe { $call })
+    }};
+}
+
 fn open(path: &Path, flags: i32) -> io::Result<File> {
     // The access mode is given by the flags alone.
     let access = flags & libc::O_ACCMODE;
@@ -85,8 +94,7 @@ fn raw_open(path: &Path, flags: i32) -> io::Result<()> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just opened, and ours.
-    check(unsafe { libc::close(fd) })
+    sys!(libc::close(fd))
 }
 
 type Call<'a> = (&'a str, i32, Box<dyn Fn() -> io::Result<()> + 'a>);
@@ -102,90 +110,50 @@ fn changes<'a>(place: &Place<'a>) -> Vec<Call<'a>> {
     let mut add = |name, errno, call: Box<dyn Fn() -> io::Result<()> + 'a>| {
         calls.push((name, errno, call));
     };
-    {
-        let new = new.clone();
-        add(
-            "open(O_CREAT)",
-            libc::EPERM,
-            Box::new(move || raw_open(&new, libc::O_CREAT | libc::O_WRONLY)),
-        );
-    }
+    let create = libc::O_CREAT | libc::O_WRONLY;
+    add("open(O_CREAT)", libc::EPERM, Box::new(move || raw_open(&new, create)));
     let path = n.clone();
-    // SAFETY (here and below): every pointer is to a C string or value that lives across the call.
-    add(
-        "mkdir",
-        libc::EPERM,
-        Box::new(move || check(unsafe { libc::mkdir(path.as_ptr(), 0o755) })),
-    );
+    add("mkdir", libc::EPERM, Box::new(move || sys!(libc::mkdir(path.as_ptr(), 0o755))));
     let path = n.clone();
     add(
         "mknod(fifo)",
         libc::EPERM,
-        // SAFETY: a valid C string.
-        Box::new(move || check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFIFO | 0o644, 0) })),
+        Box::new(move || sys!(libc::mknod(path.as_ptr(), libc::S_IFIFO | 0o644, 0))),
     );
     let path = f.clone();
-    // SAFETY: a valid C string.
-    add("unlink", libc::EPERM, Box::new(move || check(unsafe { libc::unlink(path.as_ptr()) })));
+    add("unlink", libc::EPERM, Box::new(move || sys!(libc::unlink(path.as_ptr()))));
     let path = d.clone();
-    // SAFETY: a valid C string.
-    add("rmdir", libc::EPERM, Box::new(move || check(unsafe { libc::rmdir(path.as_ptr()) })));
+    add("rmdir", libc::EPERM, Box::new(move || sys!(libc::rmdir(path.as_ptr()))));
     let (from, to) = (f.clone(), n.clone());
-    add(
-        "rename",
-        libc::EPERM,
-        // SAFETY: valid C strings.
-        Box::new(move || check(unsafe { libc::rename(from.as_ptr(), to.as_ptr()) })),
-    );
+    add("rename", libc::EPERM, Box::new(move || sys!(libc::rename(from.as_ptr(), to.as_ptr()))));
     let (from, to) = (f.clone(), n.clone());
     add(
         "renameat2(RENAME_NOREPLACE)",
         libc::EPERM,
         Box::new(move || {
             let (at, flags) = (libc::AT_FDCWD, libc::RENAME_NOREPLACE);
-            // SAFETY: valid C strings.
-            check(unsafe { libc::renameat2(at, from.as_ptr(), at, to.as_ptr(), flags) })
+            sys!(libc::renameat2(at, from.as_ptr(), at, to.as_ptr(), flags))
         }),
     );
     let (from, to) = (f.clone(), elsewhere);
     add(
         "rename to another file system",
         libc::EXDEV,
-        // SAFETY: valid C strings.
-        Box::new(move || check(unsafe { libc::rename(from.as_ptr(), to.as_ptr()) })),
+        Box::new(move || sys!(libc::rename(from.as_ptr(), to.as_ptr()))),
     );
     let (from, to) = (f.clone(), n.clone());
-    add(
-        "link",
-        libc::EPERM,
-        // SAFETY: valid C strings.
-        Box::new(move || check(unsafe { libc::link(from.as_ptr(), to.as_ptr()) })),
-    );
+    add("link", libc::EPERM, Box::new(move || sys!(libc::link(from.as_ptr(), to.as_ptr()))));
     let (from, to) = (f.clone(), n);
-    add(
-        "symlink",
-        libc::EPERM,
-        // SAFETY: valid C strings.
-        Box::new(move || check(unsafe { libc::symlink(from.as_ptr(), to.as_ptr()) })),
-    );
+    add("symlink", libc::EPERM, Box::new(move || sys!(libc::symlink(from.as_ptr(), to.as_ptr()))));
     let path = f.clone();
-    // SAFETY: a valid C string.
-    add(
-        "chmod",
-        libc::EPERM,
-        Box::new(move || check(unsafe { libc::chmod(path.as_ptr(), 0o666) })),
-    );
+    add("chmod", libc::EPERM, Box::new(move || sys!(libc::chmod(path.as_ptr(), 0o666))));
     let path = f.clone();
-    // SAFETY: a valid C string.
-    add("chown", libc::EPERM, Box::new(move || check(unsafe { libc::chown(path.as_ptr(), 1, 1) })));
+    add("chown", libc::EPERM, Box::new(move || sys!(libc::chown(path.as_ptr(), 1, 1))));
     let path = f.clone();
     add(
         "utimensat(now)",
         libc::EPERM,
-        Box::new(move || {
-            // SAFETY: a valid C string; no times means now.
-            check(unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), std::ptr::null(), 0) })
-        }),
+        Box::new(move || sys!(libc::utimensat(libc::AT_FDCWD, path.as_ptr(), std::ptr::null(), 0))),
     );
     let path = f.clone();
     add(
@@ -193,8 +161,7 @@ fn changes<'a>(place: &Place<'a>) -> Vec<Call<'a>> {
         libc::EPERM,
         Box::new(move || {
             let times = [libc::timespec { tv_sec: 1, tv_nsec: 1 }; 2];
-            // SAFETY: a valid C string and two times.
-            check(unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), 0) })
+            sys!(libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), 0))
         }),
     );
     let path = f.clone();
@@ -203,32 +170,24 @@ fn changes<'a>(place: &Place<'a>) -> Vec<Call<'a>> {
         libc::EPERM,
         Box::new(move || {
             let (name, value) = (attribute.as_ptr(), b"x".as_ptr().cast());
-            // SAFETY: valid C strings, a value of one byte.
-            check(unsafe { libc::setxattr(path.as_ptr(), name, value, 1, 0) })
+            sys!(libc::setxattr(path.as_ptr(), name, value, 1, 0))
         }),
     );
     let path = f.clone();
     add(
         "removexattr",
         libc::EPERM,
-        // SAFETY: valid C strings.
-        Box::new(move || check(unsafe { libc::removexattr(path.as_ptr(), attribute.as_ptr()) })),
+        Box::new(move || sys!(libc::removexattr(path.as_ptr(), attribute.as_ptr()))),
     );
     let path = f;
-    add(
-        "truncate(5)",
-        libc::EINVAL,
-        // SAFETY: a valid C string.
-        Box::new(move || check(unsafe { libc::truncate(path.as_ptr(), 5) })),
-    );
+    add("truncate(5)", libc::EINVAL, Box::new(move || sys!(libc::truncate(path.as_ptr(), 5))));
     add("ftruncate(5)", libc::EINVAL, Box::new(move || open(file, libc::O_WRONLY)?.set_len(5)));
     add(
         "fallocate",
         libc::EOPNOTSUPP,
         Box::new(move || {
             let file = open(file, libc::O_WRONLY)?;
-            // SAFETY: an open descriptor.
-            check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, 10) })
+            sys!(libc::fallocate(file.as_raw_fd(), 0, 0, 10))
         }),
     );
     add(
@@ -290,14 +249,8 @@ fn queries(place: &Place<'_>) {
     let open_file = File::open(file).unwrap();
     let fd = open_file.as_raw_fd();
     expect("fsync", open_file.sync_all(), 0);
-    // SAFETY: an open descriptor.
-    expect("flock", check(unsafe { libc::flock(fd, libc::LOCK_EX | libc::LOCK_NB) }), 0);
-    // SAFETY: an open descriptor, and an argument that is not looked at.
-    expect(
-        "ioctl",
-        check(unsafe { libc::ioctl(fd, libc::TCGETS, room.as_mut_ptr()) }),
-        libc::ENOTTY,
-    );
+    expect("flock", sys!(libc::flock(fd, libc::LOCK_EX | libc::LOCK_NB)), 0);
+    expect("ioctl", sys!(libc::ioctl(fd, libc::TCGETS, room.as_mut_ptr())), libc::ENOTTY);
     expect("write(O_RDONLY)", (&open_file).write(b"0").map(drop), libc::EBADF);
     let mut poll = libc::pollfd { fd, events: libc::POLLIN | libc::POLLOUT, revents: 0 };
     // SAFETY: one entry.
@@ -312,11 +265,10 @@ fn queries(place: &Place<'_>) {
         libc::ENODEV,
     );
 
-    // SAFETY: plain data.
+    // SAFETY: plain numbers.
     let mut space: libc::statfs = unsafe { std::mem::zeroed() };
     let mount = c(place.mount);
-    // SAFETY: a valid C string, and room for the answer.
-    expect("statfs", check(unsafe { libc::statfs(mount.as_ptr(), &mut space) }), 0);
+    expect("statfs", sys!(libc::statfs(mount.as_ptr(), &mut space)), 0);
     assert_eq!(space.f_type, 0x6573_5546, "FUSE_SUPER_MAGIC");
     assert_eq!((space.f_bsize, space.f_namelen, space.f_blocks), (4096, 255, 0));
 
@@ -390,8 +342,7 @@ fn writes(place: &Place<'_>) {
     let exclusive = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
     expect("open(O_EXCL), existing", raw_open(file, exclusive), libc::EEXIST);
     let path = c(file);
-    // SAFETY: a valid C string.
-    expect("truncate(0)", check(unsafe { libc::truncate(path.as_ptr(), 0) }), 0);
+    expect("truncate(0)", sys!(libc::truncate(path.as_ptr(), 0)), 0);
     expect("ftruncate(0)", open(file, libc::O_WRONLY).and_then(|file| file.set_len(0)), 0);
     expect("write(nothing)", write(0, b""), 0);
     let at = |offset| open(file, libc::O_WRONLY).and_then(|file| file.write_at(b"0", offset));
@@ -467,8 +418,7 @@ pub fn errno_table_of_other_user(place: &Place<'_>) {
         expect("open(O_TRUNC)", raw_open(cumulative, write | libc::O_TRUNC), libc::EACCES);
         expect("open(floating)", raw_open(floating, write), libc::EACCES);
         let path = c(cumulative);
-        // SAFETY: a valid C string.
-        expect("truncate(0)", check(unsafe { libc::truncate(path.as_ptr(), 0) }), libc::EACCES);
+        expect("truncate(0)", sys!(libc::truncate(path.as_ptr(), 0)), libc::EACCES);
     });
     assert_eq!(std::fs::read_to_string(cumulative).unwrap(), full);
 }
@@ -536,12 +486,27 @@ pub fn tool_matrix(place: &Place<'_>) {
         let found = Command::new("sh").args(["-c", "command -v \"$0\"", tool]).output().unwrap();
         assert!(found.status.success(), "{tool} is missing: `apt-get install {package}`");
     }
-    let scratch =
-        std::env::temp_dir().join(format!("statsfs-matrix-{}-{}", std::process::id(), unique()));
-    std::fs::create_dir(&scratch).unwrap();
-    reading_tools(place, &scratch);
-    writing_tools(place, &scratch);
-    std::fs::remove_dir_all(&scratch).unwrap();
+    let scratch = Scratch::new();
+    reading_tools(place, &scratch.0);
+    writing_tools(place, &scratch.0);
+}
+
+/// A directory elsewhere.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        let name = format!("statsfs-matrix-{}-{}", std::process::id(), unique());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 fn unique() -> usize {

@@ -73,11 +73,12 @@ struct Sweeper {
 impl Sweeper {
     fn run(&self, registry: &Registry) {
         pin(1);
+        let tree = registry.tree().expect("a registry's own segments");
         let mut buffer = Vec::new();
         while !self.end.load(Ordering::Relaxed) {
             if self.on.load(Ordering::Relaxed) {
                 buffer.clear();
-                registry.flat(&mut buffer).expect("memory to write to");
+                tree.flat(&mut buffer);
                 self.sweeps.fetch_add(1, Ordering::Relaxed);
             } else {
                 std::thread::yield_now();
@@ -149,7 +150,7 @@ fn main() {
 
     // The reader took nothing away.
     let mut flat = Vec::new();
-    registry.flat(&mut flat).expect("memory to write to");
+    registry.tree().expect("a registry's own segments").flat(&mut flat);
     let flat = String::from_utf8(flat).expect("text");
     for (path, expected) in
         [("timed/user_exits", timed_exits), ("counted/user_exits", counted_exits)]

@@ -56,20 +56,21 @@ pub enum Command {
 }
 
 const RUN_HELP: &str = "\
-A flat guest is loaded at guest-physical 0x10000 and entered there on every vCPU, with the vCPU's
-index in RDI (DI):
-  real  16-bit real mode, CS:IP 1000:0000, DS and ES 1000, stack below 0000:10000
-  long  64-bit mode, ring 0, the low 4 GiB mapped to themselves by page tables at 0x1000-0x6fff;
-        no interrupt descriptors: an exception ends the guest
-The stack of vCPU i ends at 0x10000 - i * 0x100. Memory has a gap for devices from 3 to 4 GiB. There
-is no interrupt controller: a vCPU that halts goes on at once. COM1 (port 0x3f8) is connected to
-standard input and output. A byte (0-123) written to port 0xf4 ends the guest with that status. Ports
-and addresses where nothing is read as all ones.
+A flat guest is loaded at guest-physical 0x10000 and entered there on every
+vCPU, with the vCPU's index in RDI (DI):
+  real  16-bit real mode, CS:IP 1000:0000, DS and ES 1000, SS 0000
+  long  64-bit mode, ring 0, the low 4 GiB mapped to themselves by page tables
+        at 0x1000-0x6fff; no interrupt descriptors: an exception ends the guest
+The stack of vCPU i ends at 0x10000 - i * 0x100. Memory has a gap for devices
+from 3 to 4 GiB. There is no interrupt controller: a vCPU that halts goes on at
+once. COM1 (port 0x3f8) is standard input and output. A byte from 0 to 123
+written to port 0xf4 ends the guest with that status. Ports and addresses where
+nothing is read as all ones.
 
 Examples:
   vmm run --flat guest.bin --mount /run/stats
   vmm run --flat guest.bin --cpus 4 --memory 1G --name web1 --mount /run/stats
-  vmm run --flat boot.img --entry real --no-publish --stats-out stats.txt </dev/null";
+  vmm run --flat boot.img --entry real --no-publish --stats-out stats.txt";
 
 /// Arguments of `vmm run`.
 #[derive(Debug, Args)]
@@ -105,8 +106,9 @@ pub struct RunArgs {
 }
 
 const DEMO_HELP: &str = "\
-The guests, demo0, demo1 and so on, make all kinds of exits at rates that rise and fall. The table is read
-from the mounted statistics, which any other program can read at the same time.
+The guests, demo0, demo1 and so on, make all kinds of exits at rates that rise
+and fall. The table is read from the mounted statistics, which any other program
+can read at the same time. Without --seconds 0, Ctrl-C ends it with status 130.
 
 Examples:
   vmm demo
@@ -189,7 +191,7 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
     if size > MAX_MEMORY {
         return Err(format!("a guest has at most {}G of memory", MAX_MEMORY >> 30));
     }
-    if size % PAGE_SIZE != 0 {
+    if !size.is_multiple_of(PAGE_SIZE) {
         return Err(format!("memory comes in whole pages of {PAGE_SIZE} bytes"));
     }
     Ok(size)

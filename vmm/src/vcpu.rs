@@ -307,7 +307,9 @@ mod tests {
             })
             .to_string()
         };
-        assert!(internal(1, &[1, 2], &[0x0f, 0x0b]).ends_with("emulated; instruction bytes 0f 0b)"));
+        assert!(
+            internal(1, &[1, 2], &[0x0f, 0x0b]).ends_with("emulated; instruction bytes 0f 0b)")
+        );
         assert!(internal(3, &[0x10, 2], &[]).ends_with("delivered; data [10, 2])"));
         assert!(internal(77, &[], &[]).contains("suberror 77: unknown"));
         let unexpected = Cause::Unexpected(ExitReason::Xen).to_string();

@@ -162,7 +162,9 @@ impl Vm {
         if !(1..=layout::MAX_VCPUS).contains(&config.vcpus) {
             return Err(VmError::Vcpus(config.vcpus));
         }
-        if !(MIN_MEMORY..=MAX_MEMORY).contains(&config.memory) || config.memory % PAGE_SIZE != 0 {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&config.memory)
+            || !config.memory.is_multiple_of(PAGE_SIZE)
+        {
             return Err(VmError::MemorySize(config.memory));
         }
         let tree = tree.add_machine(&config.name)?;
@@ -329,9 +331,7 @@ impl RunningVm {
     pub fn stop(&mut self) {
         self.machine.set_state(State::Stopping);
         self.machine.lifecycle.end(Ending::Stopped);
-        self.machine
-            .lifecycle
-            .wait_for_threads(|| self.threads.iter().for_each(|thread| kick::kick(thread)));
+        self.machine.lifecycle.wait_for_threads(|| self.threads.iter().for_each(kick::kick));
         for thread in self.threads.drain(..) {
             // A panic has been noted as the machine's ending.
             let _ = thread.join();

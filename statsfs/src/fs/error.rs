@@ -16,6 +16,14 @@ pub enum MountError {
         "/dev/fuse is not the FUSE device: remove it and create it with `mknod /dev/fuse c 10 229`"
     )]
     NotTheDevice,
+    /// `/dev/fuse` may be opened by root only; `fusermount3` opens it as the user, too.
+    #[error(
+        "/dev/fuse may not be opened ({source}): `chmod 666 /dev/fuse`, as udev does, or run as root"
+    )]
+    DeviceClosed {
+        /// What opening it gave.
+        source: io::Error,
+    },
     /// `/dev/fuse` may not be opened, not even by root: a container's device rules.
     #[error("/dev/fuse may not be opened ({source}): allow this container the device `c 10:229`")]
     DeviceForbidden {

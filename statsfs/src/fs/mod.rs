@@ -18,17 +18,20 @@
 //!   truncating to another size is `EINVAL`.
 //! * Nothing can be created, removed, renamed, linked, or given other attributes: `EPERM`.
 
+mod abort;
 mod error;
 mod files;
 mod fusermount;
 mod mount;
 mod mountpoint;
+mod options;
 mod server;
 mod transport;
 mod workers;
 
 pub use error::MountError;
-pub use mount::{Mount, MountOptions};
+pub use mount::Mount;
+pub use options::MountOptions;
 
 /// An inode number: computed by the [`Nodes`], never reused, 1 for the root.
 pub type Ino = u64;

@@ -1,10 +1,10 @@
 //! A mount: made, served, watched and taken away by ourselves.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, PipeReader, PipeWriter};
+use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -13,98 +13,24 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
+use super::abort;
 use super::fusermount::{self, Keeper};
 use super::mountpoint::{self, FS_TYPE, MountEntry, MountPoint, MountTable, Place};
+use super::options::MountOptions;
 use super::server::Server;
 use super::transport::{Fuser, Invalidate, MAX_READ, Setup, Transport};
-use super::workers::{Running, Threads};
+use super::workers::Threads;
 use super::{MountError, Nodes};
 
 /// How often the thread that sends invalidations looks whether the mount has ended.
 const GONE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long unmounting waits for the threads of the session.
+/// How long the threads of the session have to end by themselves after an unmount. Requires more than
+/// [`GONE_TIMEOUT`].
+const GRACE: Duration = Duration::from_millis(600);
+
+/// How long after the connection was aborted: only a handler that hangs takes that long.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How to mount and serve.
-#[derive(Clone, Debug)]
-pub struct MountOptions {
-    pub(super) threads: usize,
-    pub(super) allow_other: bool,
-    pub(super) ttl: Duration,
-    pub(super) max_open_files: usize,
-    pub(super) max_open_bytes: usize,
-    pub(super) bulk_threads: usize,
-    pub(super) bulk_queue: usize,
-}
-
-impl Default for MountOptions {
-    fn default() -> Self {
-        MountOptions {
-            threads: 2,
-            allow_other: true,
-            ttl: Duration::from_secs(3600),
-            max_open_files: 1 << 16,
-            max_open_bytes: 64 << 20,
-            bulk_threads: 2,
-            bulk_queue: 256,
-        }
-    }
-}
-
-impl MountOptions {
-    /// The defaults: 2 threads, for all users where that is allowed, 65,536 open files, 64 MiB of rendered content,
-    /// 2 threads for bulk files, names and attributes remembered for an hour.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Threads that answer requests, at least 2.
-    #[must_use]
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = threads.max(2);
-        self
-    }
-
-    /// Whether other users may use the mount, as far as permissions allow. For an ordinary user only
-    /// where `/etc/fuse.conf` has `user_allow_other`; without it the mount is theirs alone.
-    #[must_use]
-    pub fn allow_other(mut self, allow: bool) -> Self {
-        self.allow_other = allow;
-        self
-    }
-
-    /// How long the kernel may remember names and attributes. Entries that go are invalidated at once
-    /// in any case.
-    #[must_use]
-    pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = ttl;
-        self
-    }
-
-    /// The most files that may be open: opening another gives `ENFILE`.
-    #[must_use]
-    pub fn max_open_files(mut self, files: usize) -> Self {
-        self.max_open_files = files;
-        self
-    }
-
-    /// The most bytes that the content of open files may take: reading another gives `ENOMEM`.
-    #[must_use]
-    pub fn max_open_bytes(mut self, bytes: usize) -> Self {
-        self.max_open_bytes = bytes;
-        self
-    }
-
-    /// Threads that render bulk files, at least 1, and how many reads may wait for them: a further one
-    /// gives `EAGAIN`.
-    #[must_use]
-    pub fn bulk(mut self, threads: usize, queue: usize) -> Self {
-        self.bulk_threads = threads.max(1);
-        self.bulk_queue = queue;
-        self
-    }
-}
 
 /// A mounted file system. Unmounted when dropped.
 #[derive(Debug)]
@@ -114,7 +40,26 @@ pub struct Mount {
     threads: Threads,
     /// At its end when the session has ended.
     session: PipeReader,
+    connection: Connection,
     live: Mutex<Option<Live>>,
+}
+
+/// The device, once more, to see whether it is still connected; taken away when the session ends, as
+/// else the mount would hang instead of being dead.
+#[derive(Clone, Debug)]
+struct Connection(Arc<Mutex<Option<OwnedFd>>>);
+
+impl Connection {
+    fn slot(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn is_alive(&self) -> bool {
+        self.slot().as_ref().is_some_and(|device| {
+            let mut fds = [PollFd::new(device.as_fd(), PollFlags::empty())];
+            nix::poll::poll(&mut fds, PollTimeout::ZERO) == Ok(0)
+        })
+    }
 }
 
 /// What a mount has to give back.
@@ -142,9 +87,7 @@ impl Mount {
     ) -> Result<Self, MountError> {
         let mut point = mountpoint::claim(path)?;
         let by_fusermount = !nix::unistd::geteuid().is_root();
-        let device = open_device(by_fusermount)?;
-        // Without the right to open the device again all threads share one queue.
-        let clone_fd = device.is_some();
+        let device = open_device()?;
         let source = source_name();
         let mut keeper = None;
         let device = if by_fusermount {
@@ -176,30 +119,39 @@ impl Mount {
         let threads = Threads::default();
         let server = Arc::new(Server::new(nodes, &options, &threads));
         let failed = |source| MountError::Serve { path: path.clone(), source };
-        let setup = Setup { threads: options.threads, ttl: options.ttl, clone_fd };
+        let setup = Setup { threads: options.threads, ttl: options.ttl };
+        let again = device.try_clone().map_err(failed)?;
+        let connection = Connection(Arc::new(Mutex::new(Some(again))));
         let transport = Fuser::accept(device, Arc::clone(&server), setup).map_err(failed)?;
         let invalidator = transport.invalidator();
         let (session, end) = io::pipe().map_err(failed)?;
         let serve = {
             let (server, running) = (Arc::clone(&server), threads.enter());
-            let path = path.clone();
+            let (path, connection) = (path.clone(), connection.clone());
             std::thread::Builder::new()
                 .name("statsfs-fuse".into())
-                .spawn(move || serve(transport, &server, &path, end, running))
+                .spawn(move || {
+                    serve(transport, &server, &path);
+                    *connection.slot() = None;
+                    drop((end, running));
+                })
                 .map_err(failed)?
         };
         let invalidate = {
             let (server, running) = (Arc::clone(&server), threads.enter());
             std::thread::Builder::new()
                 .name("statsfs-inval".into())
-                .spawn(move || invalidate(&server, &invalidator, running))
+                .spawn(move || {
+                    invalidate(&server, &invalidator);
+                    drop(running);
+                })
                 .map_err(failed)?
         };
         undo.disarm();
         tracing::info!(path = %path.display(), source, "mounted");
         let joins = vec![serve, invalidate];
         let live = Mutex::new(Some(Live { joins, keeper, by_fusermount, point }));
-        Ok(Mount { server, entry, threads, session, live })
+        Ok(Mount { server, entry, threads, session, connection, live })
     }
 
     /// Where it is mounted: the path without symbolic links.
@@ -265,9 +217,14 @@ impl Mount {
         };
         self.server.end();
         detach(&self.entry, live.by_fusermount)?;
-        if !self.threads.wait(PATIENCE) {
-            // As an ordinary user, with files still open, the unmount alone does not end the session.
-            abort(&self.entry);
+        if !self.threads.wait(GRACE) {
+            // With files still open, an unmount from outside, or by an ordinary user, does not end the
+            // session. (The device's number is ours while it is connected; later it may be another's.)
+            if self.connection.is_alive()
+                && let Err(error) = abort::abort(&self.entry.device)
+            {
+                tracing::debug!(%error, "the connection can not be aborted");
+            }
             if !self.threads.wait(PATIENCE) {
                 tracing::warn!(
                     path = %self.entry.point.display(),
@@ -336,32 +293,27 @@ fn source_name() -> String {
     }
 }
 
-/// Opens `/dev/fuse`; `None` if an ordinary user may not, which `fusermount3` may.
-fn open_device(by_fusermount: bool) -> Result<Option<File>, MountError> {
+/// Opens `/dev/fuse`. An ordinary user must be able to, as well: `fusermount3` does it with their rights.
+fn open_device() -> Result<File, MountError> {
     let path = Path::new("/dev/fuse");
-    let file = match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(file) => file,
-        Err(error) => {
-            return match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Err(MountError::NoDevice),
-                _ if by_fusermount => Ok(None),
-                _ => Err(MountError::DeviceForbidden { source: error }),
-            };
-        }
-    };
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    let file = opened.map_err(|source| match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => MountError::NoDevice,
+        _ if nix::unistd::geteuid().is_root() => MountError::DeviceForbidden { source },
+        _ => MountError::DeviceClosed { source },
+    })?;
     let is_fuse = file.metadata().is_ok_and(|meta| {
         meta.file_type().is_char_device() && meta.rdev() == nix::sys::stat::makedev(10, 229)
     });
-    if is_fuse { Ok(Some(file)) } else { Err(MountError::NotTheDevice) }
+    if is_fuse { Ok(file) } else { Err(MountError::NotTheDevice) }
 }
 
 fn mount(
-    device: Option<File>,
+    device: File,
     point: &Path,
     source: &str,
     allow_other: bool,
 ) -> Result<OwnedFd, MountError> {
-    let device = device.ok_or(MountError::NoDevice)?;
     let fd = device.as_raw_fd();
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
     let mut data = format!(
@@ -402,13 +354,7 @@ fn start_keeper(point: &Path, source: &str) -> Option<Keeper> {
     }
 }
 
-fn serve(
-    transport: impl Transport,
-    server: &Server,
-    path: &Path,
-    end: PipeWriter,
-    running: Running,
-) {
+fn serve(transport: impl Transport, server: &Server, path: &Path) {
     let result = transport.run();
     if let Err(error) = result {
         tracing::error!(path = %path.display(), %error, "serving the mount failed");
@@ -416,11 +362,9 @@ fn serve(
         tracing::info!(path = %path.display(), "unmounted from outside");
     }
     server.end();
-    drop(end);
-    drop(running);
 }
 
-fn invalidate(server: &Server, invalidator: &impl Invalidate, running: Running) {
+fn invalidate(server: &Server, invalidator: &impl Invalidate) {
     let mut gone = Vec::new();
     while !server.is_ending() {
         server.wait_gone(GONE_TIMEOUT, &mut gone);
@@ -431,7 +375,6 @@ fn invalidate(server: &Server, invalidator: &impl Invalidate, running: Running) 
             }
         }
     }
-    drop(running);
 }
 
 /// Unmounts `entry`, and nothing else.
@@ -474,15 +417,4 @@ fn detach(entry: &MountEntry, by_fusermount: bool) -> Result<(), MountError> {
         };
     }
     Ok(())
-}
-
-/// Aborts a connection that outlives its mount, where the control file system of FUSE is mounted.
-fn abort(entry: &MountEntry) {
-    let Some(minor) = entry.device.strip_prefix("0:") else {
-        return;
-    };
-    let file = PathBuf::from(format!("/sys/fs/fuse/connections/{minor}/abort"));
-    if let Err(error) = std::fs::write(&file, "1") {
-        tracing::debug!(file = %file.display(), %error, "the connection can not be aborted");
-    }
 }

@@ -195,6 +195,8 @@ impl Drop for MountPoint {
 
 /// Examines `path`, creates it if it is missing, and takes a dead mount of ours away.
 pub(super) fn claim(path: &Path) -> Result<MountPoint, MountError> {
+    // Nothing can be told, and nothing is to be created, without /proc.
+    drop(MountTable::read()?);
     let mut created = None;
     // Each turn takes something out of the way; dead mounts may lie on each other.
     for _ in 0..64 {
@@ -217,6 +219,10 @@ pub(super) fn claim(path: &Path) -> Result<MountPoint, MountError> {
             Some(entry) => clear(&place, entry)?,
             None => {
                 let lock = lock_empty(&place)?;
+                // Someone may have mounted there, and let go of the lock, after we looked.
+                if Place::open(path).is_ok_and(|again| again.mount_id() != place.mount_id()) {
+                    continue;
+                }
                 return Ok(MountPoint {
                     path: place.path,
                     created: created.take().is_some_and(|mut directory: Created| directory.keep()),

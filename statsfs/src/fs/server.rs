@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use super::files::{Budget, OpenFile, OpenFiles, Rendering};
-use super::mount::MountOptions;
+use super::options::MountOptions;
 use super::workers::{Go, Threads, Workers};
 use super::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
 

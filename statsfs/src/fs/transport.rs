@@ -50,8 +50,6 @@ pub(super) struct Setup {
     pub(super) threads: usize,
     /// How long the kernel may remember names and attributes.
     pub(super) ttl: Duration,
-    /// Whether `/dev/fuse` may be opened again, for a queue of each thread's own.
-    pub(super) clone_fd: bool,
 }
 
 /// [`Transport`] by fuser.
@@ -64,7 +62,8 @@ impl Transport for Fuser {
     fn accept(device: OwnedFd, server: Arc<Server>, setup: Setup) -> io::Result<Self> {
         let mut config = Config::default();
         config.n_threads = Some(setup.threads);
-        config.clone_fd = setup.clone_fd;
+        // A queue for each thread: it wakes the right one, which matters when it is on another core.
+        config.clone_fd = true;
         let adapter = Adapter { server, ttl: setup.ttl };
         // Who may use the mount is the kernel's to check (`allow_other`), not the crate's.
         Session::from_fd(adapter, device, SessionACL::All, config).map(Fuser)

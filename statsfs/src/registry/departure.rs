@@ -174,6 +174,7 @@ impl State {
         let region = self.arenas[block.place.segment].region();
         let target_word = pair(place.unit, place.segment as u32);
         protocol::retire(region, block.place.unit, target_word, number);
+        self.node(source).retired += 1;
         let retired = Retired { source, key, block, accumulator };
         self.pending.entry((target, key)).or_default().push(retired);
     }
@@ -207,8 +208,10 @@ impl State {
             for ((target, key), retired) in batch {
                 for retired in &retired {
                     self.free_block(&retired.block);
+                    let source = self.node(retired.source);
+                    source.retired -= 1;
                     if retired.accumulator {
-                        self.node(retired.source).accumulators.remove(&retired.key);
+                        source.accumulators.remove(&retired.key);
                     }
                 }
                 let accumulator = self.node(target).accumulators.get_mut(&key);
@@ -231,6 +234,7 @@ impl State {
         if node.life == Life::Live
             || !node.groups.is_empty()
             || !node.accumulators.is_empty()
+            || node.retired > 0
             || !node.children.is_empty()
             || !node.leaving.is_empty()
         {
@@ -284,8 +288,8 @@ fn add_cells(region: &Region, block: usize, group: &GroupDescriptor, add: &mut [
 
 /// Adds an accumulator's selected copy to `add`.
 fn add_accumulator(region: &Region, unit: u32, offset: usize, add: &mut [u64]) {
-    let (_, cells) = protocol::accumulator(region, unit, offset, add.len());
-    let cells = region.words(cells, add.len());
+    let selected = protocol::accumulator(region, unit, offset, add.len());
+    let cells = region.words(selected.cells, add.len());
     for (add, cell) in add.iter_mut().zip(cells) {
         *add = add.wrapping_add(cell.load(std::sync::atomic::Ordering::Relaxed));
     }

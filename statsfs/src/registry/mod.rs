@@ -84,7 +84,7 @@ impl Registry {
     /// [`RegistryError`] if an option is out of range, or the first segment can not be made.
     pub fn with_options(options: RegistryOptions) -> Result<Self, RegistryError> {
         let size = options.segment_size;
-        if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) || size % 4096 != 0 {
+        if !(MIN_SEGMENT..=MAX_SEGMENT).contains(&size) || !size.is_multiple_of(4096) {
             return Err(RegistryError::SegmentSize(size));
         }
         if !(1..=MAX_SEGMENTS).contains(&options.max_segments) {

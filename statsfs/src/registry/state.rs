@@ -79,6 +79,8 @@ pub(crate) struct Node {
     pub(crate) groups: HashMap<GroupKey, Vec<SlotBlock>>,
     pub(crate) explicit: HashMap<GroupKey, Place>,
     pub(crate) accumulators: HashMap<GroupKey, Accumulator>,
+    /// Its blocks that are retired and wait to be folded. Readers find them through its record.
+    pub(crate) retired: usize,
     /// How many sources strictly below have each group.
     pub(crate) below: HashMap<GroupKey, usize>,
     /// The groups whose aggregates' names are in `names`: those below, and those that left a total.
@@ -125,6 +127,7 @@ impl Node {
             groups: HashMap::new(),
             explicit: HashMap::new(),
             accumulators: HashMap::new(),
+            retired: 0,
             below: HashMap::new(),
             named: HashSet::new(),
             names: Names::default(),
@@ -423,7 +426,8 @@ impl State {
                 let stays = node.accumulators.contains_key(&key);
                 let (appears, disappears) =
                     (add && node.named.insert(key), none && !stays && node.named.remove(&key));
-                if appears || disappears {
+                // The root is no source: it shows no values.
+                if ancestor != ROOT_ID && (appears || disappears) {
                     let names = std::mem::take(&mut self.known[key].aggregates);
                     if appears {
                         self.add_names(ancestor, &names);
@@ -484,7 +488,7 @@ impl State {
         let ancestors = self.ancestors(source);
         if new_here {
             self.check_names(source, &self.known[key].own)?;
-            for ancestor in &ancestors {
+            for ancestor in ancestors.iter().filter(|id| **id != ROOT_ID) {
                 self.check_names(*ancestor, &self.known[key].aggregates)?;
             }
             self.reserve(options, &ancestors, &[key])?;
@@ -560,7 +564,7 @@ impl State {
         for directory in self.shown_in(parent) {
             self.check_names(directory, &shown)?;
         }
-        for directory in &chain {
+        for directory in chain.iter().filter(|id| **id != ROOT_ID) {
             for key in groups.keys() {
                 self.check_names(*directory, &self.known[*key].aggregates)?;
             }

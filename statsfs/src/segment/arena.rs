@@ -161,7 +161,7 @@ impl Arena {
 
     /// Takes zeroed memory for a block.
     pub(crate) fn take(&mut self, len: usize) -> Option<usize> {
-        debug_assert!(len > 0 && len % UNIT == 0);
+        debug_assert!(len > 0 && len.is_multiple_of(UNIT));
         let fit =
             self.free_blocks.iter().find(|(_, free)| **free >= len).map(|(at, free)| (*at, *free));
         let at = match fit {

@@ -225,7 +225,7 @@ pub const fn split_pair(word: u64) -> (u32, u32) {
 
 /// Whether a unit with this generation holds a record.
 pub const fn is_published(generation: u64) -> bool {
-    generation != 0 && generation % 2 == 0
+    generation != 0 && generation.is_multiple_of(2)
 }
 
 /// Offset of a unit.

@@ -133,7 +133,7 @@ pub(crate) fn accept(fd: BorrowedFd<'_>, max: usize) -> Result<Region, FileError
         return Err(FileError::Huge);
     }
     let size = stat.st_size as u64;
-    if size < MIN_SEGMENT as u64 || size > max as u64 || size % 4096 != 0 {
+    if size < MIN_SEGMENT as u64 || size > max as u64 || !size.is_multiple_of(4096) {
         return Err(FileError::Size { size, min: MIN_SEGMENT, max });
     }
     // SAFETY: plain system call.

@@ -2,6 +2,8 @@
 
 #[cfg(not(loom))]
 pub(crate) mod arena;
+#[cfg(not(loom))]
+mod error;
 pub(crate) mod latch;
 pub mod layout;
 #[cfg(not(loom))]
@@ -18,11 +20,13 @@ pub(crate) mod schema;
 pub(crate) mod sync;
 
 #[cfg(not(loom))]
+pub use error::SegmentError;
+#[cfg(not(loom))]
 pub use memfd::{CreateError, FileError};
 #[cfg(not(loom))]
 pub use process::Process;
 #[cfg(not(loom))]
-pub use reader::{Limits, SegmentError, SegmentReader};
+pub use reader::{Limits, SegmentReader};
 pub use schema::SchemaError;
 
 #[cfg(all(test, not(loom)))]

@@ -133,15 +133,44 @@ pub(crate) fn dynamic(region: &Region, unit: u32, word: usize) -> u64 {
     acquire(region, unit_offset(unit) + word * 8)
 }
 
-/// The *upto* of an accumulator's selected copy, and the offset of that copy's cells.
-pub(crate) fn accumulator(region: &Region, unit: u32, offset: usize, words: usize) -> (u64, usize) {
+/// A copy of an accumulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Selected {
+    /// What is retired into the accumulator with a number up to this is in the copy.
+    pub(crate) upto: u64,
+    /// Offset of its cells.
+    pub(crate) cells: usize,
+}
+
+/// The copy of an accumulator of `words` cells that is selected now. It stays as it is until *folds*
+/// moves.
+pub(crate) fn accumulator(region: &Region, unit: u32, offset: usize, words: usize) -> Selected {
     // A hostile selector still selects one of the two.
     let selected = dynamic(region, unit, word::SELECTOR) as usize & 1;
     let at = offset + selected * accumulator_copy(words);
-    (region.word(at).load(Ordering::Relaxed), at + 8)
+    Selected { upto: region.word(at).load(Ordering::Relaxed), cells: at + 8 }
 }
 
-/// Whether a retire number means that the block is in its target already.
+/// Runs `copy`, which copies the cells of a block, and answers the block's retire number and target, if
+/// all of it belongs to the record of that generation.
+#[inline]
+pub(crate) fn read_block(
+    region: &Region,
+    unit: u32,
+    generation: u64,
+    copy: impl FnOnce(),
+) -> Option<(u64, u64)> {
+    if self::generation(region, unit) != generation {
+        return None;
+    }
+    copy();
+    let number = dynamic(region, unit, word::RETIRE);
+    let target = if number == 0 { 0 } else { dynamic(region, unit, word::TARGET) };
+    is_still(region, unit, generation).then_some((number, target))
+}
+
+/// Whether a retire number means that the block is in its target already, of which the copy with this
+/// *upto* is read.
 pub(crate) const fn is_folded(retire: u64, upto: u64) -> bool {
     retire != 0 && retire <= upto
 }

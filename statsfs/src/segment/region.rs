@@ -67,7 +67,7 @@ mod mapped {
         fn check(&self, offset: usize, width: usize, count: usize) {
             let end = count.checked_mul(width).and_then(|n| n.checked_add(offset));
             assert!(
-                offset % width == 0 && end.is_some_and(|end| end <= self.len),
+                offset.is_multiple_of(width) && end.is_some_and(|end| end <= self.len),
                 "{count} cells of {width} bytes at {offset} are outside a segment of {} bytes",
                 self.len
             );

@@ -16,13 +16,14 @@ mod sweep;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::fs::Gone;
 use crate::segment::SegmentError;
+use crate::segment::layout::ROOT_ID;
 use crate::segment::{Limits, Process};
 use crate::value::GroupDescriptor;
 
@@ -31,6 +32,7 @@ use self::clear::{Baselines, Scope};
 use self::files::Identities;
 use self::inode::DirId;
 use self::model::{Dir, SourceModel};
+use self::sweep::{Plan, Sweep};
 
 /// A process's place in the tree.
 pub(crate) type ProcessId = usize;
@@ -72,6 +74,20 @@ pub struct Owner {
     pub gid: u32,
 }
 
+/// What a tree keeps: everything returns to where it was when sources have come and gone, but for the
+/// baselines of the directories that they were in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeUsage {
+    /// Processes that are shown.
+    pub processes: usize,
+    /// Sources that have a record, attached or not, departed ones that are not folded yet included.
+    pub sources: usize,
+    /// Directories of sources, the root included.
+    pub directories: usize,
+    /// Baselines that clears left, one for each group of each source, or of what departed from one.
+    pub baselines: usize,
+}
+
 /// The tree; shared by the threads of the file system.
 pub struct Tree {
     state: RwLock<State>,
@@ -99,6 +115,24 @@ pub(crate) struct State {
     gone: Vec<Gone>,
     /// Processes that are refused, whose sources are gone.
     refused: HashSet<ProcessId>,
+    /// How to read everything.
+    whole: OnceLock<Plan>,
+}
+
+/// All cells of a tree, read in one sweep. Use one again and again: that saves its memory.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    sweep: Sweep,
+    groups: Vec<Arc<GroupDescriptor>>,
+}
+
+impl Snapshot {
+    /// The raw cells, whatever was cleared, by source and group: in the order of the group's values, a
+    /// histogram as its sum, if it has one, and its buckets. What departed sources left comes as cells
+    /// of its own.
+    pub fn cells(&self) -> impl Iterator<Item = (&Arc<GroupDescriptor>, &[u64])> {
+        self.sweep.cells.iter().map(|cells| (&self.groups[cells.group], self.sweep.words(cells)))
+    }
 }
 
 impl Tree {
@@ -118,6 +152,17 @@ impl Tree {
             gone: Mutex::default(),
             seen: Mutex::new(0),
         })
+    }
+
+    /// What the tree keeps now.
+    pub fn usage(&self) -> TreeUsage {
+        let state = self.read();
+        TreeUsage {
+            processes: state.processes.len() - state.refused.len(),
+            sources: state.sources.keys().filter(|key| key.1 != ROOT_ID).count(),
+            directories: state.dirs.len(),
+            baselines: state.baselines.count(),
+        }
     }
 
     pub(crate) fn owner(&self) -> Owner {
@@ -146,6 +191,17 @@ impl Tree {
             self.gone.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
         }
         state
+    }
+
+    /// Reads every cell.
+    pub fn snapshot(&self, snapshot: &mut Snapshot) {
+        self.settled(|state| {
+            state.read_plan(state.whole_plan(), &mut snapshot.sweep);
+            if snapshot.groups.len() != state.groups.len() {
+                snapshot.groups.clone_from(&state.groups);
+            }
+            ((), snapshot.sweep.outdated)
+        });
     }
 
     /// Runs `look` until the model that it looked at was not outdated; at most so often that a writer

@@ -97,6 +97,7 @@ impl State {
             baselines: Baselines::default(),
             gone: Vec::new(),
             refused: HashSet::new(),
+            whole: OnceLock::new(),
         }
     }
 
@@ -124,6 +125,7 @@ impl State {
 
     /// Lets go of a process that is refused: its sources disappear, counts and all.
     pub(super) fn let_go(&mut self, process: ProcessId) {
+        self.whole.take();
         let keys: Vec<_> = self.sources.keys().filter(|key| key.0 == process).copied().collect();
         for key in &keys {
             if key.1 != ROOT_ID {
@@ -161,6 +163,10 @@ impl State {
 
     /// Brings the model up to date with the sources that were touched.
     pub(super) fn reconcile(&mut self, process: ProcessId, touched: &[u64]) {
+        if touched.is_empty() {
+            return;
+        }
+        self.whole.take();
         let mut touched = touched.to_vec();
         touched.sort_unstable();
         touched.dedup();
@@ -371,14 +377,15 @@ impl State {
         }
     }
 
-    /// Counts a live source's groups in or out of its directory and those above.
+    /// Counts a live source's groups in or out of its directory and those above, but for the root,
+    /// which is no source and shows no values.
     fn count_groups(&mut self, key: SourceKey, add: bool) {
         let Some(source) = self.sources.get(&key) else { return };
         let (own, totals) = (source.own.clone(), source.totals.clone());
         let Some(shown_in) = self.shown_in(key) else { return };
         let itself = source.dir.is_some();
         let mut at = shown_in;
-        loop {
+        while at != ROOT_DIR {
             let Some(dir) = self.dirs.get_mut(&at) else { return };
             let mut changed = false;
             if itself && at == shown_in {
@@ -394,9 +401,6 @@ impl State {
                 let parent = Node::Dir(at).ino();
                 let names = files.names().map(|name| Gone { parent, name: name.to_owned() });
                 self.gone.extend(names);
-            }
-            if at == ROOT_DIR {
-                return;
             }
             at = self.dirs[&at].parent;
         }

@@ -138,10 +138,8 @@ impl State {
         let sweep = self.sweep(&sources, want);
         self.each_shown(&sweep, want, |account, _, value, shown| match account {
             Account::Live(_) if !departed => total.add(value, shown, false),
-            Account::Departed(key) if departed => {
-                if directory.members.contains(&key) {
-                    total.add(value, shown, true);
-                }
+            Account::Departed(key) if departed && directory.members.contains(&key) => {
+                total.add(value, shown, true);
             }
             Account::Departed(_) if !own => total.add(value, shown, true),
             _ => {}
@@ -212,11 +210,11 @@ impl State {
         may_enter: &dyn Fn(DirId) -> bool,
         out: &mut Vec<u8>,
     ) -> bool {
-        let sources = self.sources_of(dir);
-        let sweep = self.sweep(&sources, Want::All);
+        let sweep = self.sweep_dir(dir);
         let mut totals = self.own_totals(&sweep);
         self.sum_up(dir, &mut totals);
         if sweep.outdated {
+            let sources = self.sources_of(dir);
             let all = &mut totals.entry(dir).or_default().all;
             self.account_for_gone(&sweep, &sources, |identity, value, minus| {
                 all.entry(identity).or_insert_with(|| Total::new(value)).add(value, minus, true);
@@ -230,7 +228,7 @@ impl State {
     /// Appends `path value` for every file of a directory's `.departed`.
     pub(crate) fn write_flat_departed(&self, dir: DirId, files: &Files, out: &mut Vec<u8>) -> bool {
         let Some(directory) = self.dirs.get(&dir) else { return false };
-        let sweep = self.sweep(&self.sources_of(dir), Want::All);
+        let sweep = self.sweep_dir(dir);
         let mut totals = DirTotals::default();
         self.each_shown(&sweep, Want::All, |account, identity, value, shown| {
             if let Account::Departed(key) = account
@@ -253,10 +251,7 @@ impl State {
     fn own_totals(&self, sweep: &Sweep) -> HashMap<DirId, DirTotals> {
         let mut totals: HashMap<DirId, DirTotals> = HashMap::new();
         self.each_shown(sweep, Want::All, |account, identity, value, shown| {
-            let (key, departed) = match account {
-                Account::Live(key) => (key, false),
-                Account::Departed(key) => (key, true),
-            };
+            let (key, departed) = (account.key(), matches!(account, Account::Departed(_)));
             let own = self.sources.get(&key).and_then(|source| source.dir);
             let Some(dir) = self.shown_in(key) else { return };
             let at = totals.entry(dir).or_default();

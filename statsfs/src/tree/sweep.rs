@@ -1,19 +1,21 @@
 //! Reading cells: every block of a set of sources, each counted exactly once, whatever comes, goes and
 //! is folded meanwhile.
 //!
-//! A process selects the copy of each accumulator when it is brought up to date. A sweep is right if no
-//! fold came between that and the sweep's end (`segment::process`, "Reading sums"); if one did, the sweep
-//! is [outdated](Sweep::outdated), and is to be made again.
+//! Which blocks are read, and on whose account, is a [`Plan`], made from the model; reading it touches
+//! nothing but cells. A process selects the copy of each accumulator when it is brought up to date, so a
+//! sweep is right if no fold came between that and the sweep's end (`segment::process`, "Reading
+//! sums"); if one did, the sweep is [outdated](Sweep::outdated), and is to be made again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::files::IdentityId;
-use super::model::Reach;
+use super::inode::DirId;
+use super::model::{ROOT_DIR, Reach};
 use super::{GroupId, ProcessId, SourceKey, State};
 use crate::aggregate::combine;
 use crate::segment::process::{BlockRef, Reading};
-use crate::value::{GroupDescriptor, Semantics};
+use crate::value::{Descriptor, Semantics};
 
 /// On whose account cells are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,37 +26,11 @@ pub(crate) enum Account {
     Departed(SourceKey),
 }
 
-/// The cells of one group on one account: raw, all slots combined.
-#[derive(Clone, Debug)]
-pub(crate) struct Cells {
-    pub(crate) account: Account,
-    pub(crate) group: GroupId,
-    words: Range<usize>,
-}
-
-/// What a sweep read.
-#[derive(Debug, Default)]
-pub(crate) struct Sweep {
-    pub(crate) cells: Vec<Cells>,
-    words: Vec<u64>,
-    /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
-    /// made again.
-    pub(crate) outdated: bool,
-    /// Blocks that a writer changed faster than they could be read: only a hostile writer can.
-    pub(crate) torn: usize,
-}
-
-impl Sweep {
-    /// The words of some cells: all of the group's, or those of the one value that was asked for.
-    pub(crate) fn words(&self, cells: &Cells) -> &[u64] {
-        &self.words[cells.words.clone()]
-    }
-
-    fn clear(&mut self) {
-        self.cells.clear();
-        self.words.clear();
-        self.outdated = false;
-        self.torn = 0;
+impl Account {
+    pub(crate) fn key(self) -> SourceKey {
+        match self {
+            Self::Live(key) | Self::Departed(key) => key,
+        }
     }
 }
 
@@ -67,46 +43,61 @@ pub(crate) enum Want {
     Value(IdentityId),
 }
 
-/// Accumulates the cells of one account and group.
-struct Reader<'a> {
-    state: &'a State,
-    want: Want,
-    out: &'a mut Sweep,
-    index: HashMap<(Account, GroupId), usize>,
-    buffer: Vec<u64>,
+/// The blocks of one group that are on one account.
+#[derive(Debug)]
+struct Step {
+    account: Account,
+    group: GroupId,
+    /// The one value that is wanted, or all.
+    value: Option<usize>,
+    words: Range<usize>,
+    blocks: Vec<BlockRef>,
+}
+
+/// Which blocks to read.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    steps: Vec<Step>,
+    processes: BTreeSet<ProcessId>,
+    words: usize,
+}
+
+/// The cells of one group on one account: raw, all slots combined.
+#[derive(Clone, Debug)]
+pub(crate) struct Cells {
+    pub(crate) account: Account,
+    pub(crate) group: GroupId,
+    words: Range<usize>,
+}
+
+/// What a sweep read. May be used again, which saves its memory.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    pub(crate) cells: Vec<Cells>,
+    words: Vec<u64>,
+    scratch: Vec<u64>,
+    /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
+    /// made again.
+    pub(crate) outdated: bool,
+    /// Blocks that a writer changed faster than they could be read: only a hostile writer can.
+    pub(crate) torn: usize,
+}
+
+impl Sweep {
+    /// The words of some cells: all of the group's, or those of the one value that was asked for.
+    pub(crate) fn words(&self, cells: &Cells) -> &[u64] {
+        &self.words[cells.words.clone()]
+    }
 }
 
 impl State {
-    /// Reads the cells of `sources`, which are in order from the top down.
-    pub(crate) fn sweep(&self, sources: &[SourceKey], want: Want) -> Sweep {
-        let mut out = Sweep::default();
-        self.sweep_into(sources, want, &mut out);
-        out
-    }
-
-    /// As [`sweep`](Self::sweep), into a buffer that was used before.
-    pub(crate) fn sweep_into(&self, sources: &[SourceKey], want: Want, out: &mut Sweep) {
-        out.clear();
-        let mut of_process: HashMap<ProcessId, Vec<SourceKey>> = HashMap::new();
+    /// The plan that reads `sources`.
+    pub(crate) fn plan(&self, sources: &[SourceKey], want: Want) -> Plan {
+        let mut plan = Plan::default();
+        let mut departed: HashMap<(Account, GroupId), usize> = HashMap::new();
         for key in sources {
-            of_process.entry(key.0).or_default().push(*key);
-        }
-        for (process, sources) in of_process {
-            let mut reader =
-                Reader { state: self, want, out, index: HashMap::new(), buffer: Vec::new() };
-            reader.read(&sources);
-            out.outdated |= !self.processes[process].is_current();
-        }
-    }
-}
-
-impl Reader<'_> {
-    fn read(&mut self, sources: &[SourceKey]) {
-        let state = self.state;
-        for key in sources {
-            let process = &state.processes[key.0];
-            let (Some(model), Some(record)) = (state.sources.get(key), process.source(key.1))
-            else {
+            let process = &self.processes[key.0];
+            let (Some(model), Some(record)) = (self.sources.get(key), process.source(key.1)) else {
                 continue;
             };
             let (own, left) = match model.reach {
@@ -117,84 +108,129 @@ impl Reader<'_> {
                 }
             };
             for group in &record.groups {
-                let Some(value) = self.wanted(&group.group) else { continue };
-                let slots = group.slots.iter().map(|block| (block, own));
-                let accumulator = group.accumulator.iter().map(|block| (block, left));
-                for (block, account) in slots.chain(accumulator) {
-                    match self.read_block(key.0, block, &group.group, value) {
-                        Reading::Cells { retired: Some(retired), .. }
-                            if process.is_folded(retired) => {}
-                        Reading::Cells { .. } => self.add(account, &group.group, value),
-                        Reading::Gone => self.out.outdated = true,
-                        Reading::Torn => self.out.torn += 1,
+                let Some(id) = self.group_id(&group.group) else { continue };
+                let value = match want {
+                    Want::All => None,
+                    Want::Value(identity) => match self.identities.value_of(id, identity) {
+                        Some(value) => Some(value),
+                        None => continue,
+                    },
+                };
+                let words = value
+                    .map_or_else(|| group.group.words(), |v| group.group.values()[v].ty.cells());
+                let of_slots = (own, &group.slots[..]);
+                let of_departed = (left, group.accumulator.as_slice());
+                for (account, blocks) in [of_slots, of_departed] {
+                    if blocks.is_empty() {
+                        continue;
                     }
+                    let next = plan.steps.len();
+                    let at = match account {
+                        Account::Live(_) => next,
+                        Account::Departed(_) => *departed.entry((account, id)).or_insert(next),
+                    };
+                    if at == next {
+                        let range = plan.words..plan.words + words;
+                        plan.words = range.end;
+                        let blocks = Vec::with_capacity(blocks.len());
+                        plan.steps.push(Step { account, group: id, value, words: range, blocks });
+                        plan.processes.insert(key.0);
+                    }
+                    plan.steps[at].blocks.extend_from_slice(blocks);
                 }
             }
         }
+        plan
     }
 
-    /// Whether a group is wanted, and which of its values: `None` of them means all.
-    fn wanted(&self, group: &std::sync::Arc<GroupDescriptor>) -> Option<Option<usize>> {
-        match self.want {
-            Want::All => Some(None),
-            Want::Value(identity) => {
-                let id = self.state.group_id(group)?;
-                self.state.identities.value_of(id, identity).map(Some)
+    /// The plan that reads everything; kept until the structure changes.
+    pub(crate) fn whole_plan(&self) -> &Plan {
+        self.whole.get_or_init(|| self.plan(&self.sources_of(ROOT_DIR), Want::All))
+    }
+
+    /// Reads all cells in and below a directory.
+    pub(crate) fn sweep_dir(&self, dir: DirId) -> Sweep {
+        if dir != ROOT_DIR {
+            return self.sweep(&self.sources_of(dir), Want::All);
+        }
+        let mut out = Sweep::default();
+        self.read_plan(self.whole_plan(), &mut out);
+        out
+    }
+
+    /// Reads the cells of `sources`.
+    pub(crate) fn sweep(&self, sources: &[SourceKey], want: Want) -> Sweep {
+        let mut out = Sweep::default();
+        self.read_plan(&self.plan(sources, want), &mut out);
+        out
+    }
+
+    /// Reads the cells that a plan of this state of the model names.
+    pub(crate) fn read_plan(&self, plan: &Plan, out: &mut Sweep) {
+        out.cells.clear();
+        out.words.clear();
+        out.words.resize(plan.words, 0);
+        (out.outdated, out.torn) = (false, 0);
+        for step in &plan.steps {
+            if self.read_step(step, out) {
+                let Step { account, group, .. } = *step;
+                out.cells.push(Cells { account, group, words: step.words.clone() });
             }
         }
+        out.outdated |= plan.processes.iter().any(|process| !self.processes[*process].is_current());
     }
 
-    fn read_block(
-        &mut self,
-        process: ProcessId,
-        block: &BlockRef,
-        group: &GroupDescriptor,
-        value: Option<usize>,
-    ) -> Reading {
-        let process = &self.state.processes[process];
-        let len = value.map_or_else(|| block.words(), |v| group.values()[v].ty.cells());
-        self.buffer.clear();
-        self.buffer.resize(len, 0);
-        match value {
-            None => process.read(block, &mut self.buffer),
-            Some(value) => process.read_value(block, value, &mut self.buffer),
-        }
-    }
-
-    /// Adds what is in the buffer to an account; of departed cells only what is cumulative.
-    fn add(
-        &mut self,
-        account: Account,
-        group: &std::sync::Arc<GroupDescriptor>,
-        value: Option<usize>,
-    ) {
-        let departed = matches!(account, Account::Departed(_));
-        let Some(id) = self.state.group_id(group) else { return };
-        let out = &mut *self.out;
-        let known = *self.index.entry((account, id)).or_insert_with(|| {
-            let start = out.words.len();
-            out.words.resize(start + self.buffer.len(), 0);
-            let words = start..out.words.len();
-            out.cells.push(Cells { account, group: id, words });
-            out.cells.len() - 1
-        });
-        let words = &mut out.words[out.cells[known].words.clone()];
-        let values = match value {
-            Some(value) => std::slice::from_ref(&group.values()[value]),
-            None => group.values(),
-        };
-        let mut at = 0;
-        for value in values {
-            for _ in 0..value.ty.cells() {
-                let cell = self.buffer[at];
-                words[at] = match (value.semantics, departed) {
-                    // Departed counts are 64-bit sums, whatever the width of the cells was.
-                    (Semantics::Cumulative, true) => words[at].wrapping_add(cell),
-                    (_, true) => 0,
-                    (semantics, false) => combine(value.ty, semantics, words[at], cell),
-                };
-                at += 1;
+    /// Reads the blocks of one step. False if there was none that counts by itself.
+    #[inline]
+    fn read_step(&self, step: &Step, out: &mut Sweep) -> bool {
+        let process = &self.processes[step.account.key().0];
+        let departed = matches!(step.account, Account::Departed(_));
+        let words = &mut out.words[step.words.clone()];
+        let mut found = false;
+        for block in &step.blocks {
+            // What is alone on its account is read where it stays.
+            let alone = !found && !departed;
+            if !alone {
+                out.scratch.resize(words.len(), 0);
             }
+            let to = if alone { &mut *words } else { &mut out.scratch[..] };
+            let reading = match step.value {
+                None => process.read(block, to),
+                Some(value) => process.read_value(block, value, to),
+            };
+            match reading {
+                // It is in its target's cells. Where that was read in place, nothing was found.
+                Reading::Cells { retired: Some(retired), .. } if process.is_folded(retired) => {}
+                Reading::Cells { .. } => {
+                    found = true;
+                    if !alone {
+                        let values = match step.value {
+                            None => self.groups[step.group].values(),
+                            Some(value) => &self.groups[step.group].values()[value..=value],
+                        };
+                        add(values, departed, words, &out.scratch);
+                    }
+                }
+                Reading::Gone => out.outdated = true,
+                Reading::Torn => out.torn += 1,
+            }
+        }
+        found
+    }
+}
+
+/// Adds the cells of one block to those of its account; of what departed only what is cumulative, and
+/// in 64 bits whatever the width of the cells was.
+fn add(values: &[Descriptor], departed: bool, words: &mut [u64], cells: &[u64]) {
+    let mut at = 0;
+    for value in values {
+        for _ in 0..value.ty.cells() {
+            words[at] = match (value.semantics, departed) {
+                (Semantics::Cumulative, true) => words[at].wrapping_add(cells[at]),
+                (_, true) => 0,
+                (semantics, false) => combine(value.ty, semantics, words[at], cells[at]),
+            };
+            at += 1;
         }
     }
 }

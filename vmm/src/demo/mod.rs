@@ -150,7 +150,7 @@ fn watch(
         if now >= refresh {
             if !options.quiet {
                 let rows = sampler.sample().map_err(reading)?;
-                display.show(&render(&rows)).map_err(output)?;
+                display.show(&rows).map_err(output)?;
             }
             // In step, but without catching up on what was missed while the process was stopped.
             while refresh <= now {
@@ -174,7 +174,7 @@ fn print_totals(mut rows: Vec<Row>, elapsed: Duration) -> io::Result<()> {
     }
     let mut out = io::stdout().lock();
     writeln!(out, "Totals after {:.1} s; statistics are no longer mounted", elapsed.as_secs_f64())?;
-    for line in render(&rows) {
+    for line in render(&rows, Display::new().width_now()) {
         writeln!(out, "{line}")?;
     }
     out.flush()

@@ -1,5 +1,6 @@
 //! What the demo shows, read from the mounted tree as any program would.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,37 +23,24 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Reads a directory of the tree.
-    ///
-    /// # Errors
-    /// What reading says, or that a file is not a number.
-    pub fn read(directory: &Path) -> io::Result<Self> {
-        let mut by_reason = [0; REASONS.len()];
-        for (value, reason) in by_reason.iter_mut().zip(REASONS) {
-            *value = number(&directory.join(format!("user_exit_{reason}")))?;
-        }
-        Ok(Self {
-            by_reason,
-            // After the parts, so that the rest is never negative.
-            exits: number(&directory.join("user_exits"))?,
-            mean_ns: number(&directory.join("user_handle_time/mean"))?,
-            p99_ns: number(&directory.join("user_handle_time/p99"))?,
-        })
-    }
-
     /// Exits for other reasons.
     pub fn others(&self) -> u64 {
         self.exits.saturating_sub(self.by_reason.iter().sum())
     }
-}
 
-fn number(path: &Path) -> io::Result<u64> {
-    let named = |what: String| format!("{}: {what}", path.display());
-    let text = fs::read_to_string(path)
-        .map_err(|error| io::Error::new(error.kind(), named(error.to_string())))?;
-    text.trim_end()
-        .parse()
-        .map_err(|_| io::Error::other(named(format!("{:?} is not a number", text.trim_end()))))
+    /// Where the value of this file goes, if it is one of those shown.
+    fn field(&mut self, file: &str) -> Option<&mut u64> {
+        match file {
+            "user_exits" => Some(&mut self.exits),
+            "user_handle_time/mean" => Some(&mut self.mean_ns),
+            "user_handle_time/p99" => Some(&mut self.p99_ns),
+            _ => {
+                let reason = file.strip_prefix("user_exit_")?;
+                let at = REASONS.iter().position(|known| *known == reason)?;
+                Some(&mut self.by_reason[at])
+            }
+        }
+    }
 }
 
 /// One line of the table.
@@ -68,61 +56,102 @@ pub struct Row {
     pub rate: f64,
 }
 
-/// Reads the directories of all guests and vCPUs, and remembers the last reading for the rates.
+/// What is known of a row between two readings.
+struct Known {
+    guest: String,
+    vcpu: String,
+    /// Exits at the last reading.
+    exits: u64,
+}
+
+/// Reads the values of all guests and vCPUs, and remembers the last reading for the rates.
 pub struct Sampler {
-    /// In the order of the rows: the names, the directory, the exits at the last reading.
-    rows: Vec<(String, String, PathBuf, u64)>,
+    file: PathBuf,
+    rows: Vec<Known>,
+    /// The row of each directory, by its path in the file.
+    by_directory: HashMap<String, usize>,
     last: Instant,
+}
+
+/// The values of one file, and which row's they are.
+fn parse(
+    text: &str,
+    by_directory: &HashMap<String, usize>,
+    rows: usize,
+) -> io::Result<Vec<Sample>> {
+    let mut samples = vec![Sample::default(); rows];
+    let mut found = vec![0; rows];
+    for line in text.lines() {
+        let Some((path, value)) = line.split_once(' ') else { continue };
+        let Some(at) = path.find("/user_") else { continue };
+        let (directory, file) = (&path[..at], &path[at + 1..]);
+        let Some(&row) = by_directory.get(directory) else { continue };
+        if let Some(field) = samples[row].field(file) {
+            *field = value
+                .parse()
+                .map_err(|_| io::Error::other(format!("{path}: {value:?} is not a number")))?;
+            found[row] += 1;
+        }
+    }
+    match found.iter().position(|n| *n != REASONS.len() + 3) {
+        None => Ok(samples),
+        Some(row) => {
+            let directory = by_directory.iter().find(|(_, at)| **at == row);
+            let directory = directory.map_or("", |(directory, _)| directory);
+            Err(io::Error::other(format!("{directory} is not in it as it should be")))
+        }
+    }
 }
 
 impl Sampler {
     /// A sampler of guests whose sources (`<pid>-<name>`) and names are given, below the mount at
     /// `mount`.
     pub fn new(mount: &Path, guests: &[(String, String)], vcpus: u32) -> Self {
-        let kvm = mount.join("kvm");
         let mut rows = Vec::new();
+        let mut by_directory = HashMap::new();
+        let mut add = |guest: &str, vcpu: &str, directory: String| {
+            by_directory.insert(directory, rows.len());
+            rows.push(Known { guest: guest.to_string(), vcpu: vcpu.to_string(), exits: 0 });
+        };
         for (source, name) in guests {
-            let directory = kvm.join(source);
             for vcpu in 0..vcpus {
-                rows.push((
-                    name.clone(),
-                    vcpu.to_string(),
-                    directory.join(format!("vcpu{vcpu}")),
-                    0,
-                ));
+                add(name, &vcpu.to_string(), format!("kvm/{source}/vcpu{vcpu}"));
             }
             if vcpus > 1 {
-                rows.push((name.clone(), "all".to_string(), directory, 0));
+                add(name, "all", format!("kvm/{source}"));
             }
         }
         if guests.len() > 1 {
-            rows.push(("all".to_string(), String::new(), kvm, 0));
+            add("all", "", "kvm".to_string());
         }
-        Self { rows, last: Instant::now() }
+        // One file of one sweep, so that the rows agree with each other.
+        Self { file: mount.join("kvm/.stats/flat"), rows, by_directory, last: Instant::now() }
     }
 
     /// Reads everything now. Rates are since the last call.
     ///
     /// # Errors
-    /// What reading says.
+    /// What reading says, or that something is not there.
     pub fn sample(&mut self) -> io::Result<Vec<Row>> {
         let now = Instant::now();
+        let samples = fs::read_to_string(&self.file)
+            .and_then(|text| parse(&text, &self.by_directory, self.rows.len()))
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", self.file.display()))
+            })?;
         let seconds = (now - self.last).as_secs_f64().max(1e-9);
         self.last = now;
-        self.rows
-            .iter_mut()
-            .map(|(guest, vcpu, directory, last)| {
-                let sample = Sample::read(directory)?;
-                let new = sample.exits.saturating_sub(*last);
-                *last = sample.exits;
-                Ok(Row {
-                    guest: guest.clone(),
-                    vcpu: vcpu.clone(),
-                    sample,
-                    rate: new as f64 / seconds,
-                })
-            })
-            .collect()
+        let row = |(known, sample): (&mut Known, Sample)| {
+            let new = sample.exits.saturating_sub(known.exits);
+            known.exits = sample.exits;
+            Row {
+                guest: known.guest.clone(),
+                vcpu: known.vcpu.clone(),
+                sample,
+                rate: new as f64 / seconds,
+            }
+        };
+        Ok(self.rows.iter_mut().zip(samples).map(row).collect())
     }
 }
 
@@ -130,37 +159,42 @@ impl Sampler {
 mod tests {
     use super::*;
 
-    fn write(directory: &Path, exits: u64, parts: [u64; 5]) {
-        fs::create_dir_all(directory.join("user_handle_time")).unwrap();
-        let file = |name: &str, n: u64| fs::write(directory.join(name), format!("{n}\n")).unwrap();
-        file("user_exits", exits);
+    /// The lines of one directory.
+    fn lines(directory: &str, exits: u64, parts: [u64; 5]) -> String {
+        let mut text = format!("{directory}/user_exits {exits}\n{directory}/thread_id 7\n");
         for (reason, n) in REASONS.iter().zip(parts) {
-            file(&format!("user_exit_{reason}"), n);
+            text += &format!("{directory}/user_exit_{reason} {n}\n");
         }
-        file("user_handle_time/mean", 1500);
-        file("user_handle_time/p99", 4096);
+        text += &format!("{directory}/user_exit_shutdown 3\n{directory}/user_time_hlt 4\n");
+        text += &format!("{directory}/user_handle_time/count {exits}\n");
+        text += &format!("{directory}/user_handle_time/mean 1500\n");
+        text + &format!("{directory}/user_handle_time/p99 4096\n")
+    }
+
+    fn sampler(mount: &Path) -> Sampler {
+        let guests = [("7-demo0".into(), "demo0".into()), ("7-demo1".into(), "demo1".into())];
+        Sampler::new(mount, &guests, 2)
     }
 
     #[test]
     fn every_vcpu_every_guest_and_all_together_are_read() {
         let dir = tempfile::tempdir().unwrap();
-        let kvm = dir.path().join("kvm");
-        for guest in ["7-demo0", "7-demo1"] {
-            for vcpu in ["vcpu0", "vcpu1"] {
-                write(&kvm.join(guest).join(vcpu), 20, [1, 2, 3, 4, 5]);
-            }
-            write(&kvm.join(guest), 40, [2, 4, 6, 8, 10]);
+        fs::create_dir_all(dir.path().join("kvm/.stats")).unwrap();
+        let mut text = lines("kvm", 80, [4, 8, 12, 16, 20]);
+        for guest in ["kvm/7-demo0", "kvm/7-demo1", "kvm/8-other"] {
+            text += &lines(guest, 40, [2, 4, 6, 8, 10]);
+            text += &lines(&format!("{guest}/vcpu0"), 20, [1, 2, 3, 4, 5]);
+            text += &lines(&format!("{guest}/vcpu1"), 20, [1, 2, 3, 4, 5]);
         }
-        write(&kvm, 80, [4, 8, 12, 16, 20]);
-        let guests = [("7-demo0".into(), "demo0".into()), ("7-demo1".into(), "demo1".into())];
-        let mut sampler = Sampler::new(dir.path(), &guests, 2);
+        fs::write(dir.path().join("kvm/.stats/flat"), &text).unwrap();
+        let mut sampler = sampler(dir.path());
         let rows = sampler.sample().unwrap();
         let names: Vec<_> = rows.iter().map(|r| format!("{}/{}", r.guest, r.vcpu)).collect();
         assert_eq!(
             names,
             ["demo0/0", "demo0/1", "demo0/all", "demo1/0", "demo1/1", "demo1/all", "all/"]
         );
-        assert_eq!(rows[0].sample.exits, 20);
+        assert_eq!((rows[0].sample.exits, rows[2].sample.exits), (20, 40));
         assert_eq!(rows[0].sample.others(), 5);
         assert_eq!(rows[6].sample.by_reason, [4, 8, 12, 16, 20]);
         assert_eq!((rows[0].sample.mean_ns, rows[0].sample.p99_ns), (1500, 4096));
@@ -171,11 +205,16 @@ mod tests {
     #[test]
     fn what_can_not_be_read_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Sample::read(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("user_exit_io_in"), "{error}");
-        write(dir.path(), 1, [0; 5]);
-        fs::write(dir.path().join("user_exits"), "x\n").unwrap();
-        let error = Sample::read(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("user_exits") && error.contains("\"x\""), "{error}");
+        let mut sampler = sampler(dir.path());
+        let error = sampler.sample().unwrap_err().to_string();
+        assert!(error.contains(".stats/flat") && error.contains("No such file"), "{error}");
+        fs::create_dir_all(dir.path().join("kvm/.stats")).unwrap();
+        let file = dir.path().join("kvm/.stats/flat");
+        fs::write(&file, lines("kvm", 1, [0; 5])).unwrap();
+        let error = sampler.sample().unwrap_err().to_string();
+        assert!(error.contains("kvm/7-demo0/vcpu0 is not"), "{error}");
+        fs::write(&file, "kvm/user_exits x\n").unwrap();
+        let error = sampler.sample().unwrap_err().to_string();
+        assert!(error.contains("kvm/user_exits: \"x\" is not a number"), "{error}");
     }
 }

@@ -5,43 +5,84 @@ use std::io::{self, IsTerminal, Write};
 
 use super::sample::{REASONS, Row};
 
+/// How wide a table may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// As wide as exact numbers need.
+    Full,
+    /// At most 80 columns: large numbers are rounded.
+    Narrow,
+}
+
+/// Columns that a full table needs.
+const FULL: usize = 117;
+
 /// Renders rows as aligned text, a line each, the header first.
-pub fn render(rows: &[Row]) -> Vec<String> {
-    let mut lines = Vec::with_capacity(rows.len() + 1);
-    let mut header = format!("{:<8} {:>4} {:>9} {:>11}", "GUEST", "VCPU", "EXITS/S", "EXITS");
-    for reason in REASONS {
-        write!(header, " {:>10}", reason.to_uppercase()).expect("writing to a string");
-    }
-    write!(header, " {:>8} {:>9} {:>9}", "OTHER", "MEAN", "P99").expect("writing to a string");
-    lines.push(header);
-    for row in rows {
+pub fn render(rows: &[Row], width: Width) -> Vec<String> {
+    let narrow = width == Width::Narrow;
+    let names: [&str; REASONS.len()] = if narrow {
+        ["IN", "OUT", "MMIOR", "MMIOW", "HLT"]
+    } else {
+        ["IO_IN", "IO_OUT", "MMIO_READ", "MMIO_WRITE", "HLT"]
+    };
+    let count = |n: u64| if narrow { rounded(n) } else { n.to_string() };
+    // The widths of the exits, of the times and of the other counts.
+    let (all, time, each) = if narrow { (8, 7, 5) } else { (11, 9, 10) };
+    let line =
+        |guest: &str, vcpu: &str, rate: &str, exits: &str, times: [&str; 2], parts: &[String]| {
+            let mut line = format!("{guest:<6}{vcpu:>4} {rate:>7} {exits:>all$}");
+            for text in times {
+                write!(line, " {text:>time$}").expect("writing to a string");
+            }
+            for text in parts {
+                write!(line, " {text:>each$}").expect("writing to a string");
+            }
+            line
+        };
+    let header: Vec<_> = names.into_iter().chain(["OTHER"]).map(str::to_string).collect();
+    let mut lines = vec![line("GUEST", "VCPU", "EXITS/S", "EXITS", ["MEAN", "P99"], &header)];
+    lines.extend(rows.iter().map(|row| {
         let sample = &row.sample;
-        let mut line =
-            format!("{:<8} {:>4} {:>9.0} {:>11}", row.guest, row.vcpu, row.rate, sample.exits);
-        for count in sample.by_reason {
-            write!(line, " {count:>10}").expect("writing to a string");
-        }
-        write!(
-            line,
-            " {:>8} {:>9} {:>9}",
-            sample.others(),
-            duration(sample.mean_ns),
-            duration(sample.p99_ns)
+        let parts: Vec<_> =
+            sample.by_reason.into_iter().chain([sample.others()]).map(count).collect();
+        line(
+            &row.guest,
+            &row.vcpu,
+            &format!("{:.0}", row.rate),
+            &count(sample.exits),
+            [&duration(sample.mean_ns), &duration(sample.p99_ns)],
+            &parts,
         )
-        .expect("writing to a string");
-        lines.push(line);
-    }
+    }));
     lines
+}
+
+/// A count in at most five characters.
+fn rounded(n: u64) -> String {
+    const UNITS: [(u64, char); 6] = [
+        (10_u64.pow(18), 'E'),
+        (10_u64.pow(15), 'P'),
+        (10_u64.pow(12), 'T'),
+        (1_000_000_000, 'G'),
+        (1_000_000, 'M'),
+        (1_000, 'k'),
+    ];
+    if n < 100_000 {
+        return n.to_string();
+    }
+    let (unit, name) = UNITS.into_iter().find(|(unit, _)| n >= *unit).unwrap_or((1, ' '));
+    let (whole, tenth) = (n / unit, n % unit / (unit / 10).max(1));
+    if whole < 100 { format!("{whole}.{tenth}{name}") } else { format!("{whole}{name}") }
 }
 
 /// A time of so many nanoseconds for people.
 fn duration(ns: u64) -> String {
     let value = ns as f64;
     match ns {
-        0..1_000 => format!("{ns} ns"),
-        1_000..1_000_000 => format!("{:.1} us", value / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} ms", value / 1e6),
-        _ => format!("{:.1} s", value / 1e9),
+        0..1_000 => format!("{ns}ns"),
+        1_000..1_000_000 => format!("{:.1}us", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1}ms", value / 1e6),
+        _ => format!("{:.1}s", value / 1e9),
     }
 }
 
@@ -62,12 +103,25 @@ impl Display {
     ///
     /// # Errors
     /// What writing says.
-    pub fn show(&mut self, lines: &[String]) -> io::Result<()> {
+    pub fn show(&mut self, rows: &[Row]) -> io::Result<()> {
         let size = self.terminal.then(terminal_size).flatten();
-        let text = self.paint(lines, size);
+        let text = self.paint(&render(rows, self.width(size)), size);
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;
         out.flush()
+    }
+
+    /// The width for tables on this terminal; elsewhere nothing limits it.
+    pub fn width_now(&self) -> Width {
+        self.width(self.terminal.then(terminal_size).flatten())
+    }
+
+    fn width(&self, size: Option<(usize, usize)>) -> Width {
+        match size {
+            Some((columns, _)) if columns >= FULL => Width::Full,
+            _ if !self.terminal => Width::Full,
+            _ => Width::Narrow,
+        }
     }
 
     fn paint(&mut self, lines: &[String], size: Option<(usize, usize)>) -> String {
@@ -129,21 +183,41 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_aligned_and_complete() {
-        let lines = render(&rows(2));
-        assert_eq!(lines.len(), 3);
-        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{lines:#?}");
-        for column in ["GUEST", "EXITS/S", "IO_IN", "MMIO_WRITE", "HLT", "OTHER", "MEAN", "P99"] {
-            assert!(lines[0].contains(column));
+    fn columns_are_aligned_complete_and_fit() {
+        for (width, most) in [(Width::Full, FULL), (Width::Narrow, 80)] {
+            let lines = render(&rows(2), width);
+            assert_eq!(lines.len(), 3);
+            assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{lines:#?}");
+            assert!(lines[0].len() <= most, "{}", lines[0].len());
+            for column in ["GUEST", "EXITS/S", "MEAN", "P99", "IN ", "OUT ", "HLT", "OTHER"] {
+                assert!(lines[0].contains(column), "{column}");
+            }
+            assert!(lines[1].contains(" 100 ") && lines[1].ends_with(" 85"), "{}", lines[1]);
+            assert!(lines[1].contains("950ns") && lines[1].contains("12.3us"), "{}", lines[1]);
         }
-        assert!(lines[1].ends_with("      85    950 ns   12.3 us"), "{}", lines[1]);
+    }
+
+    #[test]
+    fn rounded_counts_have_at_most_five_characters() {
+        for (n, text) in [
+            (0, "0"),
+            (99_999, "99999"),
+            (100_000, "100k"),
+            (999_999, "999k"),
+            (1_250_000, "1.2M"),
+            (99_990_000, "99.9M"),
+            (123_456_789, "123M"),
+            (u64::MAX, "18.4E"),
+        ] {
+            assert_eq!(rounded(n), text);
+        }
     }
 
     #[test]
     fn without_a_terminal_there_are_no_control_codes() {
         let mut display = Display { terminal: false, shown: 0 };
         for _ in 0..2 {
-            let text = display.paint(&render(&rows(3)), None);
+            let text = display.paint(&render(&rows(3), Width::Full), None);
             assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
             assert_eq!(text.lines().count(), 5);
         }
@@ -152,7 +226,7 @@ mod tests {
     #[test]
     fn a_terminal_is_repainted_in_place_and_never_overflows() {
         let mut display = Display { terminal: true, shown: 0 };
-        let lines = render(&rows(10));
+        let lines = render(&rows(10), Width::Full);
         let first = display.paint(&lines, Some((40, 24)));
         assert!(!first.contains('\x1b'));
         assert!(first.lines().all(|line| line.chars().count() <= 40));
@@ -166,11 +240,11 @@ mod tests {
     #[test]
     fn times_have_a_unit_that_fits() {
         for (ns, text) in [
-            (0, "0 ns"),
-            (999, "999 ns"),
-            (1_000, "1.0 us"),
-            (2_500_000, "2.5 ms"),
-            (3_000_000_000, "3.0 s"),
+            (0, "0ns"),
+            (999, "999ns"),
+            (1_000, "1.0us"),
+            (2_500_000, "2.5ms"),
+            (3_000_000_000, "3.0s"),
         ] {
             assert_eq!(duration(ns), text);
         }
