@@ -137,7 +137,17 @@ impl Flat {
         for directory in vcpus.iter().chain([&machine, &"kvm".to_string()]) {
             self.assert_balanced(directory);
         }
-        let first = format!("{}/user_", vcpus[0]);
+        self.assert_sums_of("user_");
+    }
+
+    /// Asserts that the vCPUs' values whose names begin like this add up to the machine's and `kvm`'s.
+    ///
+    /// # Panics
+    /// If they do not.
+    pub fn assert_sums_of(&self, prefix: &str) {
+        let machine = self.machine();
+        let vcpus = self.vcpus(&machine);
+        let first = format!("{}/{prefix}", vcpus[0]);
         let values = self.0.range(first.clone()..).take_while(|(path, _)| path.starts_with(&first));
         for (path, _) in values {
             let name = &path[vcpus[0].len() + 1..];

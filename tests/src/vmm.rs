@@ -314,6 +314,12 @@ impl Running {
         self.child.try_wait().expect("it is a child").is_some()
     }
 
+    /// Kills it, unless something else does, and waits for its end. Returns the signal that ended it.
+    pub fn kill_and_wait(mut self) -> Option<i32> {
+        let _ = self.child.kill();
+        self.child.wait().expect("it is a child").signal()
+    }
+
     /// What it says on standard error; waits for its end.
     fn stderr(&mut self) -> String {
         self.stderr.take().expect("asked once").join().expect("it is text")
