@@ -23,6 +23,10 @@ impl Feed for Own {
     fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
         self.0.wait_changed(seen, timeout)
     }
+
+    fn interrupt(&self) {
+        self.0.0.announce();
+    }
 }
 
 /// Why a process could not mount its own tree.
@@ -44,15 +48,55 @@ pub struct Embedded {
     tree: Arc<Tree>,
 }
 
+impl Owner {
+    /// This process's own user and group.
+    pub fn this_process() -> Self {
+        // SAFETY: plain system calls without arguments.
+        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        Self { uid, gid }
+    }
+
+    /// The same with another group, the readers of private directories; `None` if there is none of that
+    /// name.
+    pub fn with_readers(self, group: &str) -> Option<Self> {
+        let name = std::ffi::CString::new(group).ok()?;
+        let mut buffer = vec![0; 16 << 10];
+        let mut entry = std::mem::MaybeUninit::<libc::group>::uninit();
+        let mut found = std::ptr::null_mut();
+        // SAFETY: the name is a C string; the other pointers are to live memory, as long as stated.
+        let failed = unsafe {
+            libc::getgrnam_r(
+                name.as_ptr(),
+                entry.as_mut_ptr(),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+                &mut found,
+            )
+        };
+        if failed != 0 || found.is_null() {
+            return None;
+        }
+        // SAFETY: the call succeeded and found the group, so `entry` is what `found` points to.
+        Some(Self { gid: unsafe { entry.assume_init() }.gr_gid, ..self })
+    }
+}
+
 impl Registry {
-    /// A tree of this registry, read through its own segments as any other process would.
+    /// A tree of this registry, read through its own segments as any other process would, owned by this
+    /// process's user and group.
     ///
     /// # Errors
     /// [`TreeError`] if the segments can not be mapped.
     pub fn tree(&self) -> Result<Tree, TreeError> {
-        // SAFETY: plain system calls without arguments.
-        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-        Tree::new(Own(self.clone()), Owner { uid, gid })
+        self.tree_of(Owner::this_process())
+    }
+
+    /// As [`tree`](Self::tree), with another owner.
+    ///
+    /// # Errors
+    /// [`TreeError`] if the segments can not be mapped.
+    pub fn tree_of(&self, owner: Owner) -> Result<Tree, TreeError> {
+        Tree::new(Own(self.clone()), owner)
     }
 }
 
@@ -66,7 +110,19 @@ impl Embedded {
         path: &Path,
         options: MountOptions,
     ) -> Result<Self, EmbeddedError> {
-        let tree = Arc::new(registry.tree()?);
+        Self::mount_tree(registry.tree()?, path, options)
+    }
+
+    /// Mounts a tree at `path`.
+    ///
+    /// # Errors
+    /// [`EmbeddedError`] says what is missing, and what to do.
+    pub fn mount_tree(
+        tree: Tree,
+        path: &Path,
+        options: MountOptions,
+    ) -> Result<Self, EmbeddedError> {
+        let tree = Arc::new(tree);
         let mount = Mount::new(tree.clone(), path, options)?;
         Ok(Self { mount, tree })
     }

@@ -1,4 +1,81 @@
-//! Live statistics as a file tree, in the style of the statsfs RFC.
+//! Live statistics as a file tree, in the style of the `/sys/kernel/stats` of the statsfs RFC (Paolo
+//! Bonzini, 2019), in user space.
+//!
+//! A program declares *values* with [`stats!`], puts them into *sources*, and counts: an increment is one
+//! unlocked instruction on memory that nobody else writes. Whoever reads pays instead: every source is a
+//! directory, every value a file, every directory also shows the totals of all that is below it, and a
+//! file is made when it is read. A reader never stops, locks or slows a writer. Writing `0` to a file
+//! clears what it shows.
+//!
+//! ```
+//! use std::fs;
+//! use statsfs::{Embedded, Registry, fs::MountOptions, stats};
+//!
+//! stats! {
+//!     /// What a worker does.
+//!     pub struct Worker: "worker", prefix "worker_" {
+//!         /// Requests answered.
+//!         worker_requests: Counter,
+//!         /// Time to answer one.
+//!         worker_time: Histogram<Microseconds> { buckets: 24 },
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Two sources: a daemon, and below it its pool of workers.
+//! let registry = Registry::new()?;
+//! let daemon = registry.create_source("mydaemon")?;
+//! let pool = registry.create_source("pool0")?;
+//! daemon.add_subordinate(&pool)?;
+//! daemon.register()?;
+//!
+//! // Two threads count in it, each in a slot of its own.
+//! let threads: Vec<_> = (0..2)
+//!     .map(|_| {
+//!         let slot = pool.add_values::<Worker>().unwrap();
+//!         std::thread::spawn(move || {
+//!             for n in 0..1000 {
+//!                 slot.worker_requests.inc();
+//!                 slot.worker_time.record(n % 100);
+//!             }
+//!         })
+//!     })
+//!     .collect();
+//!
+//! // The tree is mounted, and anyone who may can read it.
+//! let dir = tempfile::tempdir()?;
+//! let mounted = Embedded::mount(&registry, dir.path(), MountOptions::new())?;
+//! for thread in threads {
+//!     thread.join().unwrap();
+//! }
+//! let read = |path: &str| fs::read_to_string(dir.path().join(path));
+//! assert_eq!(read("mydaemon/pool0/worker_requests")?, "2000\n");
+//! assert_eq!(read("mydaemon/worker_requests")?, "2000\n");
+//! assert_eq!(read("mydaemon/pool0/worker_time/count")?, "2000\n");
+//! fs::write(dir.path().join("mydaemon/pool0/worker_requests"), "0")?;
+//! assert_eq!(read("mydaemon/worker_requests")?, "0\n");
+//! mounted.unmount()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it works
+//!
+//! ```text
+//! hot loop --> Slot (plain store) --> segment (memfd) --> tree (validate, aggregate) --> fs --> user
+//! ```
+//!
+//! Writer and reader share only the segment, a sealed memfd whose format is [`segment::layout`]: a
+//! process that mounts its own tree reads its own counters the way another process would. The reader
+//! trusts nothing that a segment says.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`value`], [`cell`], [`stats!`] | values: descriptors, groups, cells, the declaration |
+//! | [`Source`], [`Registry`], [`Slot`] | sources: making, filling and removing them; counting |
+//! | [`segment`] | the shared-memory format: layout, writer, validating reader |
+//! | [`tree`] | the merged view: directories, totals, clears |
+//! | [`fs`], [`Embedded`] | the FUSE file system and its mount |
 // The expansions of `stats!` name this crate; inside it they must find it too.
 extern crate self as statsfs;
 

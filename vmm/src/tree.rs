@@ -119,7 +119,13 @@ impl KvmTree {
     /// [`TreeError`] if the process has a machine of this name.
     pub fn add_machine(&self, name: &str) -> Result<MachineTree, TreeError> {
         let name = format!("{}-{name}", std::process::id());
-        let source = self.subordinate(Some(&self.source), &name)?;
+        // What one guest does is for its owner and the readers' group; the totals are for all.
+        let build = || {
+            let source = self.registry.source(&name).private().create()?;
+            self.source.add_subordinate(&source)?;
+            Ok(source)
+        };
+        let source = unless_full(build()).map_err(during(&name))?;
         Ok(MachineTree { kvm: self.clone(), name, source })
     }
 

@@ -426,7 +426,8 @@ impl State {
                 let stays = node.accumulators.contains_key(&key);
                 let (appears, disappears) =
                     (add && node.named.insert(key), none && !stays && node.named.remove(&key));
-                if appears || disappears {
+                // The root is no source: it shows no values.
+                if ancestor != ROOT_ID && (appears || disappears) {
                     let names = std::mem::take(&mut self.known[key].aggregates);
                     if appears {
                         self.add_names(ancestor, &names);
@@ -487,7 +488,7 @@ impl State {
         let ancestors = self.ancestors(source);
         if new_here {
             self.check_names(source, &self.known[key].own)?;
-            for ancestor in &ancestors {
+            for ancestor in ancestors.iter().filter(|id| **id != ROOT_ID) {
                 self.check_names(*ancestor, &self.known[key].aggregates)?;
             }
             self.reserve(options, &ancestors, &[key])?;
@@ -563,7 +564,7 @@ impl State {
         for directory in self.shown_in(parent) {
             self.check_names(directory, &shown)?;
         }
-        for directory in &chain {
+        for directory in chain.iter().filter(|id| **id != ROOT_ID) {
             for key in groups.keys() {
                 self.check_names(*directory, &self.known[*key].aggregates)?;
             }

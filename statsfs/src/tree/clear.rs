@@ -80,6 +80,11 @@ impl Baselines {
         self.departed.remove(&key);
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.live.values().chain(self.departed.values()).map(HashMap::len).sum()
+    }
+
     /// The groups of a live source that have baselines.
     pub(crate) fn live_groups(&self, key: SourceKey) -> impl Iterator<Item = (GroupId, &[u64])> {
         self.live.get(&key).into_iter().flatten().map(|(group, words)| (*group, &**words))

@@ -23,6 +23,7 @@ use thiserror::Error;
 
 use crate::fs::Gone;
 use crate::segment::SegmentError;
+use crate::segment::layout::ROOT_ID;
 use crate::segment::{Limits, Process};
 use crate::value::GroupDescriptor;
 
@@ -50,6 +51,9 @@ pub trait Feed: Send + Sync + 'static {
 
     /// Waits until something may have changed since `seen` was answered, at most for `timeout`.
     fn wait_changed(&self, seen: u64, timeout: Duration) -> u64;
+
+    /// Makes a running [`wait_changed`](Self::wait_changed) return early.
+    fn interrupt(&self) {}
 }
 
 /// Why a tree could not take a process in.
@@ -71,6 +75,20 @@ pub struct Owner {
     pub uid: u32,
     /// Group of every node: the readers' group, which private directories are open to.
     pub gid: u32,
+}
+
+/// What a tree keeps: everything returns to where it was when sources have come and gone, but for the
+/// baselines of the directories that they were in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeUsage {
+    /// Processes that are shown.
+    pub processes: usize,
+    /// Sources that have a record, attached or not, departed ones that are not folded yet included.
+    pub sources: usize,
+    /// Directories of sources, the root included.
+    pub directories: usize,
+    /// Baselines that clears left, one for each group of each source, or of what departed from one.
+    pub baselines: usize,
 }
 
 /// The tree; shared by the threads of the file system.
@@ -139,6 +157,17 @@ impl Tree {
         })
     }
 
+    /// What the tree keeps now.
+    pub fn usage(&self) -> TreeUsage {
+        let state = self.read();
+        TreeUsage {
+            processes: state.processes.len() - state.refused.len(),
+            sources: state.sources.keys().filter(|key| key.1 != ROOT_ID).count(),
+            directories: state.dirs.len(),
+            baselines: state.baselines.count(),
+        }
+    }
+
     pub(crate) fn owner(&self) -> Owner {
         self.owner
     }
@@ -200,6 +229,11 @@ impl Tree {
             }
         }
         unreachable!("the loop has no end")
+    }
+
+    /// Makes a running [`wait`](Self::wait) return early.
+    pub(crate) fn interrupt(&self) {
+        self.feed.interrupt();
     }
 
     /// Waits for changes and brings the tree up to date; appends what the kernel must forget.

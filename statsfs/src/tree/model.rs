@@ -377,14 +377,15 @@ impl State {
         }
     }
 
-    /// Counts a live source's groups in or out of its directory and those above.
+    /// Counts a live source's groups in or out of its directory and those above, but for the root,
+    /// which is no source and shows no values.
     fn count_groups(&mut self, key: SourceKey, add: bool) {
         let Some(source) = self.sources.get(&key) else { return };
         let (own, totals) = (source.own.clone(), source.totals.clone());
         let Some(shown_in) = self.shown_in(key) else { return };
         let itself = source.dir.is_some();
         let mut at = shown_in;
-        loop {
+        while at != ROOT_DIR {
             let Some(dir) = self.dirs.get_mut(&at) else { return };
             let mut changed = false;
             if itself && at == shown_in {
@@ -400,9 +401,6 @@ impl State {
                 let parent = Node::Dir(at).ino();
                 let names = files.names().map(|name| Gone { parent, name: name.to_owned() });
                 self.gone.extend(names);
-            }
-            if at == ROOT_DIR {
-                return;
             }
             at = self.dirs[&at].parent;
         }

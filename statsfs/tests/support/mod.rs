@@ -131,3 +131,5 @@ pub fn seed() -> u64 {
 pub fn rounds(n: usize) -> usize {
     if std::env::var_os("STATSFS_SOAK").is_some() { 20 * n } else { n }
 }
+
+pub mod churn;
