@@ -286,6 +286,7 @@ mod user {
         }
         // Someone is inside, so that only a lazy unmount succeeds.
         let mut reader = Reader::start(&path);
+        assert!(mount_line(&path).is_some());
         server.kill();
         eventually("the mount is gone", || mount_line(&path).is_none());
         assert!(reader.read().contains("not connected"));
