@@ -1,0 +1,92 @@
+//! Private mount namespaces: a command's own view of the machine.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn c(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Gives this thread its own mount namespace, from which nothing gets out. Async-signal-safe, so that it
+/// can be used between fork and exec.
+///
+/// # Errors
+/// What unshare(2) and mount(2) say.
+pub fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: no memory is involved; the thread's own view alone changes.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    let (none, root, flags) = (std::ptr::null(), c"/".as_ptr(), libc::MS_REC | libc::MS_PRIVATE);
+    // SAFETY: C strings, and null where nothing is looked at.
+    check(unsafe { libc::mount(none, root, none, flags, std::ptr::null()) })
+}
+
+/// Mounts a new file system of this kind.
+///
+/// # Errors
+/// What mount(2) says.
+pub fn mount(source: &str, at: &Path, kind: &str) -> io::Result<()> {
+    let (source, at, kind) = (CString::new(source)?, c(at)?, CString::new(kind)?);
+    // SAFETY: C strings that live across the call, and no data.
+    check(unsafe { libc::mount(source.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) })
+}
+
+/// Mounts a file or directory over another.
+///
+/// # Errors
+/// What mount(2) says.
+pub fn bind(source: &Path, at: &Path) -> io::Result<()> {
+    bind_c(&c(source)?, &c(at)?)
+}
+
+/// As [`bind`]; async-signal-safe.
+///
+/// # Errors
+/// What mount(2) says.
+pub fn bind_c(source: &CString, at: &CString) -> io::Result<()> {
+    let none = std::ptr::null();
+    // SAFETY: C strings that live across the call, and no data.
+    check(unsafe { libc::mount(source.as_ptr(), at.as_ptr(), none, libc::MS_BIND, none.cast()) })
+}
+
+/// Unmounts, even if it is in use.
+///
+/// # Errors
+/// What umount2(2) says.
+pub fn unmount(at: &Path) -> io::Result<()> {
+    let at = c(at)?;
+    // SAFETY: a C string that lives across the call.
+    check(unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) })
+}
+
+/// A device node for bind mounts: never the machine's own is changed.
+///
+/// # Errors
+/// What mknod(2) and chmod(2) say.
+pub fn make_device(at: &Path, major: u32, minor: u32, mode: u32) -> io::Result<()> {
+    let path = c(at)?;
+    let device = libc::makedev(major, minor);
+    // SAFETY: a C string that lives across the call.
+    check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | mode, device) })?;
+    // Whatever the umask is.
+    std::fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(mode))
+}
+
+/// What is mounted at a path, as far as this process sees: the types, from the bottom up.
+pub fn mounted_at(path: &Path) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    let path = path.to_str().expect("a plain path");
+    let mut kinds = Vec::new();
+    for line in table.lines() {
+        let mut fields = line.split(' ');
+        if fields.nth(4) == Some(path) {
+            kinds.extend(fields.skip_while(|field| *field != "-").nth(1).map(str::to_string));
+        }
+    }
+    kinds
+}

@@ -1,0 +1,65 @@
+//! The statistics of another process, read as a host's server would: through its segments, which the
+//! library's reader validates. The process itself may be stopped or dead.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use statsfs::tree::{Feed, Owner, Tree};
+
+use crate::flat::Flat;
+
+/// A process's segments, held open.
+#[derive(Debug)]
+struct Segments(Mutex<Vec<OwnedFd>>);
+
+impl Feed for Segments {
+    fn segments(&self) -> io::Result<Vec<OwnedFd>> {
+        self.0.lock().expect("nobody panics").iter().map(OwnedFd::try_clone).collect()
+    }
+
+    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
+        std::thread::sleep(timeout);
+        seen
+    }
+}
+
+/// Another process's tree.
+#[derive(Debug)]
+pub struct Outside(Tree);
+
+impl Outside {
+    /// Opens all segments of a process, in the order in which it made them.
+    ///
+    /// # Errors
+    /// If the process is gone, or has no segments yet, or they are refused.
+    pub fn attach(pid: u32) -> io::Result<Self> {
+        let mut segments = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+            let link = entry?.path();
+            let Ok(target) = std::fs::read_link(&link) else { continue };
+            let target = target.to_string_lossy();
+            let name =
+                target.strip_prefix("/memfd:statsfs-").and_then(|t| t.strip_suffix(" (deleted)"));
+            if let Some(index) = name.and_then(|name| name.parse::<u32>().ok()) {
+                segments.push((index, OwnedFd::from(File::open(&link)?)));
+            }
+        }
+        segments.sort_by_key(|(index, _)| *index);
+        if segments.is_empty() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let segments = segments.into_iter().map(|(_, fd)| fd).collect();
+        let tree = Tree::new(Segments(Mutex::new(segments)), Owner { uid: 0, gid: 0 });
+        tree.map(Self).map_err(io::Error::other)
+    }
+
+    /// All values, from one sweep.
+    pub fn flat(&self) -> Flat {
+        let mut text = Vec::new();
+        self.0.flat(&mut text);
+        Flat::parse(std::str::from_utf8(&text).expect("paths and numbers are text"))
+    }
+}

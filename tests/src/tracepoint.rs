@@ -1,0 +1,180 @@
+//! What the kernel saw: the tracepoint `kvm:kvm_userspace_exit`, which fires at every return of KVM_RUN
+//! with the reason and the error number.
+//!
+//! Counters are opened by the thread that will start the VMM, for itself and inherited by everything that
+//! it starts while they are open, so that no exit can happen before they count. The kernel adds a thread's
+//! counts to them before anyone can learn of its end: once a process has been waited for, they are exact.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::thread;
+
+use crate::namespace;
+
+/// KVM_EXIT_IO: a port was read or written.
+pub const IO: u32 = 2;
+/// KVM_EXIT_HLT.
+pub const HLT: u32 = 5;
+/// KVM_EXIT_MMIO: device memory was read or written.
+pub const MMIO: u32 = 6;
+/// KVM_EXIT_SHUTDOWN.
+pub const SHUTDOWN: u32 = 8;
+
+/// The part of `struct perf_event_attr` that its first version (64 bytes) has.
+#[repr(C)]
+#[derive(Default)]
+struct PerfEventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_events: u32,
+    bp_type: u32,
+    config1: u64,
+}
+
+const PERF_TYPE_TRACEPOINT: u32 = 2;
+/// The second bit of `flags`.
+const INHERIT: u64 = 1 << 1;
+/// `_IOW('$', 6, char *)`.
+const PERF_EVENT_IOC_SET_FILTER: libc::c_ulong = 0x4008_2406;
+
+/// The tracepoint's id, from the tracing file system. That is seldom mounted, so it is mounted for a moment
+/// where nobody else sees it.
+fn tracepoint_id() -> u64 {
+    static ID: OnceLock<u64> = OnceLock::new();
+    *ID.get_or_init(|| {
+        let read = || -> io::Result<u64> {
+            namespace::unshare_mounts()?;
+            let directory = tempfile::tempdir()?;
+            namespace::mount("tracefs", directory.path(), "tracefs")?;
+            let events = directory.path().join("events/kvm/kvm_userspace_exit");
+            let format = std::fs::read_to_string(events.join("format"))?;
+            for field in ["reason", "errno"] {
+                assert!(format.contains(&format!(" {field};")), "the tracepoint has changed:\n{format}");
+            }
+            let id = std::fs::read_to_string(events.join("id"))?;
+            namespace::unmount(directory.path())?;
+            id.trim().parse().map_err(io::Error::other)
+        };
+        // A thread of its own, so that nothing else of this process moves to the new namespace.
+        thread::spawn(read).join().expect("the tracepoint is as expected").unwrap_or_else(|error| {
+            panic!(
+                "the tracepoint kvm:kvm_userspace_exit can not be found ({error}): run the tests as root, on \
+                 a kernel with CONFIG_FTRACE, and load KVM (`modprobe kvm_intel` or `modprobe kvm_amd`)"
+            )
+        })
+    })
+}
+
+/// Counts the tracepoint's events that a filter lets through.
+#[derive(Debug)]
+struct Counter(File);
+
+impl Counter {
+    fn open(filter: Option<&str>) -> io::Result<Self> {
+        let attr = PerfEventAttr {
+            kind: PERF_TYPE_TRACEPOINT,
+            size: size_of::<PerfEventAttr>() as u32,
+            config: tracepoint_id(),
+            flags: INHERIT,
+            ..Default::default()
+        };
+        const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+        // SAFETY: the structure is as large as it says; this thread, any CPU, no group.
+        let fd = unsafe {
+            libc::syscall(libc::SYS_perf_event_open, &attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC)
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let counter = Self(unsafe { File::from_raw_fd(fd as i32) });
+        if let Some(filter) = filter {
+            let filter = std::ffi::CString::new(filter)?;
+            // SAFETY: an open counter and a string that lives across the call.
+            let set = unsafe {
+                libc::ioctl(counter.0.as_raw_fd(), PERF_EVENT_IOC_SET_FILTER, filter.as_ptr())
+            };
+            if set < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(counter)
+    }
+
+    fn get(&self) -> u64 {
+        let mut bytes = [0; 8];
+        (&self.0).read_exact(&mut bytes).expect("a counter can be read");
+        u64::from_ne_bytes(bytes)
+    }
+}
+
+/// How often KVM_RUN returned in what this thread starts from now on.
+#[derive(Debug)]
+pub struct KvmReturns {
+    all: Counter,
+    failed: Counter,
+    interrupted: Counter,
+    reasons: Vec<(u32, Counter)>,
+}
+
+impl KvmReturns {
+    /// Counts all returns of KVM_RUN, and those with these reasons.
+    ///
+    /// # Panics
+    /// If the kernel does not let us.
+    pub fn watch(reasons: &[u32]) -> Self {
+        let open = |filter: Option<&str>| {
+            Counter::open(filter).unwrap_or_else(|error| {
+                let paranoid = Path::new("/proc/sys/kernel/perf_event_paranoid");
+                let paranoid = std::fs::read_to_string(paranoid).unwrap_or_default();
+                panic!(
+                    "perf_event_open of kvm:kvm_userspace_exit, filter {filter:?}: {error}: run the tests as root \
+                     (kernel.perf_event_paranoid is {})",
+                    paranoid.trim()
+                )
+            })
+        };
+        Self {
+            all: open(None),
+            failed: open(Some("errno<0")),
+            interrupted: open(Some("errno==-4")),
+            reasons: reasons
+                .iter()
+                // A return that failed carries the reason of some return before.
+                .map(|reason| (*reason, open(Some(&format!("reason=={reason} && errno>=0")))))
+                .collect(),
+        }
+    }
+
+    /// All returns.
+    pub fn all(&self) -> u64 {
+        self.all.get()
+    }
+
+    /// Those with an error.
+    pub fn failed(&self) -> u64 {
+        self.failed.get()
+    }
+
+    /// Those with EINTR.
+    pub fn interrupted(&self) -> u64 {
+        self.interrupted.get()
+    }
+
+    /// Those without an error that have this reason.
+    ///
+    /// # Panics
+    /// If it is not one of those to be watched.
+    pub fn with_reason(&self, reason: u32) -> u64 {
+        let found = self.reasons.iter().find(|(watched, _)| *watched == reason);
+        found.unwrap_or_else(|| panic!("reason {reason} is not watched")).1.get()
+    }
+}

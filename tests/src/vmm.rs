@@ -1,0 +1,450 @@
+//! Runs `vmm run` with everything in a private directory, and leaves nothing behind, whatever happens.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::flat::Flat;
+use crate::guest::{Mode, Step, program};
+use crate::{binary, namespace};
+
+/// Longer than anything takes on a busy machine: what is not there by then does not come.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Fails with the line that fixes it if the machine lacks what the tests need.
+///
+/// # Panics
+/// If it does.
+pub fn require_host() {
+    // SAFETY: no arguments and no effects.
+    let uid = unsafe { libc::geteuid() };
+    assert_eq!(
+        uid, 0,
+        "these tests mount and look into processes: run them as root, `sudo -E cargo test`"
+    );
+    for (device, fix) in [
+        ("/dev/kvm", "load KVM, `modprobe kvm_intel` or `modprobe kvm_amd`"),
+        ("/dev/fuse", "load FUSE, `modprobe fuse`"),
+    ] {
+        let opened = File::options().read(true).write(true).open(device);
+        assert!(opened.is_ok(), "{device}: {}: {fix}", opened.unwrap_err());
+    }
+}
+
+/// Waits until `done` says so.
+///
+/// # Panics
+/// If it does not, within [`PATIENCE`].
+pub fn wait_until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(done) = done() {
+            return done;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A `vmm run` to be started.
+#[derive(Debug)]
+pub struct Vmm {
+    directory: TempDir,
+    command: Command,
+    cpus: u32,
+    mounted: bool,
+    blocked: bool,
+    stdin: Option<Stdio>,
+}
+
+impl Vmm {
+    /// Of a guest that does these steps, mounted, with the final statistics written.
+    pub fn new(mode: Mode, steps: &[Step]) -> Self {
+        let vmm = Self::of_program(&program(mode, steps));
+        match mode {
+            // The guest finds no device memory above 1 MiB otherwise.
+            Mode::Real => vmm.args(["--entry", "real", "--memory", "1M"]),
+            Mode::Long => vmm.args(["--entry", "long"]),
+        }
+    }
+
+    /// Of a guest with this program, mounted, with the final statistics written.
+    pub fn of_program(bytes: &[u8]) -> Self {
+        require_host();
+        let directory =
+            tempfile::Builder::new().prefix("statsfs-test-").tempdir().expect("a place");
+        let mut command = Command::new(binary::vmm());
+        let file = directory.path().join("guest.bin");
+        std::fs::write(&file, bytes).expect("a program");
+        command.args(["run", "--name", "test", "--flat"]).arg(file);
+        command.arg("--stats-out").arg(directory.path().join("final"));
+        command.env_remove("XDG_RUNTIME_DIR");
+        Self { directory, command, cpus: 1, mounted: true, blocked: false, stdin: None }
+    }
+
+    /// With this number of vCPUs.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// With more arguments.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.command.args(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Not published.
+    #[must_use]
+    pub fn unmounted(mut self) -> Self {
+        self.mounted = false;
+        self
+    }
+
+    /// With a console that takes nothing until it is released: a vCPU that sends a byte stays there.
+    #[must_use]
+    pub fn blocked_console(mut self) -> Self {
+        self.blocked = true;
+        self
+    }
+
+    /// With this standard input instead of none.
+    #[must_use]
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
+    /// With a change to the command, such as another user, or another view of the machine.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Command)) -> Self {
+        change(&mut self.command);
+        self
+    }
+
+    /// The private directory, where the guest's program, the mount and the final statistics are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts it, without waiting for anything.
+    pub fn start(self) -> Running {
+        let Self { directory, mut command, cpus, mounted, blocked, stdin } = self;
+        let mount = directory.path().join("mount");
+        if mounted {
+            command.arg("--mount").arg(&mount);
+        } else {
+            command.arg("--no-publish");
+        }
+        command.args(["--cpus", &cpus.to_string()]);
+        command.stdin(stdin.unwrap_or_else(Stdio::null)).stderr(Stdio::piped());
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        if blocked {
+            fill(&mut writer);
+        }
+        command.stdout(writer);
+        // A test that is killed leaves nothing that runs.
+        // SAFETY: prctl(2) is async-signal-safe, and this call takes no pointer.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().expect("the command was built");
+        // With it go the write ends of the pipe that are ours.
+        drop(command);
+        let mut stderr = child.stderr.take().expect("it is a pipe");
+        let stderr = thread::spawn(move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).expect("messages are text");
+            text
+        });
+        let mut running = Running {
+            directory,
+            child,
+            stdout: Stdout::Held(reader, blocked),
+            stderr: Some(stderr),
+            mount,
+        };
+        if !blocked {
+            running.release();
+        }
+        running
+    }
+
+    /// Starts it, and waits until it is mounted.
+    ///
+    /// # Panics
+    /// If it ends before.
+    pub fn start_mounted(self) -> Running {
+        assert!(self.mounted);
+        let mut running = self.start();
+        let kvm = running.mount.join("kvm");
+        wait_until("the mount", || {
+            if let Some(status) = running.child.try_wait().expect("it is a child") {
+                // It may have been quick.
+                assert!(status.success(), "{status}: {}", running.stderr());
+                return Some(());
+            }
+            // Another user's mount is closed to us.
+            (kvm.exists() || !namespace::mounted_at(&running.mount).is_empty()).then_some(())
+        });
+        running
+    }
+
+    /// Runs it to its end.
+    pub fn run(self) -> Ended {
+        self.start().wait()
+    }
+}
+
+/// Makes a pipe as small as can be, and fills it.
+fn fill(writer: &mut io::PipeWriter) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: an open descriptor, and no pointer.
+    let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, FILL) };
+    assert_eq!(size, FILL as i32, "F_SETPIPE_SZ: {}", io::Error::last_os_error());
+    writer.write_all(&[0; FILL]).expect("there is just so much room");
+}
+
+/// One page: what the smallest pipe holds.
+const FILL: usize = 4096;
+
+#[derive(Debug)]
+enum Stdout {
+    /// Not read yet; whether it was filled.
+    Held(io::PipeReader, bool),
+    Read(JoinHandle<Vec<u8>>),
+    Taken,
+}
+
+/// A `vmm` that was started. Dropping it kills it and takes its mount away.
+#[derive(Debug)]
+pub struct Running {
+    directory: TempDir,
+    child: Child,
+    stdout: Stdout,
+    stderr: Option<JoinHandle<String>>,
+    mount: PathBuf,
+}
+
+impl Running {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its mount point.
+    pub fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// The machine's directory, from the mount's root.
+    pub fn machine(&self) -> String {
+        format!("kvm/{}-test", self.pid())
+    }
+
+    /// A path in the mount.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.mount.join(path)
+    }
+
+    /// The private directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// All values, through the mount, from one sweep.
+    pub fn flat(&self) -> Flat {
+        Flat::read(&self.path(".stats/flat"))
+    }
+
+    /// One file's number, through the mount.
+    pub fn value(&self, path: &str) -> u64 {
+        let path = self.path(path);
+        let text = std::fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        text.strip_suffix('\n')
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("{} says {text:?}", path.display()))
+    }
+
+    /// Waits until the machine has made so many exits, in all.
+    pub fn wait_for_exits(&self, exits: u64) {
+        let path = format!("{}/user_exits", self.machine());
+        wait_until("exits", || (self.value(&path) >= exits).then_some(()));
+    }
+
+    /// Lets the console take what is sent, from now on.
+    pub fn release(&mut self) {
+        let Stdout::Held(reader, filled) = std::mem::replace(&mut self.stdout, Stdout::Taken)
+        else {
+            panic!("the console has been released");
+        };
+        self.stdout = Stdout::Read(thread::spawn(move || {
+            let mut reader = reader;
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).expect("a pipe can be read");
+            if filled {
+                bytes.drain(..FILL);
+            }
+            bytes
+        }));
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: the child has not been waited for, so the id is still its own.
+        let sent = unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+        assert_eq!(sent, 0, "kill: {}", io::Error::last_os_error());
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is a child").is_some()
+    }
+
+    /// Kills it, unless something else does, and waits for its end. Returns the signal that ended it.
+    pub fn kill_and_wait(mut self) -> Option<i32> {
+        let _ = self.child.kill();
+        self.child.wait().expect("it is a child").signal()
+    }
+
+    /// What it says on standard error; waits for its end.
+    fn stderr(&mut self) -> String {
+        self.stderr.take().expect("asked once").join().expect("it is text")
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end within [`PATIENCE`].
+    pub fn wait(mut self) -> Ended {
+        if matches!(self.stdout, Stdout::Held(..)) {
+            self.release();
+        }
+        let started = Instant::now();
+        let status = wait_until("the end of the VMM", || self.child.try_wait().expect("a child"));
+        let took = started.elapsed();
+        let Stdout::Read(stdout) = std::mem::replace(&mut self.stdout, Stdout::Taken) else {
+            unreachable!("it has been released");
+        };
+        let stdout = stdout.join().expect("it could be read");
+        let stderr = self.stderr();
+        let mounts = namespace::mounted_at(&self.mount);
+        let stats = std::fs::read_to_string(self.directory().join("final")).ok();
+        Ended {
+            status,
+            took,
+            stdout,
+            stderr,
+            stats,
+            mounts,
+            mount: self.mount.clone(),
+            running: self,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // No effect if it has ended: the library knows.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        while !namespace::mounted_at(&self.mount).is_empty() {
+            if namespace::unmount(&self.mount).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// A `vmm` that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its status.
+    pub status: ExitStatus,
+    /// How long it took from when it was waited for.
+    pub took: Duration,
+    /// What the guest sent to the console.
+    pub stdout: Vec<u8>,
+    /// What it said.
+    pub stderr: String,
+    /// The final statistics, if they were written.
+    pub stats: Option<String>,
+    /// What was still mounted at its end.
+    pub mounts: Vec<String>,
+    /// Where it was mounted.
+    pub mount: PathBuf,
+    running: Running,
+}
+
+impl Ended {
+    /// The exit status.
+    ///
+    /// # Panics
+    /// If a signal ended it.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| {
+            panic!("signal {:?} ended it: {}", self.status.signal(), self.stderr)
+        })
+    }
+
+    /// The final statistics.
+    ///
+    /// # Panics
+    /// If they were not written.
+    pub fn flat(&self) -> Flat {
+        let text = self.stats.as_deref();
+        Flat::parse(text.unwrap_or_else(|| panic!("no statistics were written: {}", self.stderr)))
+    }
+
+    /// Asserts that it ended with this status, and left nothing behind.
+    ///
+    /// # Panics
+    /// If it did not, or did.
+    #[track_caller]
+    pub fn assert(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "{}: {}", self.status, self.stderr);
+        self.assert_clean();
+        self
+    }
+
+    /// Asserts that it left neither a mount nor a mount point.
+    ///
+    /// # Panics
+    /// If it did.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        assert_eq!(self.mounts, [""; 0], "the mount is gone");
+        assert!(!self.mount.exists(), "the mount point, which it made, is gone");
+    }
+
+    /// Asserts that its only message is one line which contains all of these.
+    ///
+    /// # Panics
+    /// If it is not.
+    #[track_caller]
+    pub fn assert_says(&self, parts: &[&str]) {
+        let line = self.stderr.strip_suffix('\n').unwrap_or(&self.stderr);
+        assert!(!line.contains('\n'), "one line: {line}");
+        for part in parts {
+            assert!(line.contains(part), "{part:?} is not in: {line}");
+        }
+    }
+
+    /// The private directory, which is still there.
+    pub fn directory(&self) -> &Path {
+        self.running.directory()
+    }
+}
