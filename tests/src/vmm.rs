@@ -61,7 +61,9 @@ pub struct Vmm {
     cpus: u32,
     mounted: bool,
     blocked: bool,
+    deaf: bool,
     stdin: Option<Stdio>,
+    mount: PathBuf,
 }
 
 impl Vmm {
@@ -86,7 +88,17 @@ impl Vmm {
         command.args(["run", "--name", "test", "--flat"]).arg(file);
         command.arg("--stats-out").arg(directory.path().join("final"));
         command.env_remove("XDG_RUNTIME_DIR");
-        Self { directory, command, cpus: 1, mounted: true, blocked: false, stdin: None }
+        let mount = directory.path().join("mount");
+        Self {
+            directory,
+            command,
+            cpus: 1,
+            mounted: true,
+            blocked: false,
+            deaf: false,
+            stdin: None,
+            mount,
+        }
     }
 
     /// With this number of vCPUs.
@@ -117,6 +129,46 @@ impl Vmm {
         self
     }
 
+    /// With a console whose output nobody reads, nor ever will: a broken pipe.
+    #[must_use]
+    pub fn deaf_console(mut self) -> Self {
+        self.deaf = true;
+        self
+    }
+
+    /// Mounted here.
+    #[must_use]
+    pub fn mount_at(mut self, path: &Path) -> Self {
+        self.mount = path.to_path_buf();
+        self
+    }
+
+    /// Run by this user, who is then given the private directory.
+    #[must_use]
+    pub fn as_user(mut self, uid: u32) -> Self {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let directory = self.directory.path();
+        let entries = std::fs::read_dir(directory).expect("it is ours").flatten();
+        for path in entries.map(|entry| entry.path()).chain([directory.to_path_buf()]) {
+            chown(&path, Some(uid), Some(uid)).expect("root may");
+        }
+        // The target directory may be closed to this user.
+        let copy = directory.join("vmm");
+        std::fs::copy(binary::vmm(), &copy).expect("the command was built");
+        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("root may");
+        let mut command = Command::new(copy);
+        command.args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.uid(uid).gid(uid).current_dir("/");
+        self.command = command;
+        self
+    }
+
     /// With this standard input instead of none.
     #[must_use]
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
@@ -138,8 +190,7 @@ impl Vmm {
 
     /// Starts it, without waiting for anything.
     pub fn start(self) -> Running {
-        let Self { directory, mut command, cpus, mounted, blocked, stdin } = self;
-        let mount = directory.path().join("mount");
+        let Self { directory, mut command, cpus, mounted, blocked, deaf, stdin, mount } = self;
         if mounted {
             command.arg("--mount").arg(&mount);
         } else {
@@ -152,6 +203,7 @@ impl Vmm {
             fill(&mut writer);
         }
         command.stdout(writer);
+        let stdout = if deaf { Stdout::Deaf } else { Stdout::Held(reader, blocked) };
         // A test that is killed leaves nothing that runs.
         // SAFETY: prctl(2) is async-signal-safe, and this call takes no pointer.
         unsafe {
@@ -169,14 +221,8 @@ impl Vmm {
             stderr.read_to_string(&mut text).expect("messages are text");
             text
         });
-        let mut running = Running {
-            directory,
-            child,
-            stdout: Stdout::Held(reader, blocked),
-            stderr: Some(stderr),
-            mount,
-        };
-        if !blocked {
+        let mut running = Running { directory, child, stdout, stderr: Some(stderr), mount };
+        if !blocked && !deaf {
             running.release();
         }
         running
@@ -196,8 +242,11 @@ impl Vmm {
                 assert!(status.success(), "{status}: {}", running.stderr());
                 return Some(());
             }
-            // Another user's mount is closed to us.
-            (kvm.exists() || !namespace::mounted_at(&running.mount).is_empty()).then_some(())
+            match std::fs::metadata(&kvm) {
+                Ok(_) => Some(()),
+                // Another user's mount is closed to us.
+                Err(error) => (error.kind() == io::ErrorKind::PermissionDenied).then_some(()),
+            }
         });
         running
     }
@@ -225,7 +274,8 @@ enum Stdout {
     /// Not read yet; whether it was filled.
     Held(io::PipeReader, bool),
     Read(JoinHandle<Vec<u8>>),
-    Taken,
+    /// Closed from the beginning, or moved elsewhere.
+    Deaf,
 }
 
 /// A `vmm` that was started. Dropping it kills it and takes its mount away.
@@ -287,8 +337,7 @@ impl Running {
 
     /// Lets the console take what is sent, from now on.
     pub fn release(&mut self) {
-        let Stdout::Held(reader, filled) = std::mem::replace(&mut self.stdout, Stdout::Taken)
-        else {
+        let Stdout::Held(reader, filled) = std::mem::replace(&mut self.stdout, Stdout::Deaf) else {
             panic!("the console has been released");
         };
         self.stdout = Stdout::Read(thread::spawn(move || {
@@ -336,10 +385,10 @@ impl Running {
         let started = Instant::now();
         let status = wait_until("the end of the VMM", || self.child.try_wait().expect("a child"));
         let took = started.elapsed();
-        let Stdout::Read(stdout) = std::mem::replace(&mut self.stdout, Stdout::Taken) else {
-            unreachable!("it has been released");
+        let stdout = match std::mem::replace(&mut self.stdout, Stdout::Deaf) {
+            Stdout::Read(stdout) => stdout.join().expect("it could be read"),
+            _ => Vec::new(),
         };
-        let stdout = stdout.join().expect("it could be read");
         let stderr = self.stderr();
         let mounts = namespace::mounted_at(&self.mount);
         let stats = std::fs::read_to_string(self.directory().join("final")).ok();
