@@ -23,6 +23,10 @@ impl Feed for Own {
     fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
         self.0.wait_changed(seen, timeout)
     }
+
+    fn interrupt(&self) {
+        self.0.0.announce();
+    }
 }
 
 /// Why a process could not mount its own tree.

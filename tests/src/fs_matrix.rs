@@ -354,6 +354,12 @@ fn writes(place: &Place<'_>) {
     expect("second write", twice.write(b"0").map(drop), libc::EINVAL);
     twice.seek(SeekFrom::Start(0)).unwrap();
     expect("write after lseek(0)", twice.write(b"0").map(drop), 0);
+    let mut appending = open(file, libc::O_WRONLY | libc::O_APPEND).unwrap();
+    // The kernel puts each behind the one before; every one is whole.
+    for _ in 0..3 {
+        expect("appending", appending.write(b"0\n").map(drop), 0);
+    }
+    assert_eq!(value(), "0\n");
     place.filled();
     expect("pwrite at 0", at(0).map(drop), 0);
     assert_eq!(value(), "0\n");

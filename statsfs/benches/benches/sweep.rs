@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use statsfs::tree::Snapshot;
 use statsfs::value::LabelSet;
 use statsfs::{Registry, RegistryOptions, Slot, Source, stats};
 use statsfs_benches::{Comparison, Options, escape, pin, timed};
@@ -92,6 +93,14 @@ fn main() {
     let cells = || blocks.iter().flat_map(|block| block.value.iter());
 
     let mut copy: Vec<u64> = Vec::with_capacity(blocks.len() * VALUES);
+    let start = Instant::now();
+    let tree = host.registry.tree().expect("a registry's own segments");
+    let mut snapshot = Snapshot::default();
+    tree.snapshot(&mut snapshot);
+    options.say(format_args!(
+        "attached, validated and read for the first time in {:.1} s",
+        start.elapsed().as_secs_f64()
+    ));
     let mut c = Comparison::new("All values of a host");
     c.case("bare sweep: load and add", |n| {
         timed(|| {
@@ -109,5 +118,19 @@ fn main() {
             }
         })
     });
+    c.case("snapshot into a buffer", |n| {
+        timed(|| {
+            for _ in 0..n {
+                tree.snapshot(&mut snapshot);
+                escape(&snapshot);
+            }
+        })
+    });
+    c.budget(3.0);
     c.run(options);
+    // It is what was counted.
+    let counted = cells().fold(0_u64, |sum, cell| sum.wrapping_add(cell.get()));
+    let read =
+        snapshot.cells().flat_map(|(_, words)| words).fold(0, |a: u64, b| a.wrapping_add(*b));
+    assert_eq!(read, counted);
 }

@@ -192,8 +192,13 @@ impl Shared {
             }
         }
         drop(state);
+        self.announce();
+        result
+    }
+
+    /// Wakes whoever waits for changes.
+    pub(crate) fn announce(&self) {
         *self.changes.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.changed.notify_all();
-        result
     }
 }

@@ -34,6 +34,9 @@ use self::inode::DirId;
 use self::model::{Dir, SourceModel};
 use self::sweep::{Plan, Sweep};
 
+/// Names that the kernel must forget are collected up to about this number.
+const MAX_GONE: usize = 4096;
+
 /// A process's place in the tree.
 pub(crate) type ProcessId = usize;
 /// The tree's number for a group, the same for the equal groups of all processes.
@@ -51,6 +54,9 @@ pub trait Feed: Send + Sync + 'static {
 
     /// Waits until something may have changed since `seen` was answered, at most for `timeout`.
     fn wait_changed(&self, seen: u64, timeout: Duration) -> u64;
+
+    /// Makes a running [`wait_changed`](Self::wait_changed) return early.
+    fn interrupt(&self) {}
 }
 
 /// Why a tree could not take a process in.
@@ -188,7 +194,12 @@ impl Tree {
         state.refresh(&*self.feed, force);
         let gone = std::mem::take(&mut state.gone);
         if !gone.is_empty() {
-            self.gone.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
+            let mut all = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            // Where nobody waits for them they would gather for ever. Forgetting them costs a kernel
+            // that does know the names a round trip each: what is not there answers ESTALE.
+            if all.len() < MAX_GONE {
+                all.extend(gone);
+            }
         }
         state
     }
@@ -226,6 +237,11 @@ impl Tree {
             }
         }
         unreachable!("the loop has no end")
+    }
+
+    /// Makes a running [`wait`](Self::wait) return early.
+    pub(crate) fn interrupt(&self) {
+        self.feed.interrupt();
     }
 
     /// Waits for changes and brings the tree up to date; appends what the kernel must forget.

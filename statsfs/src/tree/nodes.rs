@@ -136,21 +136,7 @@ impl Tree {
         found.ok_or(NOT_THERE)
     }
 
-    /// Whether a caller may go into a directory: not into another's private one.
-    fn may_enter(&self, state: &State, caller: Caller, dir: DirId) -> bool {
-        let mut at = dir;
-        while let Some(directory) = state.dirs.get(&at) {
-            if directory.private && !self.is_reader(caller) {
-                return false;
-            }
-            if at == ROOT_DIR {
-                break;
-            }
-            at = directory.parent;
-        }
-        true
-    }
-
+    /// Whether a caller may go into private directories.
     fn is_reader(&self, caller: Caller) -> bool {
         caller.uid == 0
             || caller.uid == self.owner.uid
@@ -161,19 +147,10 @@ impl Tree {
     /// Appends every file in and below the root, `path value` a line: what `.stats/flat` of the root
     /// shows its owner.
     pub fn flat(&self, out: &mut Vec<u8>) {
-        self.write_flat_of(ROOT_DIR, &|_, _| true, out);
-    }
-
-    fn write_flat_of(
-        &self,
-        dir: DirId,
-        may_enter: &dyn Fn(&State, DirId) -> bool,
-        out: &mut Vec<u8>,
-    ) {
         let start = out.len();
         self.settled(|state| {
             out.truncate(start);
-            ((), state.write_flat(dir, &|dir| may_enter(state, dir), out))
+            ((), state.write_flat(ROOT_DIR, true, out))
         });
     }
 
@@ -318,6 +295,8 @@ impl Nodes for Tree {
     fn render(&self, ino: Ino, caller: Caller, out: &mut Vec<u8>) -> Result<(), Errno> {
         let start = out.len();
         let node = Node::of(ino).ok_or(NO_DEVICE)?;
+        // Whoever opened a file may go into its directory, but perhaps not into all those below.
+        let private = matches!(node, Node::Bulk(..)) && self.is_reader(caller);
         self.settled(|state| {
             out.truncate(start);
             let there = match node {
@@ -331,15 +310,10 @@ impl Nodes for Tree {
                 Node::Value(dir, departed, identity, part) => {
                     state.write_value(dir, departed, identity, part, out)
                 }
-                Node::Bulk(dir, false, Bulk::Flat) => {
-                    state.write_flat(dir, &|dir| self.may_enter(state, caller, dir), out)
-                }
-                Node::Bulk(dir, true, Bulk::Flat) => match state.departed_files(dir) {
-                    Some(files) if self.may_enter(state, caller, dir) => {
-                        state.write_flat_departed(dir, &files, out)
-                    }
-                    _ => false,
-                },
+                Node::Bulk(dir, false, Bulk::Flat) => state.write_flat(dir, private, out),
+                Node::Bulk(dir, true, Bulk::Flat) => state
+                    .departed_files(dir)
+                    .is_some_and(|files| state.write_flat_departed(dir, &files, out)),
                 _ => false,
             };
             (Ok(()), outdated)
@@ -351,6 +325,14 @@ impl Nodes for Tree {
             return Err(Errno(libc::EINVAL));
         }
         self.clear_node(Node::of(ino).ok_or(NO_DEVICE)?).map(|_| ())
+    }
+
+    fn interrupt_wait(&self) {
+        self.interrupt();
+    }
+
+    fn is_bulk(&self, ino: Ino) -> bool {
+        matches!(Node::of(ino), Some(Node::Bulk(..)))
     }
 
     fn readlink(&self, _ino: Ino) -> Result<String, Errno> {

@@ -201,15 +201,10 @@ impl State {
         outdated
     }
 
-    /// Appends `path value` for every file in and below a directory, from one sweep; private
-    /// directories only if `may_enter` says so. Answers whether the model is outdated, as
+    /// Appends `path value` for every file in and below a directory, from one sweep; those in
+    /// private directories below only if `private`. Answers whether the model is outdated, as
     /// [`write_value`](Self::write_value) does.
-    pub(crate) fn write_flat(
-        &self,
-        dir: DirId,
-        may_enter: &dyn Fn(DirId) -> bool,
-        out: &mut Vec<u8>,
-    ) -> bool {
+    pub(crate) fn write_flat(&self, dir: DirId, private: bool, out: &mut Vec<u8>) -> bool {
         let sweep = self.sweep_dir(dir);
         let mut totals = self.own_totals(&sweep);
         self.sum_up(dir, &mut totals);
@@ -221,7 +216,7 @@ impl State {
             });
         }
         let mut path = self.path(dir);
-        self.flat_dir(dir, &mut path, &totals, may_enter, out);
+        self.flat_dir(dir, &mut path, &totals, private, out);
         sweep.outdated
     }
 
@@ -288,23 +283,23 @@ impl State {
         dir: DirId,
         path: &mut String,
         totals: &HashMap<DirId, DirTotals>,
-        may_enter: &dyn Fn(DirId) -> bool,
+        private: bool,
         out: &mut Vec<u8>,
     ) {
-        if !may_enter(dir) {
-            return;
-        }
         let (Some(directory), Some(files)) = (self.dirs.get(&dir), self.files(dir)) else { return };
         let none = DirTotals::default();
         flat_files(files.iter(), path, totals.get(&dir).unwrap_or(&none), out);
         for &child in &directory.children {
             let Some(below) = self.dirs.get(&child) else { continue };
+            if below.private && !private {
+                continue;
+            }
             let len = path.len();
             if !path.is_empty() {
                 path.push('/');
             }
             path.push_str(&below.name);
-            self.flat_dir(child, path, totals, may_enter, out);
+            self.flat_dir(child, path, totals, private, out);
             path.truncate(len);
         }
     }

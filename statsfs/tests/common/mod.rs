@@ -319,8 +319,10 @@ pub fn require_root() {
 /// The line of `/proc/self/mountinfo` for a mount point, the uppermost.
 pub fn mount_line(point: &Path) -> Option<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let point = point.to_str().unwrap();
-    let line = table.lines().rev().find(|line| line.split(' ').nth(4) == Some(point));
+    // As the kernel writes it.
+    let point = point.to_str().unwrap().replace('\\', "\\134");
+    let point = point.replace(' ', "\\040").replace('\t', "\\011");
+    let line = table.lines().rev().find(|line| line.split(' ').nth(4) == Some(&point));
     line.map(str::to_owned)
 }
 
