@@ -255,8 +255,14 @@ mod tests {
         let trigger = EventFdTrigger::new(room.try_clone().unwrap());
         let counters = SerialCounters::new(Slot::dummy());
         let port = Arc::new(SerialPort::new(NotConnected, counters, Output::Discard, trigger));
-        let input =
-            Input { port: port.clone(), room, stdin: Some(stdin), can_wait: true, waits: false };
+        let input = Input {
+            port: port.clone(),
+            room,
+            stdin: Some(stdin),
+            can_wait: true,
+            waits: false,
+            pending: Vec::new(),
+        };
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(input);
         (port, events)
