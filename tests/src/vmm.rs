@@ -146,17 +146,14 @@ impl Vmm {
     /// Run by this user, who is then given the private directory.
     #[must_use]
     pub fn as_user(mut self, uid: u32) -> Self {
-        use std::os::unix::fs::{PermissionsExt, chown};
+        use std::os::unix::fs::chown;
         let directory = self.directory.path();
         let entries = std::fs::read_dir(directory).expect("it is ours").flatten();
         for path in entries.map(|entry| entry.path()).chain([directory.to_path_buf()]) {
             chown(&path, Some(uid), Some(uid)).expect("root may");
         }
         // The target directory may be closed to this user.
-        let copy = directory.join("vmm");
-        std::fs::copy(binary::vmm(), &copy).expect("the command was built");
-        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("root may");
-        let mut command = Command::new(copy);
+        let mut command = Command::new(binary::copy_vmm(directory));
         command.args(self.command.get_args());
         for (name, value) in self.command.get_envs() {
             match value {
@@ -212,6 +209,7 @@ impl Vmm {
                 Ok(())
             });
         }
+        let mounts_before = namespace::mounted_at(&mount).len();
         let mut child = command.spawn().expect("the command was built");
         // With it go the write ends of the pipe that are ours.
         drop(command);
@@ -221,7 +219,8 @@ impl Vmm {
             stderr.read_to_string(&mut text).expect("messages are text");
             text
         });
-        let mut running = Running { directory, child, stdout, stderr: Some(stderr), mount };
+        let mut running =
+            Running { directory, child, stdout, stderr: Some(stderr), mount, mounts_before };
         if !blocked && !deaf {
             running.release();
         }
@@ -235,14 +234,15 @@ impl Vmm {
     pub fn start_mounted(self) -> Running {
         assert!(self.mounted);
         let mut running = self.start();
-        let kvm = running.mount.join("kvm");
+        // To be read, not just looked at: the kernel remembers what a dead mount looked like.
+        let exits = running.mount.join("kvm/user_exits");
         wait_until("the mount", || {
             if let Some(status) = running.child.try_wait().expect("it is a child") {
                 // It may have been quick.
                 assert!(status.success(), "{status}: {}", running.stderr());
                 return Some(());
             }
-            match std::fs::metadata(&kvm) {
+            match std::fs::read(&exits) {
                 Ok(_) => Some(()),
                 // Another user's mount is closed to us.
                 Err(error) => (error.kind() == io::ErrorKind::PermissionDenied).then_some(()),
@@ -286,6 +286,8 @@ pub struct Running {
     stdout: Stdout,
     stderr: Option<JoinHandle<String>>,
     mount: PathBuf,
+    /// What was mounted there before, and is not ours to take away.
+    mounts_before: usize,
 }
 
 impl Running {
@@ -410,7 +412,7 @@ impl Drop for Running {
         // No effect if it has ended: the library knows.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        while !namespace::mounted_at(&self.mount).is_empty() {
+        while namespace::mounted_at(&self.mount).len() > self.mounts_before {
             if namespace::unmount(&self.mount).is_err() {
                 break;
             }
