@@ -10,7 +10,8 @@ use std::thread;
 use tempfile::TempDir;
 use tests::flat::Flat;
 use tests::namespace::{self, mounted_at};
-use tests::vmm::{require_host, wait_until};
+use tests::running::wait_until;
+use tests::vmm::require_host;
 use tests::{binary, tracepoint};
 
 /// A demo with its own place. Dropping it ends it and takes its mount away.

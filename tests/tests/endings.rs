@@ -8,7 +8,8 @@ use std::time::Duration;
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_PORT, Op, Step, echo, end, park};
 use tests::namespace::mounted_at;
-use tests::vmm::{Ended, Vmm};
+use tests::running::{Ended, wait_until};
+use tests::vmm::Vmm;
 
 /// The machine has ended, and each vCPU's loop was closed: every return of KVM_RUN has been handled.
 fn assert_closed(flat: &Flat) {
@@ -72,7 +73,7 @@ fn a_signal_stops_every_guest_promptly() {
             let running = Vmm::new(Mode::Long, steps).cpus(cpus).start_mounted();
             // So that there is something to stop.
             let started = format!("{}/vcpu{}/thread_id", running.machine(), cpus - 1);
-            tests::vmm::wait_until("a thread", || (running.value(&started) > 0).then_some(()));
+            wait_until("a thread", || (running.value(&started) > 0).then_some(()));
             running.signal(signal);
             assert_stopped(&running.wait().assert(status));
         }
@@ -85,7 +86,7 @@ fn a_signal_stops_guests_whose_console_is_stuck() {
     let running = Vmm::new(Mode::Long, &[park()]).cpus(cpus).blocked_console().start_mounted();
     running.wait_for_exits(cpus.into());
     running.signal(libc::SIGTERM);
-    let stopped = tests::vmm::wait_until("the end", {
+    let stopped = wait_until("the end", {
         let mut running = Some(running);
         move || {
             running.as_mut().is_some_and(|running| running.has_ended()).then(|| running.take())?

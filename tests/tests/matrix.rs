@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use tests::flat::Flat;
 use tests::fs_matrix::{Place, as_user, errno_table, errno_table_of_other_user, tool_matrix};
 use tests::guest::echo;
-use tests::vmm::{Running, Vmm, wait_until};
+use tests::running::{Running, wait_until};
+use tests::vmm::Vmm;
 
 /// A guest that polls its serial port all the time. What it has received changes only when it is sent
 /// something.

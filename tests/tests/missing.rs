@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 use tests::guest::{Mode, Op, Step, end, program};
 use tests::namespace::{bind, forbid_devices, make_device, mount, mounted_at, private, unmount};
-use tests::vmm::{Ended, Vmm};
+use tests::running::Ended;
+use tests::vmm::Vmm;
 
 const KVM: (&str, u32, u32) = ("kvm", 10, 232);
 const FUSE: (&str, u32, u32) = ("fuse", 10, 229);

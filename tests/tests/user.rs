@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use tests::binary;
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::namespace::{bind, make_device, mounted_at, private};
-use tests::vmm::{Vmm, wait_until};
+use tests::running::wait_until;
+use tests::vmm::Vmm;
 
 const USER: u32 = 65534;
 
