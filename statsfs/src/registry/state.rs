@@ -168,10 +168,6 @@ impl State {
         protocol::bump(self.arenas[0].region(), header::CHANGES);
     }
 
-    pub(crate) fn is_forked(&self) -> bool {
-        self.arenas[0].segment.is_forked()
-    }
-
     /// Allocates in the first segment that has room: after a fold if none has, in a new segment if
     /// that did not help.
     fn allocate<T>(

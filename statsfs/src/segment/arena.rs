@@ -22,7 +22,7 @@ use crate::value::GroupDescriptor;
 #[derive(Debug)]
 pub(crate) struct Segment {
     // Dropped before the region: the entry must not outlive the mapping that it names.
-    fork: fork::Hidden,
+    _fork: fork::Hidden,
     pub(crate) region: Region,
     pub(crate) fd: OwnedFd,
 }
@@ -71,7 +71,7 @@ impl Arena {
         set(header::PID, std::process::id().into());
         region.word(header::MAGIC).store(MAGIC, Ordering::Release);
         Ok(Self {
-            segment: Arc::new(Segment { fork, region, fd }),
+            segment: Arc::new(Segment { _fork: fork, region, fd }),
             units: 0,
             free_units: Vec::new(),
             blocks: size,
@@ -204,13 +204,5 @@ impl Arena {
         } else {
             self.free_blocks.insert(at, len);
         }
-    }
-}
-
-impl Segment {
-    /// Whether this process was forked from the one that publishes the segment: it counts into private
-    /// memory then, and must not change the structure.
-    pub(crate) fn is_forked(&self) -> bool {
-        self.fork.is_child()
     }
 }
