@@ -260,7 +260,8 @@ impl Source {
         })
     }
 
-    /// Shows a group's aggregates here even while nothing below has the group; they read 0 then.
+    /// Shows a group's aggregates here even while nothing below has the group; they read 0 then. A hidden
+    /// source shows nothing.
     ///
     /// # Errors
     /// As [`add_values`](Self::add_values).

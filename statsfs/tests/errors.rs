@@ -141,7 +141,7 @@ fn registries_say_what_is_wrong_with_their_options() {
 
 #[test]
 fn a_full_registry_changes_nothing() {
-    let options = RegistryOptions { segment_size: 16 << 10, max_segments: 1 };
+    let options = RegistryOptions { segment_size: 32 << 10, max_segments: 1 };
     let registry = Registry::with_options(options).unwrap();
     let top = registered(&registry, "top");
     let middle = registry.create_source("middle").unwrap();
@@ -168,7 +168,7 @@ fn a_full_registry_changes_nothing() {
                 slots.push(slot);
             }
             Err(error) => {
-                let SourceError::SegmentFull { segments: 1, limit: 1, size: 16384 } = error else {
+                let SourceError::SegmentFull { segments: 1, limit: 1, size: 32768 } = error else {
                     panic!("{error}");
                 };
                 assert!(error.to_string().contains("max_segments"), "{error}");

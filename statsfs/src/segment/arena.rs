@@ -159,6 +159,14 @@ impl Arena {
         Some(unit)
     }
 
+    /// Whether there is memory for a block of `len` bytes.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        let end = unit_offset(self.units);
+        len == 0
+            || self.blocks.checked_sub(len).is_some_and(|at| at >= end)
+            || self.free_blocks.values().any(|free| *free >= len)
+    }
+
     /// Takes zeroed memory for a block.
     pub(crate) fn take(&mut self, len: usize) -> Option<usize> {
         debug_assert!(len > 0 && len.is_multiple_of(UNIT));
