@@ -193,7 +193,7 @@ impl State {
             self.reach(key, Reach::Departed(parent));
         }
         if let Reach::Departed(into) = self.sources[&key].reach {
-            self.baselines.depart(key, into);
+            self.depart_baselines(key, into);
         }
         self.baselines.forget(key);
         self.sources.remove(&key);
@@ -288,7 +288,7 @@ impl State {
         } else if let Some(source) = self.sources.get_mut(&key) {
             source.reach = reach;
             if let Reach::Departed(into) = reach {
-                self.baselines.depart(key, into);
+                self.depart_baselines(key, into);
             }
         }
         for child in children {
@@ -350,7 +350,7 @@ impl State {
         source.reach = reach;
         let dir = source.dir.take();
         if let Reach::Departed(into) = reach {
-            self.baselines.depart(key, into);
+            self.depart_baselines(key, into);
         }
         let Some(id) = dir else { return };
         let Some(dir) = self.dirs.get_mut(&id) else { return };
@@ -390,10 +390,12 @@ impl State {
             let mut changed = false;
             if itself && at == shown_in {
                 own.iter().for_each(|group| changed |= count(&mut dir.own, *group, add));
+                // Of what departed, the sources above have totals of their own; explicit aggregates are
+                // shown where they were asked for, which for a hidden source is nowhere.
+                totals.iter().for_each(|group| changed |= count(&mut dir.below, *group, add));
             } else {
                 own.iter().for_each(|group| changed |= count(&mut dir.below, *group, add));
             }
-            totals.iter().for_each(|group| changed |= count(&mut dir.below, *group, add));
             if changed
                 && let Some(files) = dir.files.take()
                 && !add
