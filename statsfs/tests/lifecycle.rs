@@ -570,3 +570,25 @@ fn tree_names(tree: &statsfs::tree::Tree) -> Vec<String> {
     let is_file = |name: &str| name.starts_with("work_");
     entries.into_iter().map(|(name, _)| name).filter(|name| !is_file(name)).collect()
 }
+
+#[test]
+fn what_departed_from_a_source_before_it_was_attached_counts_above() {
+    let registry = Registry::new().unwrap();
+    let pool = top(&registry);
+    let tree = registry.tree().unwrap();
+    let upper = registry.create_source("upper").unwrap();
+    let leaf = below(&registry, &upper, "leaf");
+    let slot = leaf.add_values::<Tick>().unwrap();
+    slot.tick_count.add(3);
+    upper.remove_subordinate(&leaf).unwrap();
+    drop(slot);
+    registry.usage();
+    pool.add_subordinate(&upper).unwrap();
+    assert_eq!(number(&tree, "top/tick_count"), 3);
+    assert_eq!(number(&tree, "top/upper/.departed/tick_count"), 3);
+    let named = registry.create_source("tick_count").unwrap();
+    assert!(matches!(pool.add_subordinate(&named), Err(SourceError::AlreadyExists { .. })));
+    pool.remove_subordinate(&upper).unwrap();
+    registry.usage();
+    assert_eq!(number(&tree, "top/.departed/tick_count"), 3);
+}

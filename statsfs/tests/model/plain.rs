@@ -421,7 +421,11 @@ impl Model {
     pub fn attach(&mut self, parent: usize, child: usize) {
         self.sources[child].parent = Some(parent);
         let below = self.subtree(child);
-        let groups = below.iter().flat_map(|b| self.sources[*b].groups.keys().copied()).collect();
+        let groups = below.iter().flat_map(|b| {
+            let Src { groups, totals, .. } = &self.sources[*b];
+            groups.keys().chain(totals).copied()
+        });
+        let groups = groups.collect();
         for above in self.ancestors(child) {
             self.reserve(above, &groups);
         }
