@@ -163,3 +163,56 @@ impl Flat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    const TEXT: &str = "\
+kvm/user_exit_hlt 3
+kvm/user_exit_io_out 4
+kvm/user_exits 7
+kvm/7-a/temperature -2
+kvm/7-a/user_exit_hlt 3
+kvm/7-a/user_exit_io_out 4
+kvm/7-a/user_exits 7
+kvm/7-a/vcpu0/user_exit_hlt 3
+kvm/7-a/vcpu0/user_exit_io_out 0
+kvm/7-a/vcpu0/user_exits 3
+kvm/7-a/vcpu1/user_exit_hlt 0
+kvm/7-a/vcpu1/user_exit_io_out 4
+kvm/7-a/vcpu1/user_exits 4
+";
+
+    #[test]
+    fn finds_what_is_there() {
+        let flat = Flat::parse(TEXT);
+        assert_eq!(flat.len(), 13);
+        assert_eq!(flat.get("kvm/7-a/temperature") as i64, -2);
+        assert_eq!(flat.machine(), "kvm/7-a");
+        assert_eq!(flat.vcpus("kvm/7-a"), ["kvm/7-a/vcpu0", "kvm/7-a/vcpu1"]);
+        assert_eq!(flat.exits("kvm"), BTreeMap::from([("hlt", 3), ("io_out", 4)]));
+        assert_eq!(flat.exits("kvm/7-a/vcpu1"), BTreeMap::from([("io_out", 4)]));
+        flat.assert_sums();
+    }
+
+    #[test]
+    fn notices_every_count_that_is_off() {
+        for (n, line) in TEXT.lines().enumerate() {
+            let (path, value) = line.split_once(' ').unwrap();
+            let Ok(value) = value.parse::<u64>() else { continue };
+            let changed = TEXT.replacen(line, &format!("{path} {}", value + 1), 1);
+            let noticed = catch_unwind(|| Flat::parse(&changed).assert_sums());
+            assert!(noticed.is_err(), "line {n}, {path}");
+        }
+    }
+
+    #[test]
+    fn is_strict() {
+        for text in ["a", "a 1", "a  1\n", "a b\n", "a 1 2\n", "a 1\na 1\n", "a 1.5\n", "\n"] {
+            assert!(catch_unwind(|| Flat::parse(text)).is_err(), "{text:?}");
+        }
+    }
+}
