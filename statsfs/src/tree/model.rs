@@ -42,6 +42,8 @@ pub(crate) struct SourceModel {
     /// The groups that it has values of, and those that it keeps totals or explicit aggregates of.
     own: BTreeSet<GroupId>,
     totals: BTreeSet<GroupId>,
+    /// How many slots with cumulative values it has had: as long as it is live none goes.
+    pub(crate) slots: usize,
 }
 
 /// One directory: a visible source, or the sources of one name at the top level of several processes.
@@ -114,6 +116,7 @@ impl State {
             dir: Some(ROOT_DIR),
             own: BTreeSet::new(),
             totals: BTreeSet::new(),
+            slots: 0,
         };
         self.sources.insert((id, ROOT_ID), root);
         if let Some(dir) = self.dirs.get_mut(&ROOT_DIR) {
@@ -204,7 +207,7 @@ impl State {
 
     /// Takes a source's record over: its parent and its groups.
     fn take_record(&mut self, key: SourceKey) {
-        let (own, totals, parent) = {
+        let (own, totals, parent, slots) = {
             let Some(record) = self.processes[key.0].source(key.1) else { return };
             let has = |counts: bool| {
                 let groups = record.groups.iter().filter(move |g| {
@@ -212,7 +215,7 @@ impl State {
                 });
                 groups.map(|g| g.group.clone()).collect::<Vec<_>>()
             };
-            (has(true), has(false), record.parent)
+            (has(true), has(false), record.parent, counting_slots(record))
         };
         let own: BTreeSet<_> = own.iter().map(|g| self.group(g)).collect();
         let totals: BTreeSet<_> = totals.iter().map(|g| self.group(g)).collect();
@@ -224,7 +227,9 @@ impl State {
             dir: None,
             own: BTreeSet::new(),
             totals: BTreeSet::new(),
+            slots: 0,
         });
+        source.slots = source.slots.max(slots);
         let old_parent = std::mem::replace(&mut source.parent, parent);
         if source.reach == Reach::Live {
             self.count_groups(key, false);
@@ -425,6 +430,12 @@ impl State {
         }
         all
     }
+}
+
+/// How many slots with cumulative values a source has.
+pub(super) fn counting_slots(record: &SourceRecord) -> usize {
+    let groups = record.groups.iter().filter(|group| group.group.has_cumulative());
+    groups.map(|group| group.slots.len()).sum()
 }
 
 /// Counts in or out; whether the group appeared or disappeared.

@@ -471,6 +471,9 @@ impl Model {
     /// Narrow cells go over into 64-bit sums, which go on from what they showed.
     pub fn freeze_narrow(&mut self, s: usize) {
         let groups: Vec<_> = self.sources[s].groups.keys().copied().collect();
+        // Those may be folded before the tree sees that the source has left.
+        let counting = self.sources[s].groups.iter().filter(|(g, _)| GROUPS[**g].has_cumulative());
+        let idle = counting.flat_map(|(_, slots)| slots).any(|cells| !cells.in_use);
         for group in groups {
             for (value, d) in GROUPS[group].values().iter().enumerate() {
                 if !is_narrow(d) || d.semantics != Cumulative {
@@ -485,7 +488,7 @@ impl Model {
                 }
                 let shown = raw.wrapping_sub(base) & width_mask(d.ty);
                 let offset = raw as i64 - shown as i64;
-                if offset != base as i64 && slots.iter().any(|cells| !cells.in_use) {
+                if offset != base as i64 && idle {
                     self.uncertain.insert(d.name.to_string());
                 }
                 self.sources[s].offset.insert((group, value), offset);
