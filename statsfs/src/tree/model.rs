@@ -217,7 +217,11 @@ impl State {
         for &id in &touched {
             self.take_record((process, id));
         }
-        for &id in &touched {
+        // So does what left, whatever was created first.
+        let (left, others): (Vec<_>, Vec<_>) = touched
+            .into_iter()
+            .partition(|id| self.processes[process].source(*id).is_some_and(|r| r.departed));
+        for id in left.into_iter().chain(others) {
             self.settle((process, id));
         }
     }

@@ -59,6 +59,8 @@ pub struct Model {
     /// A narrow cell wrapped between a clear and its departure, and may have been folded before the tree
     /// saw that: then what its totals show is known only modulo its width.
     pub uncertain: BTreeSet<String>,
+    /// Whether the tree may see several changes at once.
+    pub looks_seldom: bool,
 }
 
 /// What makes a value the same in two groups.
@@ -488,7 +490,7 @@ impl Model {
                 }
                 let shown = raw.wrapping_sub(base) & width_mask(d.ty);
                 let offset = raw as i64 - shown as i64;
-                if offset != base as i64 && idle {
+                if offset != base as i64 && (idle || self.looks_seldom) {
                     self.uncertain.insert(d.name.to_string());
                 }
                 self.sources[s].offset.insert((group, value), offset);
