@@ -16,7 +16,9 @@ use crate::value::{Area, GroupDescriptor};
 
 /// Least time between two folds, unless memory is short: a reader's sweep that a fold overtakes starts
 /// again, so folds must be rare compared with sweeps.
-pub(crate) const FOLD_INTERVAL: Duration = Duration::from_millis(50);
+const FOLD_INTERVAL: Duration = Duration::from_millis(50);
+/// A sweep takes the longer the more sources there are. This is what it takes for each, many times over.
+const FOLD_INTERVAL_PER_SOURCE: Duration = Duration::from_micros(5);
 
 /// A block that waits to be folded.
 #[derive(Debug)]
@@ -31,6 +33,12 @@ impl State {
     /// Whether a fold is due at some time.
     pub(crate) fn has_pending(&self) -> bool {
         !self.pending.is_empty()
+    }
+
+    /// When the next fold should be.
+    pub(crate) fn fold_due(&self) -> Instant {
+        let sources = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        self.last_fold + FOLD_INTERVAL.max(FOLD_INTERVAL_PER_SOURCE * sources)
     }
 
     /// Removes a source, with all below it, from its parent.

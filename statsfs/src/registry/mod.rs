@@ -9,7 +9,6 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use self::departure::FOLD_INTERVAL;
 pub(crate) use self::keeper::Callback;
 use self::keeper::Keeper;
 use self::state::State;
@@ -204,7 +203,7 @@ impl Shared {
         let mut state = self.lock();
         let result = change(&mut state, &self.options);
         if state.has_pending() {
-            let due = state.last_fold + FOLD_INTERVAL;
+            let due = state.fold_due();
             if due <= Instant::now() {
                 state.fold();
             } else {

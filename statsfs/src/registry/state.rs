@@ -626,8 +626,12 @@ impl State {
         Ok(())
     }
 
+    /// Levels of a source and what is below it. What has left counts as long as it has records: readers
+    /// follow it, too.
     fn height(&self, id: u64) -> usize {
-        1 + self.nodes[&id].children.iter().map(|c| self.height(*c)).max().unwrap_or(0)
+        let node = &self.nodes[&id];
+        let below = node.children.iter().chain(&node.leaving);
+        1 + below.map(|child| self.height(*child)).max().unwrap_or(0)
     }
 
     /// Takes the names of a subtree out of the directories above it.

@@ -83,6 +83,10 @@
 //!   after an acquire fence; if it moved, start again. Whoever sees a block freed or reused, or a copy
 //!   overwritten that was selected before, also sees *folds* bumped. A block must not be held against a
 //!   later *upto*: the commit may lie in between.
+//! * A slot's thread counts with plain stores. That a reader that sees the first counts in reused memory
+//!   also sees the record that was there before freed follows from the handing over of the slot to that
+//!   thread: causality as every processor has it, if not the letter of the C++ model, which would ask for
+//!   a release store of each count.
 //! * Readers load cells Relaxed and order by fences: an acquire *load* of read-only memory is undefined
 //!   in Rust.
 

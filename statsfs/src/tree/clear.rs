@@ -12,7 +12,8 @@ use super::inode::DirId;
 use super::sweep::{Account, Cells, Sweep, Want};
 use super::{GroupId, SourceKey, State};
 use crate::aggregate::since;
-use crate::value::{GroupDescriptor, Semantics};
+use crate::segment::process::Reading;
+use crate::value::{Descriptor, GroupDescriptor, Semantics};
 
 type OfGroups = HashMap<GroupId, Box<[u64]>>;
 
@@ -98,6 +99,53 @@ pub(crate) fn word_range(group: &GroupDescriptor, value: usize) -> std::ops::Ran
 }
 
 impl State {
+    /// The counts of a source go over to what departed from `into`: so do their baselines.
+    ///
+    /// There they are 64-bit sums, so the baseline of narrow cells, which is modulo their width, becomes
+    /// that from which the sum shows what the cells showed.
+    pub(crate) fn depart_baselines(&mut self, key: SourceKey, into: u64) {
+        let narrow = |d: &Descriptor| d.semantics == Semantics::Cumulative && d.ty.width() < 8;
+        let groups: Vec<_> = self.baselines.live_groups(key).map(|(group, _)| group).collect();
+        for group in groups {
+            let descriptor = self.groups[group].clone();
+            if !descriptor.values().iter().any(narrow) {
+                continue;
+            }
+            let Some(raw) = self.raw_sums(key, &descriptor) else { continue };
+            let baseline = self.baselines.entry(Account::Live(key), group, descriptor.words());
+            for (value, d) in descriptor.values().iter().enumerate().filter(|(_, d)| narrow(d)) {
+                let at = word_range(&descriptor, value).start;
+                if baseline[at] == 0 {
+                    continue;
+                }
+                let shown = since(d.ty, raw[at], baseline[at]);
+                baseline[at] = raw[at].wrapping_sub(shown);
+            }
+        }
+        self.baselines.depart(key, into);
+    }
+
+    /// A source's cells of a group, those of all slots added up in 64 bits, if all can still be read.
+    fn raw_sums(&self, key: SourceKey, group: &GroupDescriptor) -> Option<Vec<u64>> {
+        let process = &self.processes[key.0];
+        let mut sums = vec![0u64; group.words()];
+        let mut cells = sums.clone();
+        let groups = &process.source(key.1)?.groups;
+        for block in groups.iter().filter(|g| *g.group == *group).flat_map(|g| &g.slots) {
+            match process.read(block, &mut cells) {
+                Reading::Cells { retired, .. }
+                    if !retired.is_some_and(|r| process.is_folded(r)) =>
+                {
+                    for (sum, cell) in sums.iter_mut().zip(&cells) {
+                        *sum = sum.wrapping_add(*cell);
+                    }
+                }
+                _ => return None,
+            }
+        }
+        Some(sums)
+    }
+
     /// The words of one value as they are shown: since its last clear. `words` are the value's.
     pub(crate) fn shown(&self, cells: &Cells, value: usize, words: &[u64]) -> Vec<u64> {
         let group = &self.groups[cells.group];
@@ -110,15 +158,17 @@ impl State {
         let baseline = &baseline[word_range(group, value)];
         let shown = words.iter().zip(baseline).map(|(raw, baseline)| match cells.account {
             Account::Live(_) => since(descriptor.ty, *raw, *baseline),
-            // A narrow cell that wrapped after its clear left less than its baseline.
-            Account::Departed(_) if descriptor.ty.width() < 8 => raw.saturating_sub(*baseline),
+            // A narrow cell that is still counted in and wraps leaves less than its baseline.
+            Account::Departed(_) if descriptor.ty.width() < 8 => {
+                (raw.wrapping_sub(*baseline) as i64).max(0) as u64
+            }
             Account::Departed(_) => raw.wrapping_sub(*baseline),
         });
         shown.collect()
     }
 
     /// Clears, from one sweep, and answers what that took away; `None`, and nothing is cleared, if the
-    /// model is outdated.
+    /// model is outdated or a block was torn.
     pub(crate) fn clear(&mut self, dir: DirId, scope: Scope) -> Option<Cleared> {
         let members = self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default();
         let sources = match scope {
@@ -130,7 +180,7 @@ impl State {
             Scope::Subtree | Scope::DepartedSubtree => Want::All,
         };
         let sweep = self.sweep(&sources, want);
-        if sweep.outdated {
+        if sweep.outdated || sweep.torn > 0 {
             return None;
         }
         let mut cleared = Cleared::default();

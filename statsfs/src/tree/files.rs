@@ -181,22 +181,17 @@ fn names(value: &Descriptor, own: bool, below: bool) -> Vec<(String, Part)> {
         return shown.then(|| (value.name.to_string(), Part::Histogram)).into_iter().collect();
     }
     let kinds = value.aggregations;
-    // In the source itself, the plain name is its value: the aggregate over one instance.
-    let plain = if kinds.len() == 1 {
-        Part::Aggregate(kinds)
-    } else if kinds.contains(Aggregations::SUM) {
-        Part::Aggregate(Aggregations::SUM)
-    } else {
-        Part::Own
-    };
     let mut all = Vec::new();
-    if own && (!below || plain == Part::Own) {
-        // One instance's mean, sum, least and greatest are itself, but not its counts.
-        let counts = matches!(
-            plain,
-            Part::Aggregate(Aggregations::COUNT_ZERO | Aggregations::COUNT_NONZERO)
-        );
-        all.push((value.name.to_string(), if counts { Part::Own } else { plain }));
+    if own {
+        // In the source itself the plain name is its value, which may be cleared. The sum over one
+        // instance is that too, and remains the same file when more come below.
+        if kinds.contains(Aggregations::SUM) {
+            if !below {
+                all.push((value.name.to_string(), Part::Aggregate(Aggregations::SUM)));
+            }
+        } else if !(below && kinds.len() == 1) {
+            all.push((value.name.to_string(), Part::Own));
+        }
     }
     if below {
         all.extend(aggregate_names(value).map(|(kind, name)| (name, Part::Aggregate(kind))));

@@ -229,14 +229,10 @@ impl Tree {
         answer
     }
 
-    /// Clears, and answers what that took away.
-    fn clear_scope(&self, dir: DirId, scope: Scope) -> Cleared {
-        for attempt in 0.. {
-            if let Some(cleared) = self.write(attempt > 0).clear(dir, scope) {
-                return cleared;
-            }
-        }
-        unreachable!("the loop has no end")
+    /// Clears, and answers what that took away. `None` if a writer changed the structure, or the cells,
+    /// faster than they could be read, again and again: only a hostile one can.
+    fn clear_scope(&self, dir: DirId, scope: Scope) -> Option<Cleared> {
+        (0..1000).find_map(|attempt| self.write(attempt > 0).clear(dir, scope))
     }
 
     /// Makes a running [`wait`](Self::wait) return early.

@@ -193,7 +193,7 @@ impl State {
             self.reach(key, Reach::Departed(parent));
         }
         if let Reach::Departed(into) = self.sources[&key].reach {
-            self.baselines.depart(key, into);
+            self.depart_baselines(key, into);
         }
         self.baselines.forget(key);
         self.sources.remove(&key);
@@ -288,7 +288,7 @@ impl State {
         } else if let Some(source) = self.sources.get_mut(&key) {
             source.reach = reach;
             if let Reach::Departed(into) = reach {
-                self.baselines.depart(key, into);
+                self.depart_baselines(key, into);
             }
         }
         for child in children {
@@ -350,7 +350,7 @@ impl State {
         source.reach = reach;
         let dir = source.dir.take();
         if let Reach::Departed(into) = reach {
-            self.baselines.depart(key, into);
+            self.depart_baselines(key, into);
         }
         let Some(id) = dir else { return };
         let Some(dir) = self.dirs.get_mut(&id) else { return };

@@ -154,7 +154,8 @@ impl Tree {
     /// file, a histogram's `count`, or a directory's `.stats/clear`.
     ///
     /// # Errors
-    /// As open(2) and write(2) of that file: `ENOENT`, `EACCES`, `ENODEV`.
+    /// As open(2) and write(2) of that file: `ENOENT`, `EACCES`, `ENODEV`; `EBUSY` if a writer did not
+    /// let its cells be read whole.
     pub fn clear(&self, path: &str) -> Result<Cleared, Errno> {
         let node = {
             let state = self.read();
@@ -191,7 +192,7 @@ impl Tree {
         if !self.read().dirs.contains_key(&dir) {
             return Err(NO_DEVICE);
         }
-        Ok(self.clear_scope(dir, scope))
+        self.clear_scope(dir, scope).ok_or(Errno(libc::EBUSY))
     }
 }
 

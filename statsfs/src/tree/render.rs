@@ -141,7 +141,7 @@ impl State {
             Account::Departed(key) if departed && directory.members.contains(&key) => {
                 total.add(value, shown, true);
             }
-            Account::Departed(_) if !own => total.add(value, shown, true),
+            Account::Departed(_) if !departed && !own => total.add(value, shown, true),
             _ => {}
         });
         if sweep.outdated && !departed {

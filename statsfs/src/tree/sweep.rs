@@ -52,6 +52,8 @@ struct Step {
     value: Option<usize>,
     words: Range<usize>,
     blocks: Vec<BlockRef>,
+    /// How many of them, at the beginning, belong to a live source.
+    live: usize,
 }
 
 /// Which blocks to read.
@@ -133,10 +135,17 @@ impl State {
                         let range = plan.words..plan.words + words;
                         plan.words = range.end;
                         let blocks = Vec::with_capacity(blocks.len());
-                        plan.steps.push(Step { account, group: id, value, words: range, blocks });
+                        let step =
+                            Step { account, group: id, value, words: range, blocks, live: 0 };
+                        plan.steps.push(step);
                         plan.processes.insert(key.0);
                     }
-                    plan.steps[at].blocks.extend_from_slice(blocks);
+                    let step = &mut plan.steps[at];
+                    step.blocks.extend_from_slice(blocks);
+                    if model.reach == Reach::Live {
+                        // A source comes before those that departed from it.
+                        step.live = step.blocks.len();
+                    }
                 }
             }
         }
@@ -187,7 +196,7 @@ impl State {
         let departed = matches!(step.account, Account::Departed(_));
         let words = &mut out.words[step.words.clone()];
         let mut found = false;
-        for block in &step.blocks {
+        for (n, block) in step.blocks.iter().enumerate() {
             // What is alone on its account is read where it stays.
             let alone = !found && !departed;
             if !alone {
@@ -199,9 +208,14 @@ impl State {
                 Some(value) => process.read_value(block, value, to),
             };
             match reading {
-                // It is in its target's cells. Where that was read in place, nothing was found.
-                Reading::Cells { retired: Some(retired), .. } if process.is_folded(retired) => {}
-                Reading::Cells { .. } => {
+                // It is in its target's cells. Where that was read in place, nothing was found. If its
+                // source is live as far as we know, that is on another account than its baseline.
+                Reading::Cells { retired: Some(retired), .. } if process.is_folded(retired) => {
+                    out.outdated |= n < step.live;
+                }
+                Reading::Cells { .. } | Reading::Torn => {
+                    // Each cell of a torn copy is right by itself.
+                    out.torn += usize::from(reading == Reading::Torn);
                     found = true;
                     if !alone {
                         let values = match step.value {
@@ -212,7 +226,6 @@ impl State {
                     }
                 }
                 Reading::Gone => out.outdated = true,
-                Reading::Torn => out.torn += 1,
             }
         }
         found

@@ -368,6 +368,10 @@ impl Process {
                 && label.index < count
             {
                 if labels.iter().any(|(key, _)| *key == label.key) {
+                    // A source that could not be made may leave labels to the next of its id.
+                    if self.unsettled {
+                        continue;
+                    }
                     return Err(SegmentError::DuplicateLabel(id));
                 }
                 labels.push((label.key.clone(), label.value.clone()));

@@ -55,7 +55,7 @@ fn expected(group: &GroupDescriptor, value: usize, block: &[u8]) -> Vec<u64> {
     let (ty, place) = (group.values()[value].ty, group.places()[value]);
     let shape = block_shape(group.latched_size(), group.plain_size());
     let area = match place.area {
-        Area::Latched if block[0] % 2 == 0 => BLOCK_HEADER,
+        Area::Latched if block[0].is_multiple_of(2) => BLOCK_HEADER,
         Area::Latched => shape.copy1,
         Area::Plain => shape.plain,
     };

@@ -84,7 +84,7 @@ fn every_sweep_is_exact_while_sources_come_and_go() {
                         }
                     }
                     shelf.remove_subordinate(&parent).unwrap();
-                    if n % 5 == 0 {
+                    if n.is_multiple_of(5) {
                         registry.usage(); // folds
                     }
                 }

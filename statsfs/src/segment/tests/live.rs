@@ -6,7 +6,7 @@ use super::{attach, cells, find};
 use crate::segment::layout::ROOT_ID;
 use crate::segment::process::{Process, Reading};
 use crate::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, ValueType};
-use crate::{Registry, RegistryOptions};
+use crate::{Registry, RegistryOptions, Source, SourceError};
 
 fn group(consistent: bool) -> Arc<GroupDescriptor> {
     let mut group = GroupBuilder::new("work");
@@ -152,4 +152,37 @@ fn segments_come_one_by_one() {
         let source = find(&process, &format!("s{n}")).unwrap();
         assert_eq!(cells(&process, &source.groups[0].slots[0])[0], n);
     }
+}
+
+#[test]
+fn what_has_left_is_not_too_deep_either() {
+    let registry = Registry::new().unwrap();
+    let chain = |top: &Source, levels: usize| {
+        let mut at = top.clone();
+        for level in 0..levels {
+            let next = registry.create_source(&format!("level{level}")).unwrap();
+            at.add_subordinate(&next).unwrap();
+            at = next;
+        }
+        at
+    };
+    let top = registry.create_source("top").unwrap();
+    top.register().unwrap();
+    let deep = chain(&top, 30);
+    // A tall tree leaves a source that is not attached yet; a slot keeps its records.
+    let aside = registry.create_source("aside").unwrap();
+    let root = registry.create_source("root").unwrap();
+    aside.add_subordinate(&root).unwrap();
+    let slot = chain(&root, 40).add_group(&group(false)).unwrap();
+    aside.remove_subordinate(&root).unwrap();
+    drop(root);
+    let mut process = attach(&registry);
+    assert!(matches!(deep.add_subordinate(&aside), Err(SourceError::TooDeep(_))));
+    process.refresh(true, &mut Vec::new()).unwrap();
+    // When it is gone, the source may go where it likes.
+    drop(slot);
+    registry.usage();
+    deep.add_subordinate(&aside).unwrap();
+    process.refresh(true, &mut Vec::new()).unwrap();
+    assert!(find(&process, "aside").unwrap().parent > ROOT_ID);
 }

@@ -42,7 +42,7 @@ fn words() -> impl Strategy<Value = u64> {
             | b << 16
             | c << 24
             | d << 32),
-        (0..SIZE as u64 / 128, 0..5u64).prop_map(|(at, len)| at * 128 | len * 128 << 32),
+        (0..SIZE as u64 / 128, 0..5u64).prop_map(|(at, len)| (at * 128) | (len * 128) << 32),
     ]
 }
 
