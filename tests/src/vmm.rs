@@ -182,11 +182,11 @@ impl Vmm {
         }
         command.stdout(writer);
         let stdout = if deaf { Stdout::Deaf } else { Stdout::Held(reader, blocked) };
-        // A test that is killed leaves nothing that runs.
+        // A test that is killed leaves nothing that runs, and no mount.
         // SAFETY: prctl(2) is async-signal-safe, and this call takes no pointer.
         unsafe {
             command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
                 Ok(())
             });
         }
