@@ -278,7 +278,7 @@ impl Source {
         if !Arc::ptr_eq(&self.0.shared, &child.0.shared) {
             return Err(SourceError::OtherRegistry);
         }
-        child.leave(Some((self.0.id, self.name())), false)
+        child.leave(Some((self.0.id, self.name())))
     }
 
     /// Puts the source at the top level of the tree.
@@ -289,16 +289,16 @@ impl Source {
         self.0.shared.change(|state, options| state.attach(options, ROOT_ID, self.0.id))
     }
 
-    /// Removes the source from wherever it is, with all that is below it, and points the slots of all
-    /// of them at private memory: what they count from their next use on is not counted.
+    /// Removes the source from wherever it is, with all that is below it. Slots that are still held may
+    /// go on counting: like what was counted before, it stays in the totals of the parent.
     ///
     /// # Errors
     /// `SourceError::Removed` if it was removed already.
     pub fn revoke(&self) -> Result<(), SourceError> {
-        self.leave(None, true)
+        self.leave(None)
     }
 
-    fn leave(&self, parent: Option<(u64, &str)>, revoke: bool) -> Result<(), SourceError> {
+    fn leave(&self, parent: Option<(u64, &str)>) -> Result<(), SourceError> {
         let Handle { shared, id, .. } = &*self.0;
         let check = |state: &crate::registry::state::State| -> Result<(), SourceError> {
             let node = state.live(*id)?;
@@ -320,13 +320,6 @@ impl Source {
         callbacks.iter().for_each(Callback::run);
         let result = shared.change(|state, _| {
             check(state)?;
-            let members = state.subtree(*id);
-            if revoke {
-                for member in &members {
-                    let blocks = state.nodes[member].groups.values().flatten();
-                    blocks.filter_map(|b| b.slot.as_ref()).for_each(|slot| slot.redirect());
-                }
-            }
             match state.live(*id)?.parent {
                 Some(_) => state.depart(*id),
                 None => state.abandon(*id),
