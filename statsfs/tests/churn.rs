@@ -146,8 +146,6 @@ impl Run {
                     assert_eq!(shown, counted, "{path}/{file}, folded: {fold}");
                 }
             }
-            let all = flat(tree);
-            assert_eq!(all["work_done"], all["outer/work_done"]);
         }
     }
 }
@@ -222,14 +220,13 @@ fn ten_thousand_sources_come_and_go() {
     // is lost with each source is lost in each round.
     for n in 1.. {
         let after = round(seed ^ n, 3000);
-        eprintln!("{} {:?}", after.4, run.registry.usage());
         let (segments, tree) = ((before.0, before.1, before.2), before.3);
         assert_eq!(segments, (after.0, after.1, after.2), "the segments' memory");
         assert_eq!(tree, after.3, "the tree's nodes");
-        if after.4 < before.4 + 0 {
+        if after.4 < before.4 + 2048 {
             break;
         }
-        assert!(n < 30, "the heap grows and grows: {} to {} bytes", before.4, after.4);
+        assert!(n < 10, "the heap grows and grows: {} to {} bytes", before.4, after.4);
         before = after;
     }
 }

@@ -21,7 +21,7 @@ use support::{Random, Work, flat, list, node, number, rounds, try_number};
 const THREADS: usize = 4;
 const LEAVES: usize = 5;
 /// Pools of sources that come and go, each accounted for.
-const POOLS: [&str; 2] = ["a", "b"];
+const POOLS: [&str; 2] = ["top/a", "top/b"];
 
 /// What clears took of one pool, or of everything: of `work_done`, `work_failed`, `work_time/count`.
 #[derive(Default)]
@@ -57,7 +57,7 @@ enum Reach {
     /// Into the pools and leaves.
     Pools,
     /// To the top as well: then only the whole can be accounted for.
-    Root,
+    Top,
 }
 
 fn bounds(run: &Run, pool: Option<usize>, high: bool) -> [u64; 3] {
@@ -82,7 +82,7 @@ fn check_totals(run: &Run, reach: Reach, seed: u64) {
         let value = random.below(3) as usize;
         let path = match pool {
             Some(pool) => format!("{}/{}", POOLS[pool], VALUES[value].1),
-            None => VALUES[value].1.to_owned(),
+            None => format!("top/{}", VALUES[value].1),
         };
         let low = bounds(run, pool, false)[value];
         let shown = if random.one_in(3) {
@@ -119,7 +119,7 @@ fn check_everything(run: &Run) {
 
 /// The path of something to clear, and the pool or leaf that it is in.
 enum Target {
-    Root(String),
+    Top(String),
     Pool(usize, String),
     Leaf(usize, String),
 }
@@ -129,12 +129,13 @@ fn target(run: &Run, random: &mut Random, reach: Reach) -> Target {
         3 => ".stats/clear",
         n => VALUES[n as usize].1,
     };
-    match random.below(if reach == Reach::Root { 8 } else { 7 }) {
-        7 if random.one_in(4) => Target::Root(format!(".departed/{}", value(random))),
-        7 => Target::Root(value(random).to_owned()),
+    match random.below(if reach == Reach::Top { 8 } else { 7 }) {
+        7 if random.one_in(4) => Target::Top(format!("top/.departed/{}", value(random))),
+        7 if random.one_in(4) => Target::Top(".stats/clear".to_owned()),
+        7 => Target::Top(format!("top/{}", value(random))),
         0..2 => {
             let leaf = random.below(LEAVES as u64) as usize;
-            Target::Leaf(leaf, format!("c/leaf{leaf}/{}", value(random)))
+            Target::Leaf(leaf, format!("top/c/leaf{leaf}/{}", value(random)))
         }
         _ => {
             let pool = random.below(2) as usize;
@@ -166,7 +167,7 @@ fn clear_at_random(run: &Run, reach: Reach, seed: u64, clears: usize) {
     while done < clears {
         thread::sleep(Duration::from_micros(random.below(2000)));
         let target = target(run, &mut random, reach);
-        let (Target::Root(path) | Target::Pool(_, path) | Target::Leaf(_, path)) = &target;
+        let (Target::Top(path) | Target::Pool(_, path) | Target::Leaf(_, path)) = &target;
         run.epoch.fetch_add(1, SeqCst);
         match run.tree.clear(path) {
             Ok(cleared) => {
@@ -235,9 +236,11 @@ fn run(reach: Reach, clears: usize) {
     let seed = support::seed();
     let options = RegistryOptions { segment_size: 64 << 10, max_segments: 64 };
     let registry = Registry::with_options(options).unwrap();
+    let top = registry.create_source("top").unwrap();
+    top.register().unwrap();
     let pools = ["a", "b", "c"].map(|name| {
         let pool = registry.create_source(name).unwrap();
-        pool.register().unwrap();
+        top.add_subordinate(&pool).unwrap();
         pool
     });
     let leaves: Vec<_> = (0..LEAVES)
@@ -282,9 +285,9 @@ fn run(reach: Reach, clears: usize) {
             let counted = bounds(&run, pool, false);
             assert_eq!(counted, bounds(&run, pool, true));
             for (n, (_, file)) in VALUES.iter().enumerate() {
-                let path = pool.map_or(String::new(), |pool| format!("{}/", POOLS[pool]));
-                let shown = number(&run.tree, &format!("{path}{file}")) as u64;
-                assert_eq!(shown + taken.get()[n], counted[n], "{path}{file}, folded: {fold}");
+                let path = pool.map_or("top", |pool| POOLS[pool]);
+                let shown = number(&run.tree, &format!("{path}/{file}")) as u64;
+                assert_eq!(shown + taken.get()[n], counted[n], "{path}/{file}, folded: {fold}");
             }
         };
         at_rest(None, &run.everything);
@@ -293,13 +296,13 @@ fn run(reach: Reach, clears: usize) {
             at_rest(Some(1), &run.pools[1]);
             let mut below = 0;
             for leaf in 0..LEAVES {
-                let shown = number(&run.tree, &format!("c/leaf{leaf}/work_done")) as u64;
+                let shown = number(&run.tree, &format!("top/c/leaf{leaf}/work_done")) as u64;
                 let counted = run.leaves[leaf][1].load(SeqCst);
                 assert_eq!(shown + run.by_leaf[leaf].load(SeqCst), counted);
                 below += shown;
             }
-            assert_eq!(number(&run.tree, "c/work_done") as u64, below);
-            for pool in ["a", "b"] {
+            assert_eq!(number(&run.tree, "top/c/work_done") as u64, below);
+            for pool in POOLS {
                 for (_, file) in VALUES {
                     // Its own slots', which are dropped but not removed, and what departed.
                     let departed = number(&run.tree, &format!("{pool}/.departed/{file}"));
@@ -309,7 +312,7 @@ fn run(reach: Reach, clears: usize) {
         }
     }
     // The last clear takes all that is left, in one.
-    let before = number(&run.tree, "work_done") as u64;
+    let before = number(&run.tree, "top/work_done") as u64;
     let cleared = run.tree.clear(".stats/clear").unwrap();
     assert_eq!(cleared.0["work_done"], before);
     for (path, value) in flat(&run.tree) {
@@ -327,7 +330,7 @@ fn what_clears_take_and_what_is_left_is_what_was_counted_below() {
 
 #[test]
 fn what_clears_take_and_what_is_left_is_what_was_counted_at_the_top() {
-    run(Reach::Root, rounds(1000));
+    run(Reach::Top, rounds(1000));
 }
 
 #[test]

@@ -45,6 +45,13 @@ fn child() {
                 mount.unmount().unwrap();
                 println!("child: unmounted");
             }
+            "alone" => {
+                let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                // SAFETY: a limit that lives across the call.
+                assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &limit) }, 0);
+                assert!(Command::new("true").spawn().is_err());
+                println!("child: alone");
+            }
             "ended" => {
                 assert!(mount.wait_ended(Duration::from_secs(10)));
                 println!("child: ended");
@@ -249,6 +256,8 @@ mod user {
         }
         let other = Server::user(&path);
         assert!(other.said.contains(&format!("a live statsfs (statsfs-{pid})")), "{}", other.said);
+        // A process that has locked itself in can not start anything to unmount with.
+        assert_eq!(server.tell("alone"), "alone");
         assert_eq!(server.tell("end"), "unmounted");
         assert!(mount_line(&path).is_none());
         assert!(!path.exists());

@@ -24,6 +24,20 @@ pub enum Detail {
 }
 
 /// What the exit loop calls around every KVM_RUN: `enter`, KVM_RUN, `exit`, and so on, then `close`.
+///
+/// ```
+/// use statsfs::Slot;
+/// use vmm::accounting::{Account, Timed};
+/// use vmm::{clock::Clock, exit::ExitReason};
+///
+/// let mut account = Timed::new(Slot::dummy(), Clock::monotonic());
+/// for reason in [ExitReason::IoOut, ExitReason::Hlt] {
+///     account.enter(); // the handling of the last exit ends here
+///     // … KVM_RUN …
+///     account.exit(reason);
+/// }
+/// account.close();
+/// ```
 pub trait Account {
     /// KVM_RUN is about to be called. Returns the nanoseconds since its last return, 0 at first.
     fn enter(&mut self) -> u64;

@@ -88,7 +88,7 @@ pub struct RunArgs {
     /// Memory, in bytes or with K, M, G or T; whole pages, at least 1M
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_memory)]
     pub memory: u64,
-    /// Name of the guest: its statistics are in kvm/<pid>-<NAME>
+    /// Name of the guest: its statistics are in `kvm/<pid>-<NAME>`
     #[arg(long, default_value = "vm", value_parser = parse_name)]
     pub name: String,
     /// Mount the statistics here while the guest runs

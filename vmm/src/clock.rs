@@ -109,7 +109,7 @@ impl Clock {
     pub fn now(&self) -> Ticks {
         match self.0 {
             Kind::Tsc { .. } => rdtsc(),
-            Kind::Monotonic { origin } => origin.elapsed().as_nanos() as u64,
+            Kind::Monotonic { origin } => ns_since(origin),
         }
     }
 
@@ -123,6 +123,12 @@ impl Clock {
             Kind::Monotonic { .. } => ticks,
         }
     }
+}
+
+/// Out of line: it would only be in the way of the fast path where that is inlined.
+#[cold]
+fn ns_since(origin: Instant) -> Ticks {
+    origin.elapsed().as_nanos() as u64
 }
 
 /// `ns` nanoseconds in `ticks` ticks as a fixed-point number.

@@ -111,12 +111,16 @@ pub fn run(
             None
         }
     };
-    let mut vm = vm.start()?;
-    let waited = wait(&vm, signals);
-    vm.stop();
-    // Whatever went wrong, the final statistics are written and the mount goes.
+    let ran = vm.start().map_err(RunError::from).map(|mut vm| {
+        let waited = wait(&vm, signals);
+        vm.stop();
+        (vm, waited)
+    });
+    // Whatever went wrong, the final statistics are written and the mount goes, in this order: the
+    // machine is in the tree as long as `ran` has it.
     let written = stats_out.map_or(Ok(()), |out| out.write(&registry, mounted.as_ref()));
     let unmounted = mounted.map_or(Ok(()), Mounted::unmount);
+    let (vm, waited) = ran?;
     let signal = waited?;
     written?;
     unmounted?;

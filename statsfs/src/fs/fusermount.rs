@@ -144,15 +144,18 @@ impl Keeper {
 }
 
 impl Drop for Keeper {
+    /// Has it unmount what is still there, and waits for that. Nothing is started for it, so that a process
+    /// may have forbidden itself to start others by now.
     fn drop(&mut self) {
         self.life = None;
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline {
             match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
                 Ok(Some(_)) | Err(_) => return,
             }
         }
+        tracing::warn!(pid = self.child.id(), "the keeper of the mount does not end: killing it");
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

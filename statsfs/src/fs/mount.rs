@@ -69,7 +69,8 @@ struct Live {
     /// Only of a mount by `fusermount3`.
     keeper: Option<Keeper>,
     by_fusermount: bool,
-    point: MountPoint,
+    /// Dropped last.
+    _point: MountPoint,
 }
 
 impl Mount {
@@ -115,7 +116,7 @@ impl Mount {
             }
         };
         point.unlock();
-        let undo = Undo { entry: &entry, by_fusermount, armed: true };
+        let mut undo = Undo { entry: &entry, by_fusermount, keeper, armed: true };
         let threads = Threads::default();
         let server = Arc::new(Server::new(nodes, &options, &threads));
         let failed = |source| MountError::Serve { path: path.clone(), source };
@@ -147,10 +148,12 @@ impl Mount {
                 })
                 .map_err(failed)?
         };
-        undo.disarm();
+        undo.armed = false;
+        let keeper = undo.keeper.take();
+        drop(undo);
         tracing::info!(path = %path.display(), source, "mounted");
         let joins = vec![serve, invalidate];
-        let live = Mutex::new(Some(Live { joins, keeper, by_fusermount, point }));
+        let live = Mutex::new(Some(Live { joins, keeper, by_fusermount, _point: point }));
         Ok(Mount { server, entry, threads, session, connection, live })
     }
 
@@ -215,8 +218,8 @@ impl Mount {
         let Some(live) = slot.as_mut() else {
             return Ok(());
         };
+        detach(&self.entry, live.by_fusermount, &mut live.keeper)?;
         self.server.end();
-        detach(&self.entry, live.by_fusermount)?;
         if !self.threads.wait(GRACE) {
             // With files still open, an unmount from outside, or by an ordinary user, does not end the
             // session. (The device's number is ours while it is connected; later it may be another's.)
@@ -237,11 +240,8 @@ impl Mount {
             // A panic there has been reported by the panic hook.
             let _ = join.join();
         }
-        if let Some(Live { keeper, point, .. }) = slot.take() {
-            // The keeper looks once more, and finds nothing; then the directory can go.
-            drop(keeper);
-            drop(point);
-        }
+        // The keeper looks once more, and finds nothing; the directory goes.
+        *slot = None;
         tracing::info!(path = %self.entry.point.display(), "unmounted");
         Ok(())
     }
@@ -263,19 +263,14 @@ impl Drop for Mount {
 struct Undo<'a> {
     entry: &'a MountEntry,
     by_fusermount: bool,
+    keeper: Option<Keeper>,
     armed: bool,
-}
-
-impl Undo<'_> {
-    fn disarm(mut self) {
-        self.armed = false;
-    }
 }
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if self.armed
-            && let Err(error) = detach(self.entry, self.by_fusermount)
+            && let Err(error) = detach(self.entry, self.by_fusermount, &mut self.keeper)
         {
             tracing::error!(%error, "the mount stays");
         }
@@ -378,7 +373,11 @@ fn invalidate(server: &Server, invalidator: &impl Invalidate) {
 }
 
 /// Unmounts `entry`, and nothing else.
-fn detach(entry: &MountEntry, by_fusermount: bool) -> Result<(), MountError> {
+fn detach(
+    entry: &MountEntry,
+    by_fusermount: bool,
+    keeper: &mut Option<Keeper>,
+) -> Result<(), MountError> {
     // Twice if it is moved meanwhile.
     for _ in 0..2 {
         let table = MountTable::read()?;
@@ -402,6 +401,10 @@ fn detach(entry: &MountEntry, by_fusermount: bool) -> Result<(), MountError> {
             let point = now.point.clone();
             // Else it would be us who are using it.
             drop(place);
+            *keeper = None;
+            if MountTable::read()?.find(entry).is_none() {
+                return Ok(());
+            }
             fusermount::unmount(&point)
         } else {
             // Lazy, as files may be open; by force, which ends the session and lets go who waits in it.

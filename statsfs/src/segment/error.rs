@@ -232,6 +232,6 @@ pub enum SegmentError {
     #[error("source {0} is its own ancestor")]
     Cycle(u64),
     /// Sources lie too deep.
-    #[error("source {0} is more than 64 levels deep, or has something so deep below it")]
+    #[error("source {0} is more than 64 levels deep")]
     Depth(u64),
 }

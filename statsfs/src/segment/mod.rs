@@ -31,3 +31,6 @@ pub use schema::SchemaError;
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+#[cfg(all(test, loom))]
+mod models;

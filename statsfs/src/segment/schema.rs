@@ -27,7 +27,7 @@ pub enum SchemaError {
     #[error("a value's {0} has no meaning")]
     Code(&'static str),
     /// The description is not acceptable.
-    #[error("a group is not acceptable: {0}")]
+    #[error(transparent)]
     Group(#[from] GroupError),
 }
 

@@ -34,6 +34,9 @@ use self::inode::DirId;
 use self::model::{Dir, SourceModel};
 use self::sweep::{Plan, Sweep};
 
+/// Names that the kernel must forget are collected up to about this number.
+const MAX_GONE: usize = 4096;
+
 /// A process's place in the tree.
 pub(crate) type ProcessId = usize;
 /// The tree's number for a group, the same for the equal groups of all processes.
@@ -191,7 +194,12 @@ impl Tree {
         state.refresh(&*self.feed, force);
         let gone = std::mem::take(&mut state.gone);
         if !gone.is_empty() {
-            self.gone.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
+            let mut all = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            // Where nobody waits for them they would gather for ever. Forgetting them costs a kernel
+            // that does know the names a round trip each: what is not there answers ESTALE.
+            if all.len() < MAX_GONE {
+                all.extend(gone);
+            }
         }
         state
     }

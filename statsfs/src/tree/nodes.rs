@@ -136,7 +136,6 @@ impl Tree {
         found.ok_or(NOT_THERE)
     }
 
-
     /// Whether a caller may go into private directories.
     fn is_reader(&self, caller: Caller) -> bool {
         caller.uid == 0

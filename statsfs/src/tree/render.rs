@@ -204,12 +204,7 @@ impl State {
     /// Appends `path value` for every file in and below a directory, from one sweep; those in
     /// private directories below only if `private`. Answers whether the model is outdated, as
     /// [`write_value`](Self::write_value) does.
-    pub(crate) fn write_flat(
-        &self,
-        dir: DirId,
-        private: bool,
-        out: &mut Vec<u8>,
-    ) -> bool {
+    pub(crate) fn write_flat(&self, dir: DirId, private: bool, out: &mut Vec<u8>) -> bool {
         let sweep = self.sweep_dir(dir);
         let mut totals = self.own_totals(&sweep);
         self.sum_up(dir, &mut totals);

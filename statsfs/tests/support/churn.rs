@@ -11,6 +11,7 @@ use super::{Random, Work};
 
 /// What is accounted for by itself: a pool.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Account {
     pub intended_done: AtomicU64,
     pub intended_times: AtomicU64,

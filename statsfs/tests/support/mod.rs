@@ -132,4 +132,5 @@ pub fn rounds(n: usize) -> usize {
     if std::env::var_os("STATSFS_SOAK").is_some() { 20 * n } else { n }
 }
 
+pub mod child;
 pub mod churn;

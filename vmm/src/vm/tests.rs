@@ -337,3 +337,27 @@ fn sixty_four_vcpus_fit() {
     assert!(matches!(ending, Ending::Exited(42)), "{ending:?}");
     assert_eq!(logs.len(), 64);
 }
+
+struct Panics;
+impl Account for Panics {
+    fn enter(&mut self) -> u64 {
+        0
+    }
+    fn exit(&mut self, _: ExitReason) {
+        panic!("this panic is part of the test");
+    }
+    fn close(&mut self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_panic_on_a_vcpus_thread_ends_the_machine() {
+    kick::install_handler().unwrap();
+    let Vm { mut vcpus, machine, .. } = make(&config(each_kind(), Entry::Long, 1)).unwrap();
+    let (vcpu, _slot) = vcpus.remove(0);
+    assert!(thread::spawn(move || vcpu.run(&mut Panics)).join().is_err());
+    assert!(machine.lifecycle.is_stopping());
+    let Some(Ending::Failed(error)) = machine.lifecycle.ending() else { panic!("it failed") };
+    assert!(error.to_string().contains("vCPU 0 panicked"), "{error}");
+}

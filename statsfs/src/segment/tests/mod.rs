@@ -1,6 +1,9 @@
 //! Tests of the reader: against the real writer, and against segments made by hand.
 
+mod crafted;
 mod live;
+mod refused;
+mod tolerated;
 
 use super::process::{BlockRef, Process, Reading, SourceRecord};
 use crate::Registry;
