@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vm_superio::Serial;
 use vm_superio::serial::SerialEvents;
@@ -29,6 +30,9 @@ impl SerialPortEvents for vm_superio::serial::NoEvents {
 /// A serial port with an interrupt line `I`, events `EV`, an output `W`, and a trigger `R` that says
 /// when there is room for input again.
 ///
+/// The supplier of input never waits for the guest: while a vCPU uses the port, which may take as long
+/// as its output does not take a byte, there is no room.
+///
 /// ```
 /// use devices::{BusDevice, SerialPort, trigger::NotConnected};
 /// use vm_superio::serial::NoEvents;
@@ -43,6 +47,8 @@ impl SerialPortEvents for vm_superio::serial::NoEvents {
 pub struct SerialPort<I: Trigger, EV: SerialEvents, W: Write, R: Trigger> {
     uart: Mutex<Uart<I, EV, W>>,
     room: R,
+    /// The supplier of input found the port in use, and waits until it no longer is.
+    input_waits_for_port: AtomicBool,
 }
 
 struct Uart<I: Trigger, EV: SerialEvents, W: Write> {
@@ -55,22 +61,25 @@ impl<I: Trigger, EV: SerialPortEvents, W: Write, R: Trigger> SerialPort<I, EV, W
     /// A port in its reset state.
     pub fn new(interrupt: I, events: EV, output: W, room: R) -> Self {
         let serial = Serial::with_events(interrupt, events, output);
-        Self { uart: Mutex::new(Uart { serial, input_waits: false }), room }
+        let uart = Mutex::new(Uart { serial, input_waits: false });
+        Self { uart, room, input_waits_for_port: AtomicBool::new(false) }
     }
 
     /// Bytes of input that the receive FIFO can take now. When that is none, the port remembers that
-    /// input waits, and fires the `room` trigger as soon as the guest has read some.
+    /// input waits, and fires the `room` trigger as soon as the guest has read some, or has finished
+    /// using the port.
     pub fn input_room(&self) -> usize {
-        let mut uart = self.lock();
+        let Some(mut uart) = self.lock_for_input() else { return 0 };
         let room = uart.serial.fifo_capacity();
         uart.input_waits = room == 0;
         room
     }
 
     /// Offers input to the guest. Returns how much of it is dealt with, which is at most the
-    /// [room](Self::input_room); in loop-back mode, where the line is cut, it is lost.
+    /// [room](Self::input_room), and less if that has become less: the rest is to be offered again. In
+    /// loop-back mode, where the line is cut, input is lost.
     pub fn receive(&self, input: &[u8]) -> usize {
-        let mut uart = self.lock();
+        let Some(mut uart) = self.lock_for_input() else { return 0 };
         let room = uart.serial.fifo_capacity().min(input.len());
         let input = &input[..room];
         if input.is_empty() {
@@ -89,6 +98,35 @@ impl<I: Trigger, EV: SerialPortEvents, W: Write, R: Trigger> SerialPort<I, EV, W
         // A panic of another vCPU's thread leaves registers that are still registers.
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The port, unless it is in use; if it is, the `room` trigger is fired when it no longer is.
+    fn lock_for_input(&self) -> Option<MutexGuard<'_, Uart<I, EV, W>>> {
+        let attempt = || match self.uart.try_lock() {
+            Ok(uart) => Some(uart),
+            Err(TryLockError::Poisoned(uart)) => Some(uart.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        attempt().or_else(|| {
+            self.input_waits_for_port.store(true, Ordering::Relaxed);
+            // Whoever uses the port looks at the flag after giving it back. So either it sees the flag, or
+            // it has given the port back by now. The fence, and the one in `used`, order the two writes
+            // before the two reads.
+            fence(Ordering::SeqCst);
+            attempt()
+        })
+    }
+
+    /// A vCPU has finished using the port.
+    fn used(&self, uart: MutexGuard<'_, Uart<I, EV, W>>) {
+        drop(uart);
+        fence(Ordering::SeqCst);
+        if self.input_waits_for_port.load(Ordering::Relaxed)
+            && self.input_waits_for_port.swap(false, Ordering::Relaxed)
+        {
+            // Nothing to be done if it fails: the event loop it would wake is gone.
+            let _ = self.room.trigger();
+        }
+    }
 }
 
 impl<I, EV, W, R> BusDevice for SerialPort<I, EV, W, R>
@@ -106,9 +144,10 @@ where
         }
         if uart.input_waits && uart.serial.fifo_capacity() > 0 {
             uart.input_waits = false;
-            // Nothing to be done if it fails: the event loop it would wake is gone.
+            // As in `used`.
             let _ = self.room.trigger();
         }
+        self.used(uart);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -119,6 +158,7 @@ where
                 let _ = uart.serial.write(register as u8, byte);
             }
         }
+        self.used(uart);
     }
 }
 
@@ -132,8 +172,9 @@ impl<I: Trigger, EV: SerialEvents, W: Write, R: Trigger> fmt::Debug for SerialPo
 mod tests {
     use std::cell::Cell;
     use std::io;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, mpsc};
+    use std::thread;
 
     use super::*;
     use crate::trigger::NotConnected;
@@ -241,6 +282,38 @@ mod tests {
         let mut data = [0; 4];
         port.read(7, &mut data);
         assert_eq!(data, [0x5a, 0xff, 0xff, 0xff]);
+    }
+
+    /// Takes a byte only after it was told to; says when it has been given one.
+    struct Stuck(mpsc::Sender<()>, mpsc::Receiver<()>);
+    impl Write for Stuck {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.send(()).unwrap();
+            self.1.recv().unwrap();
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn input_does_not_wait_for_output_that_is_stuck() {
+        let fired = Fired::default();
+        let ((is_stuck, stuck), (go, may_go)) = (mpsc::channel(), mpsc::channel());
+        let output = Stuck(is_stuck, may_go);
+        let port = SerialPort::new(NotConnected, vm_superio::serial::NoEvents, output, &fired);
+        thread::scope(|scope| {
+            let vcpu = scope.spawn(|| port.write(0, b"a"));
+            stuck.recv().unwrap();
+            assert_eq!((port.input_room(), port.receive(b"x")), (0, 0));
+            assert_eq!(fired.0.load(Ordering::Relaxed), 0, "it is still in use");
+            go.send(()).unwrap();
+            vcpu.join().unwrap();
+        });
+        assert_eq!(fired.0.load(Ordering::Relaxed), 1, "now there is room");
+        assert_eq!((port.receive(b"x"), read(&port, 0)), (1, b'x'));
+        assert_eq!(fired.0.load(Ordering::Relaxed), 1, "nobody waits any more");
     }
 
     #[test]

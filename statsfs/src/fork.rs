@@ -26,14 +26,12 @@ const FILLING: usize = 1;
 #[derive(Debug)]
 pub(crate) struct Hidden {
     entry: usize,
-    generation: u32,
 }
 
-impl Hidden {
-    /// Whether this process is a child of the one that made the entry.
-    pub(crate) fn is_child(&self) -> bool {
-        GENERATION.load(Ordering::Relaxed) != self.generation
-    }
+/// How many forks lie between this process and the first, since the first segment was hidden: where it
+/// is not what it was, this process is a child of that one.
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
 }
 
 impl Drop for Hidden {
@@ -55,7 +53,7 @@ pub(crate) fn hide(region: &Region) -> Result<Hidden, CreateError> {
         if base.compare_exchange(0, FILLING, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             LENGTHS[entry].store(region.len(), Ordering::Relaxed);
             base.store(region.address(0).as_ptr() as usize, Ordering::Release);
-            return Ok(Hidden { entry, generation: GENERATION.load(Ordering::Relaxed) });
+            return Ok(Hidden { entry });
         }
     }
     Err(CreateError::TooMany)

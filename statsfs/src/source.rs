@@ -232,7 +232,13 @@ impl Source {
     }
 
     /// Adds a group whose values no loop writes: `sample` is called with its slot by the registry's own
-    /// thread, at once and then every `interval`, and a last time when the source is removed.
+    /// thread, at once and then every `interval` (a millisecond at least), and a last time by whoever
+    /// removes the source, before it goes. It is dropped, with its slot, when the source is removed or
+    /// was attached to nothing and goes.
+    ///
+    /// `sample` may call the library, and even remove its own source. If it takes long, other samples wait
+    /// for it. If it panics it is not called again. It should hold no [`Registry`](crate::Registry) or
+    /// [`Source`] longer than its own source is there: the registry would keep itself alive.
     ///
     /// # Errors
     /// As [`add_values`](Self::add_values).
@@ -243,11 +249,19 @@ impl Source {
     ) -> Result<(), SourceError> {
         let slot = self.add_values::<G>()?;
         let callback = Callback::new(self.0.id, interval, move || sample(&slot));
-        self.0.shared.keeper.sample(&self.0.shared, callback);
-        Ok(())
+        let shared = &self.0.shared;
+        let mut callback = Some(callback);
+        // Under the structure lock: whoever removes the source finds the callback, or we find it removed.
+        // If so, the callback is dropped with its slot, after the lock is released.
+        shared.change(|state, _| {
+            state.live(self.0.id)?;
+            callback.take().into_iter().for_each(|callback| shared.keeper.sample(shared, callback));
+            Ok(())
+        })
     }
 
-    /// Shows a group's aggregates here even while nothing below has the group; they read 0 then.
+    /// Shows a group's aggregates here even while nothing below has the group; they read 0 then. A hidden
+    /// source shows nothing.
     ///
     /// # Errors
     /// As [`add_values`](Self::add_values).
@@ -312,28 +326,32 @@ impl Source {
                 _ => Ok(()),
             }
         };
-        let callbacks = shared.change(|state, _| {
-            check(state)?;
-            Ok(shared.keeper.take(&state.subtree(*id)))
-        })?;
-        // The last samples, without the lock: the callbacks are the program's own code.
-        callbacks.iter().for_each(Callback::run);
-        let result = shared.change(|state, _| {
-            check(state)?;
-            let members = state.subtree(*id);
-            if revoke {
-                for member in &members {
-                    let blocks = state.nodes[member].groups.values().flatten();
-                    blocks.filter_map(|b| b.slot.as_ref()).for_each(|slot| slot.redirect());
+        loop {
+            let callbacks = shared.change(|state, _| {
+                check(state)?;
+                let members = state.subtree(*id);
+                let callbacks = shared.keeper.take(&members);
+                if !callbacks.is_empty() {
+                    return Ok(callbacks);
                 }
+                if revoke {
+                    for member in &members {
+                        let blocks = state.nodes[member].groups.values().flatten();
+                        blocks.filter_map(|b| b.slot.as_ref()).for_each(|slot| slot.redirect());
+                    }
+                }
+                match state.live(*id)?.parent {
+                    Some(_) => state.depart(*id),
+                    None => state.abandon(*id),
+                }
+                Ok(callbacks)
+            })?;
+            if callbacks.is_empty() {
+                return Ok(());
             }
-            match state.live(*id)?.parent {
-                Some(_) => state.depart(*id),
-                None => state.abandon(*id),
-            }
-            Ok(())
-        });
-        drop(callbacks);
-        result
+            // The last samples, without the lock: the callbacks are the program's own code. Then once
+            // more, for callbacks and subordinates that came meanwhile.
+            callbacks.into_iter().for_each(Callback::run_last);
+        }
     }
 }

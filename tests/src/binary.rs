@@ -15,6 +15,16 @@ pub fn vmm() -> &'static Path {
     PATH.get_or_init(|| build("vmm", "vmm"))
 }
 
+/// Copies the `vmm` command into a directory: the target directory may be closed to other users.
+pub fn copy_vmm(directory: &Path) -> PathBuf {
+    let copy = directory.join("vmm");
+    // By a process of its own: if this one had it open for writing, a child that another thread starts at
+    // that moment would have so too for a while, and nobody could execute it.
+    let copied = Command::new("install").args(["-m", "755"]).arg(vmm()).arg(&copy).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{} can not be copied", vmm().display());
+    copy
+}
+
 fn build(package: &str, name: &str) -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace");
     let test = std::env::current_exe().expect("a test has a path");

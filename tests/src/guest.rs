@@ -1,12 +1,17 @@
-//! Guests that do what a table of steps says: see `guests/exits64.s` and `exits16.s`.
+//! Guests that do what a table of steps says: see `guests/exits64.s` and `exits16.s`. And one that sends
+//! back what it receives: `guests/echo64.s`.
 
-std::arch::global_asm!(include_str!("../guests/exits16.s"), include_str!("../guests/exits64.s"));
+std::arch::global_asm!(include_str!("../guests/exits16.s"));
+std::arch::global_asm!(include_str!("../guests/exits64.s"));
+std::arch::global_asm!(include_str!("../guests/echo64.s"));
 
 unsafe extern "C" {
     static tests_guest_exits16_start: u8;
     static tests_guest_exits16_end: u8;
     static tests_guest_exits64_start: u8;
     static tests_guest_exits64_end: u8;
+    static tests_guest_echo64_start: u8;
+    static tests_guest_echo64_end: u8;
 }
 
 /// The mode that a guest is entered in.
@@ -143,9 +148,7 @@ pub fn program(mode: Mode, steps: &[Step]) -> Vec<u8> {
         Mode::Real => (&raw const tests_guest_exits16_start, &raw const tests_guest_exits16_end),
         Mode::Long => (&raw const tests_guest_exits64_start, &raw const tests_guest_exits64_end),
     };
-    // SAFETY: both are labels around one piece of this program's read-only data.
-    let code = unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) };
-    let mut bytes = code.to_vec();
+    let mut bytes = between(start, end);
     for step in steps.iter().chain([&Step::new(Op::Spin, 1, 0)]) {
         assert!(mode == Mode::Long || step.count <= u16::MAX.into(), "real mode counts in 16 bits");
         bytes.extend_from_slice(&(step.op as u16).to_le_bytes());
@@ -155,4 +158,15 @@ pub fn program(mode: Mode, steps: &[Step]) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// The bytes of a guest, for long mode, that sends back what COM1 receives and ends after a `!`.
+pub fn echo() -> Vec<u8> {
+    between(&raw const tests_guest_echo64_start, &raw const tests_guest_echo64_end)
+}
+
+/// What is between two labels of a guest.
+fn between(start: *const u8, end: *const u8) -> Vec<u8> {
+    // SAFETY: both are labels around one piece of this program's read-only data.
+    unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }.to_vec()
 }

@@ -3,7 +3,7 @@
 //!
 //! * [`binary`] builds the commands that are tested, so that no test ever runs a stale one.
 //! * [`guest`] makes guests that do a known number of exits of each kind.
-//! * [`vmm`] runs them, waits for them and cleans up after them, in all cases.
+//! * [`vmm`] starts them, [`running`] looks at them, waits for them and cleans up after them, in all cases.
 //! * [`flat`] reads the statistics' bulk form.
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
@@ -19,6 +19,7 @@ pub mod fs_matrix;
 pub mod guest;
 pub mod namespace;
 pub mod outside;
+pub mod running;
 pub mod tracepoint;
 pub mod vmm;
 

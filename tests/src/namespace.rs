@@ -1,4 +1,5 @@
-//! Private mount namespaces: a command's own view of the machine.
+//! Private mount namespaces: a view of the machine in which devices are missing or forbidden, while the
+//! machine's own are never touched.
 
 use std::ffi::CString;
 use std::io;
@@ -13,8 +14,7 @@ fn c(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
-/// Gives this thread its own mount namespace, from which nothing gets out. Async-signal-safe, so that it
-/// can be used between fork and exec.
+/// Gives this thread its own mount namespace, from which nothing gets out.
 ///
 /// # Errors
 /// What unshare(2) and mount(2) say.
@@ -41,17 +41,39 @@ pub fn mount(source: &str, at: &Path, kind: &str) -> io::Result<()> {
 /// # Errors
 /// What mount(2) says.
 pub fn bind(source: &Path, at: &Path) -> io::Result<()> {
-    bind_c(&c(source)?, &c(at)?)
+    let (source, at, none) = (c(source)?, c(at)?, std::ptr::null());
+    // SAFETY: C strings that live across the call, and no data.
+    check(unsafe { libc::mount(source.as_ptr(), at.as_ptr(), none, libc::MS_BIND, none.cast()) })
 }
 
-/// As [`bind`]; async-signal-safe.
+/// Makes devices on a bind mount unusable, for root too.
 ///
 /// # Errors
 /// What mount(2) says.
-pub fn bind_c(source: &CString, at: &CString) -> io::Result<()> {
-    let none = std::ptr::null();
+pub fn forbid_devices(at: &Path) -> io::Result<()> {
+    let (at, none) = (c(at)?, std::ptr::null());
+    let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_NODEV;
     // SAFETY: C strings that live across the call, and no data.
-    check(unsafe { libc::mount(source.as_ptr(), at.as_ptr(), none, libc::MS_BIND, none.cast()) })
+    check(unsafe { libc::mount(none, at.as_ptr(), none, flags, none.cast()) })
+}
+
+/// Runs a piece of a test on a thread with its own mount namespace, which what it starts shares.
+///
+/// # Panics
+/// If it panics, or there is no such namespace.
+pub fn private<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    // Cargo is not to be run in there.
+    crate::binary::vmm();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare_mounts().expect("mount namespaces need root, `sudo -E cargo test`");
+            run()
+        });
+        match thread.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// Unmounts, even if it is in use.
@@ -77,9 +99,9 @@ pub fn make_device(at: &Path, major: u32, minor: u32, mode: u32) -> io::Result<(
     std::fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(mode))
 }
 
-/// What is mounted at a path, as far as this process sees: the types, from the bottom up.
+/// What is mounted at a path, as far as this thread sees: the types, from the bottom up.
 pub fn mounted_at(path: &Path) -> Vec<String> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc is mounted");
     let path = path.to_str().expect("a plain path");
     let mut kinds = Vec::new();
     for line in table.lines() {

@@ -3,20 +3,16 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::thread;
 
 use tempfile::TempDir;
 
-use crate::flat::Flat;
 use crate::guest::{Mode, Step, program};
+use crate::running::{Ended, FILL, Running, Stdout, wait_until};
 use crate::{binary, namespace};
-
-/// Longer than anything takes on a busy machine: what is not there by then does not come.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Fails with the line that fixes it if the machine lacks what the tests need.
 ///
@@ -38,21 +34,6 @@ pub fn require_host() {
     }
 }
 
-/// Waits until `done` says so.
-///
-/// # Panics
-/// If it does not, within [`PATIENCE`].
-pub fn wait_until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(done) = done() {
-            return done;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// A `vmm run` to be started.
 #[derive(Debug)]
 pub struct Vmm {
@@ -61,7 +42,9 @@ pub struct Vmm {
     cpus: u32,
     mounted: bool,
     blocked: bool,
+    deaf: bool,
     stdin: Option<Stdio>,
+    mount: PathBuf,
 }
 
 impl Vmm {
@@ -86,7 +69,17 @@ impl Vmm {
         command.args(["run", "--name", "test", "--flat"]).arg(file);
         command.arg("--stats-out").arg(directory.path().join("final"));
         command.env_remove("XDG_RUNTIME_DIR");
-        Self { directory, command, cpus: 1, mounted: true, blocked: false, stdin: None }
+        let mount = directory.path().join("mount");
+        Self {
+            directory,
+            command,
+            cpus: 1,
+            mounted: true,
+            blocked: false,
+            deaf: false,
+            stdin: None,
+            mount,
+        }
     }
 
     /// With this number of vCPUs.
@@ -117,6 +110,43 @@ impl Vmm {
         self
     }
 
+    /// With a console whose output nobody reads, nor ever will: a broken pipe.
+    #[must_use]
+    pub fn deaf_console(mut self) -> Self {
+        self.deaf = true;
+        self
+    }
+
+    /// Mounted here.
+    #[must_use]
+    pub fn mount_at(mut self, path: &Path) -> Self {
+        self.mount = path.to_path_buf();
+        self
+    }
+
+    /// Run by this user, who is then given the private directory.
+    #[must_use]
+    pub fn as_user(mut self, uid: u32) -> Self {
+        use std::os::unix::fs::chown;
+        let directory = self.directory.path();
+        let entries = std::fs::read_dir(directory).expect("it is ours").flatten();
+        for path in entries.map(|entry| entry.path()).chain([directory.to_path_buf()]) {
+            chown(&path, Some(uid), Some(uid)).expect("root may");
+        }
+        // The target directory may be closed to this user.
+        let mut command = Command::new(binary::copy_vmm(directory));
+        command.args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.uid(uid).gid(uid).current_dir("/");
+        self.command = command;
+        self
+    }
+
     /// With this standard input instead of none.
     #[must_use]
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
@@ -138,8 +168,7 @@ impl Vmm {
 
     /// Starts it, without waiting for anything.
     pub fn start(self) -> Running {
-        let Self { directory, mut command, cpus, mounted, blocked, stdin } = self;
-        let mount = directory.path().join("mount");
+        let Self { directory, mut command, cpus, mounted, blocked, deaf, stdin, mount } = self;
         if mounted {
             command.arg("--mount").arg(&mount);
         } else {
@@ -152,6 +181,7 @@ impl Vmm {
             fill(&mut writer);
         }
         command.stdout(writer);
+        let stdout = if deaf { Stdout::Deaf } else { Stdout::Held(reader, blocked) };
         // A test that is killed leaves nothing that runs.
         // SAFETY: prctl(2) is async-signal-safe, and this call takes no pointer.
         unsafe {
@@ -160,6 +190,7 @@ impl Vmm {
                 Ok(())
             });
         }
+        let mounts_before = namespace::mounted_at(&mount).len();
         let mut child = command.spawn().expect("the command was built");
         // With it go the write ends of the pipe that are ours.
         drop(command);
@@ -169,14 +200,9 @@ impl Vmm {
             stderr.read_to_string(&mut text).expect("messages are text");
             text
         });
-        let mut running = Running {
-            directory,
-            child,
-            stdout: Stdout::Held(reader, blocked),
-            stderr: Some(stderr),
-            mount,
-        };
-        if !blocked {
+        let mut running =
+            Running { directory, child, stdout, stderr: Some(stderr), mount, mounts_before };
+        if !blocked && !deaf {
             running.release();
         }
         running
@@ -189,15 +215,19 @@ impl Vmm {
     pub fn start_mounted(self) -> Running {
         assert!(self.mounted);
         let mut running = self.start();
-        let kvm = running.mount.join("kvm");
+        // To be read, not just looked at: the kernel remembers what a dead mount looked like.
+        let exits = running.mount.join("kvm/user_exits");
         wait_until("the mount", || {
             if let Some(status) = running.child.try_wait().expect("it is a child") {
                 // It may have been quick.
                 assert!(status.success(), "{status}: {}", running.stderr());
                 return Some(());
             }
-            // Another user's mount is closed to us.
-            (kvm.exists() || !namespace::mounted_at(&running.mount).is_empty()).then_some(())
+            match std::fs::read(&exits) {
+                Ok(_) => Some(()),
+                // Another user's mount is closed to us.
+                Err(error) => (error.kind() == io::ErrorKind::PermissionDenied).then_some(()),
+            }
         });
         running
     }
@@ -215,236 +245,4 @@ fn fill(writer: &mut io::PipeWriter) {
     let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, FILL) };
     assert_eq!(size, FILL as i32, "F_SETPIPE_SZ: {}", io::Error::last_os_error());
     writer.write_all(&[0; FILL]).expect("there is just so much room");
-}
-
-/// One page: what the smallest pipe holds.
-const FILL: usize = 4096;
-
-#[derive(Debug)]
-enum Stdout {
-    /// Not read yet; whether it was filled.
-    Held(io::PipeReader, bool),
-    Read(JoinHandle<Vec<u8>>),
-    Taken,
-}
-
-/// A `vmm` that was started. Dropping it kills it and takes its mount away.
-#[derive(Debug)]
-pub struct Running {
-    directory: TempDir,
-    child: Child,
-    stdout: Stdout,
-    stderr: Option<JoinHandle<String>>,
-    mount: PathBuf,
-}
-
-impl Running {
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Its mount point.
-    pub fn mount(&self) -> &Path {
-        &self.mount
-    }
-
-    /// The machine's directory, from the mount's root.
-    pub fn machine(&self) -> String {
-        format!("kvm/{}-test", self.pid())
-    }
-
-    /// A path in the mount.
-    pub fn path(&self, path: &str) -> PathBuf {
-        self.mount.join(path)
-    }
-
-    /// The private directory.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
-    /// All values, through the mount, from one sweep.
-    pub fn flat(&self) -> Flat {
-        Flat::read(&self.path(".stats/flat"))
-    }
-
-    /// One file's number, through the mount.
-    pub fn value(&self, path: &str) -> u64 {
-        let path = self.path(path);
-        let text = std::fs::read_to_string(&path)
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        text.strip_suffix('\n')
-            .and_then(|number| number.parse().ok())
-            .unwrap_or_else(|| panic!("{} says {text:?}", path.display()))
-    }
-
-    /// Waits until the machine has made so many exits, in all.
-    pub fn wait_for_exits(&self, exits: u64) {
-        let path = format!("{}/user_exits", self.machine());
-        wait_until("exits", || (self.value(&path) >= exits).then_some(()));
-    }
-
-    /// Lets the console take what is sent, from now on.
-    pub fn release(&mut self) {
-        let Stdout::Held(reader, filled) = std::mem::replace(&mut self.stdout, Stdout::Taken)
-        else {
-            panic!("the console has been released");
-        };
-        self.stdout = Stdout::Read(thread::spawn(move || {
-            let mut reader = reader;
-            let mut bytes = Vec::new();
-            reader.read_to_end(&mut bytes).expect("a pipe can be read");
-            if filled {
-                bytes.drain(..FILL);
-            }
-            bytes
-        }));
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: i32) {
-        // SAFETY: the child has not been waited for, so the id is still its own.
-        let sent = unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
-        assert_eq!(sent, 0, "kill: {}", io::Error::last_os_error());
-    }
-
-    /// Whether it has ended.
-    pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("it is a child").is_some()
-    }
-
-    /// Kills it, unless something else does, and waits for its end. Returns the signal that ended it.
-    pub fn kill_and_wait(mut self) -> Option<i32> {
-        let _ = self.child.kill();
-        self.child.wait().expect("it is a child").signal()
-    }
-
-    /// What it says on standard error; waits for its end.
-    fn stderr(&mut self) -> String {
-        self.stderr.take().expect("asked once").join().expect("it is text")
-    }
-
-    /// Waits for its end.
-    ///
-    /// # Panics
-    /// If it does not end within [`PATIENCE`].
-    pub fn wait(mut self) -> Ended {
-        if matches!(self.stdout, Stdout::Held(..)) {
-            self.release();
-        }
-        let started = Instant::now();
-        let status = wait_until("the end of the VMM", || self.child.try_wait().expect("a child"));
-        let took = started.elapsed();
-        let Stdout::Read(stdout) = std::mem::replace(&mut self.stdout, Stdout::Taken) else {
-            unreachable!("it has been released");
-        };
-        let stdout = stdout.join().expect("it could be read");
-        let stderr = self.stderr();
-        let mounts = namespace::mounted_at(&self.mount);
-        let stats = std::fs::read_to_string(self.directory().join("final")).ok();
-        Ended {
-            status,
-            took,
-            stdout,
-            stderr,
-            stats,
-            mounts,
-            mount: self.mount.clone(),
-            running: self,
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // No effect if it has ended: the library knows.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        while !namespace::mounted_at(&self.mount).is_empty() {
-            if namespace::unmount(&self.mount).is_err() {
-                break;
-            }
-        }
-    }
-}
-
-/// A `vmm` that has ended.
-#[derive(Debug)]
-pub struct Ended {
-    /// Its status.
-    pub status: ExitStatus,
-    /// How long it took from when it was waited for.
-    pub took: Duration,
-    /// What the guest sent to the console.
-    pub stdout: Vec<u8>,
-    /// What it said.
-    pub stderr: String,
-    /// The final statistics, if they were written.
-    pub stats: Option<String>,
-    /// What was still mounted at its end.
-    pub mounts: Vec<String>,
-    /// Where it was mounted.
-    pub mount: PathBuf,
-    running: Running,
-}
-
-impl Ended {
-    /// The exit status.
-    ///
-    /// # Panics
-    /// If a signal ended it.
-    pub fn code(&self) -> i32 {
-        self.status.code().unwrap_or_else(|| {
-            panic!("signal {:?} ended it: {}", self.status.signal(), self.stderr)
-        })
-    }
-
-    /// The final statistics.
-    ///
-    /// # Panics
-    /// If they were not written.
-    pub fn flat(&self) -> Flat {
-        let text = self.stats.as_deref();
-        Flat::parse(text.unwrap_or_else(|| panic!("no statistics were written: {}", self.stderr)))
-    }
-
-    /// Asserts that it ended with this status, and left nothing behind.
-    ///
-    /// # Panics
-    /// If it did not, or did.
-    #[track_caller]
-    pub fn assert(self, code: i32) -> Self {
-        assert_eq!(self.status.code(), Some(code), "{}: {}", self.status, self.stderr);
-        self.assert_clean();
-        self
-    }
-
-    /// Asserts that it left neither a mount nor a mount point.
-    ///
-    /// # Panics
-    /// If it did.
-    #[track_caller]
-    pub fn assert_clean(&self) {
-        assert_eq!(self.mounts, [""; 0], "the mount is gone");
-        assert!(!self.mount.exists(), "the mount point, which it made, is gone");
-    }
-
-    /// Asserts that its only message is one line which contains all of these.
-    ///
-    /// # Panics
-    /// If it is not.
-    #[track_caller]
-    pub fn assert_says(&self, parts: &[&str]) {
-        let line = self.stderr.strip_suffix('\n').unwrap_or(&self.stderr);
-        assert!(!line.contains('\n'), "one line: {line}");
-        for part in parts {
-            assert!(line.contains(part), "{part:?} is not in: {line}");
-        }
-    }
-
-    /// The private directory, which is still there.
-    pub fn directory(&self) -> &Path {
-        self.running.directory()
-    }
 }

@@ -7,9 +7,10 @@ use tests::flat::Flat;
 use tests::guest::{
     COM1, EXIT_PORT, Mode, NO_MEMORY, NO_MEMORY_REAL, NO_PORT, Op, Step, end, park, program,
 };
+use tests::running::{Ended, Running};
 use tests::soak;
 use tests::tracepoint::{HLT, IO, KvmReturns, MMIO, SHUTDOWN};
-use tests::vmm::{Ended, Running, Vmm};
+use tests::vmm::Vmm;
 
 /// The kinds of exit that one access makes, and how often a vCPU makes them.
 fn kinds(mode: Mode) -> Vec<(&'static str, Step)> {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_MEMORY, NO_PORT, Op, Step};
 use tests::outside::Outside;
+use tests::running::{Running, wait_until};
 use tests::tracepoint::KvmReturns;
-use tests::vmm::{Running, Vmm, wait_until};
+use tests::vmm::Vmm;
 use tests::{Random, soak};
 
 const CPUS: u32 = 4;

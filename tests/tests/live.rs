@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use tests::flat::Flat;
 use tests::guest::{EXIT_PORT, Mode, NO_MEMORY, NO_PORT, Op, Step, end, park};
+use tests::running::Running;
 use tests::tracepoint::{HLT, IO, KvmReturns, MMIO};
-use tests::vmm::{Running, Vmm};
+use tests::vmm::Vmm;
 use tests::{Random, soak};
 
 /// A guest that makes all kinds of exits, in turns, for ever.

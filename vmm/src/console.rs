@@ -92,6 +92,8 @@ pub struct Input {
     can_wait: bool,
     /// Whether it is being waited for now.
     waits: bool,
+    /// What was read but not taken by the port yet.
+    pending: Vec<u8>,
 }
 
 impl Input {
@@ -106,7 +108,7 @@ impl Input {
     /// From the VMM's standard input, if it has one, to `port`, whose trigger is `room`.
     pub fn new(port: Arc<Com>, room: EventFd) -> Self {
         let stdin = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
-        Self { port, room, stdin, can_wait: true, waits: false }
+        Self { port, room, stdin, can_wait: true, waits: false, pending: Vec::new() }
     }
 
     fn stdin_events(file: &File) -> Events {
@@ -138,6 +140,11 @@ impl Input {
                 // The port will say when there is room; until then stdin would only wake us in vain.
                 return self.wait(false, ops);
             }
+            if !self.pending.is_empty() {
+                let taken = self.port.receive(&self.pending);
+                self.pending.drain(..taken);
+                continue;
+            }
             self.wait(true, ops);
             let Some(stdin) = &mut self.stdin else { return };
             if self.can_wait && !is_readable(stdin) {
@@ -146,9 +153,8 @@ impl Input {
             let mut bytes = [0; 64];
             let room = room.min(bytes.len());
             match stdin.read(&mut bytes[..room]) {
-                Ok(n) if n > 0 => {
-                    self.port.receive(&bytes[..n]);
-                }
+                // Offered in the next turn, when there may be less room than there was.
+                Ok(n) if n > 0 => self.pending.extend_from_slice(&bytes[..n]),
                 Err(error)
                     if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
                 // The end, or an error that would only come again (a terminal that is not ours).
@@ -249,8 +255,14 @@ mod tests {
         let trigger = EventFdTrigger::new(room.try_clone().unwrap());
         let counters = SerialCounters::new(Slot::dummy());
         let port = Arc::new(SerialPort::new(NotConnected, counters, Output::Discard, trigger));
-        let input =
-            Input { port: port.clone(), room, stdin: Some(stdin), can_wait: true, waits: false };
+        let input = Input {
+            port: port.clone(),
+            room,
+            stdin: Some(stdin),
+            can_wait: true,
+            waits: false,
+            pending: Vec::new(),
+        };
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(input);
         (port, events)

@@ -86,24 +86,46 @@ impl Mounted {
     }
 }
 
-/// The file that the final statistics go to.
+/// The file that the final statistics go to. If it is dropped without having been written, the file is
+/// as it was before: gone, if it was made for this.
 #[derive(Debug)]
 pub struct StatsOut {
     path: PathBuf,
     file: File,
+    unwritten: bool,
+    made: bool,
 }
 
 impl StatsOut {
-    /// Makes the file: early, so that a bad path is known before the guest has run.
+    /// Makes or opens the file: early, so that a bad path is known before the guest has run.
     ///
     /// # Errors
     /// [`PublishError::Create`].
     pub fn create(path: &Path) -> Result<Self, PublishError> {
         let path = path.to_path_buf();
-        match File::create(&path) {
-            Ok(file) => Ok(Self { path, file }),
+        let new = File::options().write(true).create_new(true).open(&path);
+        let opened = match new {
+            Ok(file) => Ok((file, true)),
+            // Not truncated before there is something to be written.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let file = File::options().write(true).create(true).truncate(false).open(&path);
+                file.map(|file| (file, false))
+            }
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok((file, made)) => Ok(Self { path, file, unwritten: true, made }),
             Err(error) => Err(PublishError::Create { path, error }),
         }
+    }
+
+    fn replace(&mut self, text: &[u8]) -> io::Result<()> {
+        self.unwritten = false;
+        // Devices and pipes have no length.
+        if self.file.metadata()?.is_file() {
+            self.file.set_len(0)?;
+        }
+        self.file.write_all(text)
     }
 
     /// Writes the registry's whole tree in `flat` form, as its mount shows it if it has one: without
@@ -111,8 +133,11 @@ impl StatsOut {
     ///
     /// # Errors
     /// [`PublishError::Write`].
-    pub fn write(self, registry: &Registry, mounted: Option<&Mounted>) -> Result<(), PublishError> {
-        let Self { path, mut file } = self;
+    pub fn write(
+        mut self,
+        registry: &Registry,
+        mounted: Option<&Mounted>,
+    ) -> Result<(), PublishError> {
         let mut text = Vec::new();
         let rendered = match mounted {
             Some(mounted) => {
@@ -122,7 +147,15 @@ impl StatsOut {
             None => registry.tree().map(|tree| tree.flat(&mut text)).map_err(io::Error::other),
         };
         rendered
-            .and_then(|()| file.write_all(&text))
-            .map_err(|error| PublishError::Write { path, error })
+            .and_then(|()| self.replace(&text))
+            .map_err(|error| PublishError::Write { path: self.path.clone(), error })
+    }
+}
+
+impl Drop for StatsOut {
+    fn drop(&mut self) {
+        if self.made && self.unwritten {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

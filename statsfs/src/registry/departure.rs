@@ -261,7 +261,11 @@ impl State {
                 break;
             }
         }
+        let live = node.life == Life::Live;
         self.settle(source);
+        if !live {
+            self.changed();
+        }
     }
 }
 

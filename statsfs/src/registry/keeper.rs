@@ -1,18 +1,40 @@
 //! The registry's own thread: it samples callback groups and does folds that had to wait. Started when
 //! there is first something to do.
 
+use std::cell::Cell;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use super::Shared;
+use crate::fork;
+
+/// Samples are not taken more often than this: the thread would do nothing else.
+const MIN_INTERVAL: Duration = Duration::from_millis(1);
+/// Nor are they planned further ahead than this, a year, so that times do not overflow.
+const MAX_INTERVAL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+thread_local! {
+    /// Whether this thread is inside a callback.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What samples a callback group, with its slot.
 pub(crate) struct Callback {
     pub(crate) source: u64,
-    pub(crate) interval: Duration,
+    interval: Duration,
     due: Instant,
-    call: Arc<Mutex<dyn FnMut() + Send>>,
+    call: Arc<Call>,
+}
+
+/// The program's closure.
+struct Call {
+    /// Set when the source goes: from then on there is only the last call.
+    ended: AtomicBool,
+    /// None after the last call, or after one that panicked.
+    closure: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 impl fmt::Debug for Callback {
@@ -28,21 +50,53 @@ impl Callback {
     pub(crate) fn new(
         source: u64,
         interval: Duration,
-        call: impl FnMut() + Send + 'static,
+        closure: impl FnMut() + Send + 'static,
     ) -> Self {
-        Self { source, interval, due: Instant::now(), call: Arc::new(Mutex::new(call)) }
+        let closure: Box<dyn FnMut() + Send> = Box::new(closure);
+        let call = Call { ended: AtomicBool::new(false), closure: Mutex::new(Some(closure)) };
+        let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
+        Self { source, interval, due: Instant::now(), call: Arc::new(call) }
     }
 
-    /// Samples now.
-    pub(crate) fn run(&self) {
-        run(&self.call);
+    /// Samples for the last time, and drops the closure with its slot. The caller holds no lock.
+    pub(crate) fn run_last(self) {
+        self.call.run(true);
     }
 }
 
-fn run(call: &Mutex<dyn FnMut() + Send>) {
-    // A callback that panicked once is not called again: its state is anyone's guess.
-    if let Ok(mut call) = call.lock() {
-        call();
+impl Call {
+    /// Calls the closure, unless the last call was made. The caller holds no lock.
+    fn run(&self, last: bool) {
+        let inside = INSIDE.get();
+        let mut closure = if inside {
+            // A callback that removes a source: it may be its own, and the callback this very one. It
+            // was sampled just now then, and whoever runs it drops it.
+            match self.closure.try_lock() {
+                Ok(closure) => closure,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            }
+        } else {
+            self.closure.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        let mut ended = last;
+        if last || !self.ended.load(Ordering::Acquire) {
+            let Some(call) = closure.as_mut() else { return };
+            INSIDE.set(true);
+            let outcome = catch_unwind(AssertUnwindSafe(call));
+            INSIDE.set(inside);
+            if outcome.is_err() {
+                tracing::error!(
+                    "a callback that samples statistics panicked; it is not called again"
+                );
+                ended = true;
+            }
+        }
+        ended |= self.ended.load(Ordering::Acquire);
+        let gone = if ended { closure.take() } else { None };
+        drop(closure);
+        // The slot in it goes back to the registry, and what else is in it is the program's.
+        drop(gone);
     }
 }
 
@@ -55,8 +109,12 @@ struct Work {
 }
 
 /// Keeps the registry's thread.
-#[derive(Debug, Default)]
-pub(crate) struct Keeper(Arc<Desk>);
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    desk: Arc<Desk>,
+    /// The generation of the process that has the thread.
+    origin: u32,
+}
 
 #[derive(Debug, Default)]
 struct Desk {
@@ -71,9 +129,14 @@ impl Desk {
 }
 
 impl Keeper {
+    /// For the registry that this process makes now.
+    pub(crate) fn new() -> Self {
+        Self { desk: Arc::default(), origin: fork::generation() }
+    }
+
     /// Has the thread fold at `due`, or earlier if it is to fold earlier already.
     pub(crate) fn fold_at(&self, shared: &Arc<Shared>, due: Instant) {
-        let mut work = self.0.lock();
+        let mut work = self.desk.lock();
         if work.fold.is_none_or(|at| due < at) {
             work.fold = Some(due);
         }
@@ -82,27 +145,31 @@ impl Keeper {
 
     /// Has the thread sample a callback group from now on.
     pub(crate) fn sample(&self, shared: &Arc<Shared>, callback: Callback) {
-        let mut work = self.0.lock();
+        let mut work = self.desk.lock();
         work.callbacks.push(callback);
         self.start(&mut work, shared);
     }
 
-    /// Takes the callbacks of these sources away.
+    /// Takes the callbacks of these sources away: they are not sampled any more, but for
+    /// [a last time](Callback::run_last).
     pub(crate) fn take(&self, sources: &[u64]) -> Vec<Callback> {
-        let mut work = self.0.lock();
-        let (gone, stay) = std::mem::take(&mut work.callbacks)
+        let mut work = self.desk.lock();
+        let (gone, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut work.callbacks)
             .into_iter()
             .partition(|callback| sources.contains(&callback.source));
         work.callbacks = stay;
+        for callback in &gone {
+            callback.call.ended.store(true, Ordering::Release);
+        }
         gone
     }
 
     fn start(&self, work: &mut Work, shared: &Arc<Shared>) {
         if work.running {
-            self.0.wake.notify_one();
+            self.desk.wake.notify_one();
             return;
         }
-        let desk = self.0.clone();
+        let desk = self.desk.clone();
         let shared = Arc::downgrade(shared);
         let thread = std::thread::Builder::new().name("statsfs-keeper".into());
         match thread.spawn(move || keep(&desk, &shared)) {
@@ -115,12 +182,16 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
+        if fork::generation() != self.origin {
+            // A forked child has no such thread, and the lock may be held for ever.
+            return;
+        }
         let callbacks = {
-            let mut work = self.0.lock();
+            let mut work = self.desk.lock();
             work.stop = true;
             std::mem::take(&mut work.callbacks)
         };
-        self.0.wake.notify_one();
+        self.desk.wake.notify_one();
         drop(callbacks);
     }
 }
@@ -133,10 +204,7 @@ fn keep(desk: &Desk, shared: &Weak<Shared>) {
             work.fold = None;
             drop(work);
             if let Some(shared) = shared.upgrade() {
-                let mut state = shared.lock();
-                if !state.is_forked() {
-                    state.fold();
-                }
+                shared.lock().fold();
             }
             work = desk.lock();
             continue;
@@ -150,7 +218,7 @@ fn keep(desk: &Desk, shared: &Weak<Shared>) {
             .collect();
         if !calls.is_empty() {
             drop(work);
-            calls.iter().for_each(|call| run(call));
+            calls.iter().for_each(|call| call.run(false));
             drop(calls);
             work = desk.lock();
             continue;

@@ -13,6 +13,7 @@ use self::departure::FOLD_INTERVAL;
 pub(crate) use self::keeper::Callback;
 use self::keeper::Keeper;
 use self::state::State;
+use crate::fork;
 use crate::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS, MIN_SEGMENT};
 use crate::source::{RegistryError, Source, SourceBuilder, SourceError};
 
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     changes: Mutex<u64>,
     changed: Condvar,
     pub(crate) keeper: Keeper,
+    /// The generation of the process that made the registry.
+    origin: u32,
 }
 
 impl Registry {
@@ -90,12 +93,14 @@ impl Registry {
         if !(1..=MAX_SEGMENTS).contains(&options.max_segments) {
             return Err(RegistryError::MaxSegments(options.max_segments));
         }
+        let state = State::new(&options)?;
         Ok(Self(Arc::new(Shared {
-            state: Mutex::new(State::new(&options)?),
+            origin: fork::generation(),
+            state: Mutex::new(state),
             options,
             changes: Mutex::new(0),
             changed: Condvar::new(),
-            keeper: Keeper::default(),
+            keeper: Keeper::new(),
         })))
     }
 
@@ -129,17 +134,21 @@ impl Registry {
     /// everything that this registry publishes, now and later.
     ///
     /// # Errors
-    /// What dup(2) says.
+    /// What dup(2) says; `Unsupported` in a forked child.
     pub fn segments(&self) -> std::io::Result<Vec<OwnedFd>> {
+        if self.0.is_forked() {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        }
         self.0.lock().arenas.iter().map(|arena| arena.segment.fd.try_clone()).collect()
     }
 
-    /// What the structure uses now, after folding what is retired.
+    /// What the structure uses now, after folding what is retired. Nothing in a forked child.
     pub fn usage(&self) -> Usage {
-        let mut state = self.0.lock();
-        if !state.is_forked() {
-            state.fold();
+        if self.0.is_forked() {
+            return Usage { segments: 0, sources: 0, units: 0, block_bytes: 0 };
         }
+        let mut state = self.0.lock();
+        state.fold();
         Usage {
             segments: state.arenas.len(),
             sources: state.nodes.len() - 1,
@@ -151,6 +160,10 @@ impl Registry {
     /// Waits until the structure has changed since the answer was `seen`, at most for `timeout`, and
     /// answers a number to wait with next.
     pub fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
+        if self.0.is_forked() {
+            std::thread::sleep(timeout);
+            return seen;
+        }
         let changes = self.0.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let (changes, _) = self
             .0
@@ -162,6 +175,13 @@ impl Registry {
 }
 
 impl Shared {
+    /// Whether this process was forked from the one that made the registry. Asked before any lock is
+    /// taken: another thread of the parent may have held it at the fork, and in the child nobody will
+    /// ever release it.
+    pub(crate) fn is_forked(&self) -> bool {
+        fork::generation() != self.origin
+    }
+
     /// Takes the structure lock.
     ///
     /// A panic under the lock is a bug of ours; what it left is then still the best there is.
@@ -178,10 +198,10 @@ impl Shared {
         self: &Arc<Self>,
         change: impl FnOnce(&mut State, &RegistryOptions) -> Result<T, SourceError>,
     ) -> Result<T, SourceError> {
-        let mut state = self.lock();
-        if state.is_forked() {
+        if self.is_forked() {
             return Err(SourceError::Forked);
         }
+        let mut state = self.lock();
         let result = change(&mut state, &self.options);
         if state.has_pending() {
             let due = state.last_fold + FOLD_INTERVAL;

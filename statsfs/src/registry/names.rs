@@ -87,6 +87,8 @@ pub(crate) struct KnownGroup {
     pub(crate) group: std::sync::Arc<GroupDescriptor>,
     /// Number of cells, the length of an accumulator.
     pub(crate) words: usize,
+    /// Bytes of its description in a segment.
+    pub(crate) record: usize,
     /// Names in the source itself.
     pub(crate) own: Vec<(String, Meaning)>,
     /// Names in ancestors.
@@ -105,6 +107,7 @@ impl KnownGroup {
             own.push((value.name.to_string(), meaning));
             aggregates.extend(aggregate_names(value).map(|(_, name)| (name, meaning)));
         }
-        Self { words: group.words(), group: group.clone(), own, aggregates }
+        let record = 8 * (1 + crate::segment::schema::encode(group).len());
+        Self { words: group.words(), record, group: group.clone(), own, aggregates }
     }
 }

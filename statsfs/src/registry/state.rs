@@ -168,10 +168,6 @@ impl State {
         protocol::bump(self.arenas[0].region(), header::CHANGES);
     }
 
-    pub(crate) fn is_forked(&self) -> bool {
-        self.arenas[0].segment.is_forked()
-    }
-
     /// Allocates in the first segment that has room: after a fold if none has, in a new segment if
     /// that did not help.
     fn allocate<T>(
@@ -317,8 +313,10 @@ impl State {
         len: usize,
     ) -> Result<Block, SourceError> {
         let group = self.known[key].group.clone();
-        let (segment, (unit, offset)) = self.allocate(options, len, |arena| {
-            let group = arena.group(key, &group)?;
+        let need = len + self.known[key].record;
+        let (segment, (unit, offset)) = self.allocate(options, need, |arena| {
+            // A description that is published stays: none where there is no room for the block.
+            let group = arena.has_room(len).then(|| arena.group(key, &group))??;
             let offset = if len == 0 { 0 } else { arena.take(len)? };
             let mut words = [0; 6];
             words[0] = head(kind::BLOCK, role, 0, 0, group);
@@ -342,13 +340,13 @@ impl State {
     }
 
     /// Reserves accumulators for `groups` in each of `sources`, so that no removal can ever find the
-    /// segments full. All or none.
+    /// segments full. All or none; answers which were not there before.
     fn reserve(
         &mut self,
         options: &RegistryOptions,
         sources: &[u64],
         groups: &[GroupKey],
-    ) -> Result<(), SourceError> {
+    ) -> Result<Vec<(u64, GroupKey)>, SourceError> {
         let mut made = Vec::new();
         for &source in sources {
             for &key in groups {
@@ -365,17 +363,22 @@ impl State {
                         made.push((source, key));
                     }
                     Err(error) => {
-                        for (source, key) in made {
-                            if let Some(made) = self.node(source).accumulators.remove(&key) {
-                                self.free_block(&made.block);
-                            }
-                        }
+                        self.unreserve(made);
                         return Err(error);
                     }
                 }
             }
         }
-        Ok(())
+        Ok(made)
+    }
+
+    /// Takes back accumulators that were just reserved.
+    fn unreserve(&mut self, made: Vec<(u64, GroupKey)>) {
+        for (source, key) in made {
+            if let Some(made) = self.node(source).accumulators.remove(&key) {
+                self.free_block(&made.block);
+            }
+        }
     }
 
     /// The error if one of `names` can not be in a source's directory.
@@ -394,6 +397,21 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// The error if one of a group's values would stand beside one of another group of the same source.
+    /// Even if they have the same identity, as in two versions of a group, they are two.
+    fn check_own_names(&self, source: u64, key: GroupKey) -> Result<(), SourceError> {
+        let node = &self.nodes[&source];
+        let others = node.groups.keys().flat_map(|other| &self.known[*other].own);
+        let there: HashSet<&str> = others.map(|(name, _)| &**name).collect();
+        match self.known[key].own.iter().find(|(name, _)| there.contains(&**name)) {
+            Some((name, _)) => Err(SourceError::AlreadyExists {
+                name: name.clone(),
+                directory: node.name.to_string(),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn add_names(&mut self, source: u64, names: &[(String, Meaning)]) {
@@ -486,15 +504,23 @@ impl State {
             }
         }
         let ancestors = self.ancestors(source);
+        let mut reserved = Vec::new();
         if new_here {
+            self.check_own_names(source, key)?;
             self.check_names(source, &self.known[key].own)?;
             for ancestor in ancestors.iter().filter(|id| **id != ROOT_ID) {
                 self.check_names(*ancestor, &self.known[key].aggregates)?;
             }
-            self.reserve(options, &ancestors, &[key])?;
+            reserved = self.reserve(options, &ancestors, &[key])?;
         }
         let shape = block_shape(group.latched_size(), group.plain_size());
-        let block = self.add_block(options, source, key, role::SLOT, shape.len)?;
+        let block = match self.add_block(options, source, key, role::SLOT, shape.len) {
+            Ok(block) => block,
+            Err(error) => {
+                self.unreserve(reserved);
+                return Err(error);
+            }
+        };
         let slot = make(&self.arenas[block.place.segment], &block);
         let slot_block = SlotBlock { block, slot: Some(slot.clone()) };
         self.node(source).groups.entry(key).or_default().push(slot_block);
@@ -557,7 +583,8 @@ impl State {
         if chain.contains(&child) {
             return Err(SourceError::Cycle(self.nodes[&child].name.to_string()));
         }
-        if chain.len() + self.height(child) > MAX_DEPTH {
+        let above = chain.iter().filter(|id| **id != ROOT_ID).count();
+        if above + self.height(child) > MAX_DEPTH {
             return Err(SourceError::TooDeep(MAX_DEPTH));
         }
         let shown = self.shown_as(child);
@@ -572,9 +599,9 @@ impl State {
         // The names that come together must not meet each other for the first time in an ancestor
         // either: the child's own directory has the groups below it, but not its own groups' aggregates.
         let mut together = Names::default();
-        for (name, meaning) in
-            groups.keys().flat_map(|key| &self.known[*key].aggregates).chain(&shown)
-        {
+        let shows_values = parent != ROOT_ID;
+        let aggregates = groups.keys().flat_map(|key| &self.known[*key].aggregates);
+        for (name, meaning) in aggregates.filter(|_| shows_values).chain(&shown) {
             if !together.admits(name, *meaning) {
                 return Err(SourceError::AlreadyExists {
                     name: name.clone(),

@@ -22,7 +22,7 @@ use crate::value::GroupDescriptor;
 #[derive(Debug)]
 pub(crate) struct Segment {
     // Dropped before the region: the entry must not outlive the mapping that it names.
-    fork: fork::Hidden,
+    _fork: fork::Hidden,
     pub(crate) region: Region,
     pub(crate) fd: OwnedFd,
 }
@@ -71,7 +71,7 @@ impl Arena {
         set(header::PID, std::process::id().into());
         region.word(header::MAGIC).store(MAGIC, Ordering::Release);
         Ok(Self {
-            segment: Arc::new(Segment { fork, region, fd }),
+            segment: Arc::new(Segment { _fork: fork, region, fd }),
             units: 0,
             free_units: Vec::new(),
             blocks: size,
@@ -159,6 +159,14 @@ impl Arena {
         Some(unit)
     }
 
+    /// Whether there is memory for a block of `len` bytes.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        let end = unit_offset(self.units);
+        len == 0
+            || self.blocks.checked_sub(len).is_some_and(|at| at >= end)
+            || self.free_blocks.values().any(|free| *free >= len)
+    }
+
     /// Takes zeroed memory for a block.
     pub(crate) fn take(&mut self, len: usize) -> Option<usize> {
         debug_assert!(len > 0 && len.is_multiple_of(UNIT));
@@ -204,13 +212,5 @@ impl Arena {
         } else {
             self.free_blocks.insert(at, len);
         }
-    }
-}
-
-impl Segment {
-    /// Whether this process was forked from the one that publishes the segment: it counts into private
-    /// memory then, and must not change the structure.
-    pub(crate) fn is_forked(&self) -> bool {
-        self.fork.is_child()
     }
 }

@@ -390,10 +390,12 @@ impl State {
             let mut changed = false;
             if itself && at == shown_in {
                 own.iter().for_each(|group| changed |= count(&mut dir.own, *group, add));
+                // Of what departed, the sources above have totals of their own; explicit aggregates are
+                // shown where they were asked for, which for a hidden source is nowhere.
+                totals.iter().for_each(|group| changed |= count(&mut dir.below, *group, add));
             } else {
                 own.iter().for_each(|group| changed |= count(&mut dir.below, *group, add));
             }
-            totals.iter().for_each(|group| changed |= count(&mut dir.below, *group, add));
             if changed
                 && let Some(files) = dir.files.take()
                 && !add

@@ -80,12 +80,7 @@ impl Tree {
                 }
             }
         };
-        let directory = state.dirs.get(&dir).ok_or(STALE)?;
-        let nlink = match node {
-            Node::Dir(_) => 2 + u32::try_from(directory.children.len()).unwrap_or(u32::MAX - 2),
-            _ if kind == Kind::Directory => 2,
-            _ => 1,
-        };
+        let created_ns = state.dirs.get(&dir).ok_or(STALE)?.created_ns;
         let owner = self.owner();
         Ok(Attr {
             ino: node.ino(),
@@ -93,8 +88,9 @@ impl Tree {
             mode,
             uid: owner.uid,
             gid: owner.gid,
-            nlink,
-            created_ns: directory.created_ns,
+            // Directories come and go below, and attributes are cached: not counted, as on btrfs.
+            nlink: 1,
+            created_ns,
         })
     }
 
@@ -325,6 +321,21 @@ impl Nodes for Tree {
             return Err(Errno(libc::EINVAL));
         }
         self.clear_node(Node::of(ino).ok_or(NO_DEVICE)?).map(|_| ())
+    }
+
+    fn parent(&self, ino: Ino) -> Ino {
+        let node = match Node::of(ino) {
+            Some(Node::Dir(dir)) => {
+                Node::Dir(self.read().dirs.get(&dir).map_or(ROOT_DIR, |d| d.parent))
+            }
+            Some(Node::Departed(dir) | Node::Stats(dir, false) | Node::Value(dir, false, ..)) => {
+                Node::Dir(dir)
+            }
+            Some(Node::Stats(dir, true) | Node::Value(dir, true, ..)) => Node::Departed(dir),
+            Some(Node::Bulk(dir, departed, _)) => Node::Stats(dir, departed),
+            None => Node::Dir(ROOT_DIR),
+        };
+        node.ino()
     }
 
     fn interrupt_wait(&self) {

@@ -1,7 +1,10 @@
 //! Tests of the reader: against the real writer, and against segments made by hand.
 
+mod cells;
+mod churn;
 mod crafted;
 mod live;
+mod mutated;
 mod refused;
 mod tolerated;
 

@@ -1,0 +1,266 @@
+//! A `vmm` that runs, and one that has ended.
+
+use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::flat::Flat;
+use crate::namespace;
+
+/// Longer than anything takes on a busy machine: what is not there by then does not come.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `done` says so.
+///
+/// # Panics
+/// If it does not, within [`PATIENCE`].
+pub fn wait_until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(done) = done() {
+            return done;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// One page: what the smallest pipe holds.
+pub(crate) const FILL: usize = 4096;
+
+/// Where the standard output of a `vmm` goes.
+#[derive(Debug)]
+pub(crate) enum Stdout {
+    /// Not read yet; whether it was filled.
+    Held(io::PipeReader, bool),
+    Read(JoinHandle<Vec<u8>>),
+    /// Closed from the beginning, or moved elsewhere.
+    Deaf,
+}
+
+/// A `vmm` that was started. Dropping it kills it and takes its mount away.
+#[derive(Debug)]
+pub struct Running {
+    pub(crate) directory: TempDir,
+    pub(crate) child: Child,
+    pub(crate) stdout: Stdout,
+    pub(crate) stderr: Option<JoinHandle<String>>,
+    pub(crate) mount: PathBuf,
+    /// What was mounted there before, and is not ours to take away.
+    pub(crate) mounts_before: usize,
+}
+
+impl Running {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its mount point.
+    pub fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// The machine's directory, from the mount's root.
+    pub fn machine(&self) -> String {
+        format!("kvm/{}-test", self.pid())
+    }
+
+    /// A path in the mount.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.mount.join(path)
+    }
+
+    /// The private directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// All values, through the mount, from one sweep.
+    pub fn flat(&self) -> Flat {
+        Flat::read(&self.path(".stats/flat"))
+    }
+
+    /// One file's number, through the mount.
+    pub fn value(&self, path: &str) -> u64 {
+        let path = self.path(path);
+        let text = std::fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        text.strip_suffix('\n')
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("{} says {text:?}", path.display()))
+    }
+
+    /// Waits until the machine has made so many exits, in all.
+    pub fn wait_for_exits(&self, exits: u64) {
+        let path = format!("{}/user_exits", self.machine());
+        wait_until("exits", || (self.value(&path) >= exits).then_some(()));
+    }
+
+    /// Lets the console take what is sent, from now on.
+    pub fn release(&mut self) {
+        let Stdout::Held(reader, filled) = std::mem::replace(&mut self.stdout, Stdout::Deaf) else {
+            panic!("the console has been released");
+        };
+        self.stdout = Stdout::Read(thread::spawn(move || {
+            let mut reader = reader;
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).expect("a pipe can be read");
+            if filled {
+                bytes.drain(..FILL);
+            }
+            bytes
+        }));
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: the child has not been waited for, so the id is still its own.
+        let sent = unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+        assert_eq!(sent, 0, "kill: {}", io::Error::last_os_error());
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is a child").is_some()
+    }
+
+    /// Kills it, unless something else does, and waits for its end. Returns the signal that ended it.
+    pub fn kill_and_wait(mut self) -> Option<i32> {
+        let _ = self.child.kill();
+        self.child.wait().expect("it is a child").signal()
+    }
+
+    /// What it says on standard error; waits for its end.
+    pub(crate) fn stderr(&mut self) -> String {
+        self.stderr.take().expect("asked once").join().expect("it is text")
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end within [`PATIENCE`].
+    pub fn wait(mut self) -> Ended {
+        if matches!(self.stdout, Stdout::Held(..)) {
+            self.release();
+        }
+        let started = Instant::now();
+        let status = wait_until("the end of the VMM", || self.child.try_wait().expect("a child"));
+        let took = started.elapsed();
+        let stdout = match std::mem::replace(&mut self.stdout, Stdout::Deaf) {
+            Stdout::Read(stdout) => stdout.join().expect("it could be read"),
+            _ => Vec::new(),
+        };
+        let stderr = self.stderr();
+        let mounts = namespace::mounted_at(&self.mount);
+        let stats = std::fs::read_to_string(self.directory().join("final")).ok();
+        Ended {
+            status,
+            took,
+            stdout,
+            stderr,
+            stats,
+            mounts,
+            mount: self.mount.clone(),
+            running: self,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // No effect if it has ended: the library knows.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        while namespace::mounted_at(&self.mount).len() > self.mounts_before {
+            if namespace::unmount(&self.mount).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// A `vmm` that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its status.
+    pub status: ExitStatus,
+    /// How long it took from when it was waited for.
+    pub took: Duration,
+    /// What the guest sent to the console.
+    pub stdout: Vec<u8>,
+    /// What it said.
+    pub stderr: String,
+    /// The final statistics, if they were written.
+    pub stats: Option<String>,
+    /// What was still mounted at its end.
+    pub mounts: Vec<String>,
+    /// Where it was mounted.
+    pub mount: PathBuf,
+    running: Running,
+}
+
+impl Ended {
+    /// The exit status.
+    ///
+    /// # Panics
+    /// If a signal ended it.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| {
+            panic!("signal {:?} ended it: {}", self.status.signal(), self.stderr)
+        })
+    }
+
+    /// The final statistics.
+    ///
+    /// # Panics
+    /// If they were not written.
+    pub fn flat(&self) -> Flat {
+        let text = self.stats.as_deref();
+        Flat::parse(text.unwrap_or_else(|| panic!("no statistics were written: {}", self.stderr)))
+    }
+
+    /// Asserts that it ended with this status, and left nothing behind.
+    ///
+    /// # Panics
+    /// If it did not, or did.
+    #[track_caller]
+    pub fn assert(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "{}: {}", self.status, self.stderr);
+        self.assert_clean();
+        self
+    }
+
+    /// Asserts that it left neither a mount nor a mount point.
+    ///
+    /// # Panics
+    /// If it did.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        assert_eq!(self.mounts, [""; 0], "the mount is gone");
+        assert!(!self.mount.exists(), "the mount point, which it made, is gone");
+    }
+
+    /// Asserts that its only message is one line which contains all of these.
+    ///
+    /// # Panics
+    /// If it is not.
+    #[track_caller]
+    pub fn assert_says(&self, parts: &[&str]) {
+        let line = self.stderr.strip_suffix('\n').unwrap_or(&self.stderr);
+        assert!(!line.contains('\n'), "one line: {line}");
+        for part in parts {
+            assert!(line.contains(part), "{part:?} is not in: {line}");
+        }
+    }
+
+    /// The private directory, which is still there.
+    pub fn directory(&self) -> &Path {
+        self.running.directory()
+    }
+}

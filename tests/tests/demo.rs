@@ -1,0 +1,232 @@
+//! `vmm demo`: its table comes from the mount that everyone can read meanwhile, and nothing is left of it.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use tempfile::TempDir;
+use tests::flat::Flat;
+use tests::namespace::{self, mounted_at};
+use tests::running::wait_until;
+use tests::vmm::require_host;
+use tests::{binary, tracepoint};
+
+/// A demo with its own place. Dropping it ends it and takes its mount away.
+struct Demo {
+    place: TempDir,
+    child: Child,
+}
+
+impl Demo {
+    fn start(args: &[&str], stdout: Stdio) -> Self {
+        require_host();
+        let place = tempfile::tempdir().unwrap();
+        let mut command = Command::new(binary::vmm());
+        command.arg("demo").args(args).arg("--mount").arg(place.path().join("stats"));
+        command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
+        Self { child: command.spawn().unwrap(), place }
+    }
+
+    fn mount(&self) -> std::path::PathBuf {
+        self.place.path().join("stats")
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: the child has not been waited for, so the id is still its own.
+        assert_eq!(unsafe { libc::kill(self.child.id() as libc::pid_t, signal) }, 0);
+    }
+
+    /// Waits for its end; it left nothing and said nothing.
+    fn wait(&mut self) -> Option<i32> {
+        let status = wait_until("the demo's end", || self.child.try_wait().unwrap());
+        let mut stderr = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!(stderr, "");
+        assert!(mounted_at(&self.mount()).is_empty() && !self.mount().exists());
+        status.code()
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let mount = self.place.path().join("stats");
+        while !mounted_at(&mount).is_empty() && namespace::unmount(&mount).is_ok() {}
+    }
+}
+
+/// A line of a table by its guest and vCPU: rate, exits, and the exits by reason. The two times, which
+/// have units, are left out.
+fn row(text: &str, guest: &str, vcpu: &str) -> Option<Vec<u64>> {
+    let line = text.lines().rev().find(|line| {
+        let mut fields = line.split_whitespace();
+        fields.next() == Some(guest) && (vcpu.is_empty() || fields.next() == Some(vcpu))
+    })?;
+    Some(line.split_whitespace().filter_map(|field| field.parse().ok()).collect())
+}
+
+#[test]
+fn quiet_and_no_terminal() {
+    let kernel = tracepoint::KvmReturns::watch(&[]);
+    let args = ["--seconds", "2", "--quiet", "--guests", "2", "--vcpus", "2"];
+    let mut demo = Demo::start(&args, Stdio::piped());
+    let mount = demo.mount();
+    let mut out = BufReader::new(demo.child.stdout.take().unwrap());
+    let mut first = String::new();
+    out.read_line(&mut first).unwrap();
+    assert!(first.contains(mount.to_str().unwrap()), "it says where: {first}");
+    // Meanwhile anyone can read.
+    let flat = Flat::read(&mount.join(".stats/flat"));
+    let machines: Vec<_> =
+        flat.directories("kvm").into_iter().filter(|name| name.contains("-demo")).collect();
+    let pid = demo.child.id();
+    assert_eq!(machines, [format!("{pid}-demo0"), format!("{pid}-demo1")]);
+    for machine in &machines {
+        let vcpus = flat.vcpus(&format!("kvm/{machine}"));
+        assert_eq!(vcpus.len(), 2);
+        vcpus.iter().for_each(|vcpu| flat.assert_balanced(vcpu));
+    }
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(demo.wait(), Some(0));
+
+    let text = first + &rest;
+    assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "no control codes: {text:?}");
+    assert_eq!(text.matches("GUEST").count(), 1, "no table but the last: {text}");
+    assert!(text.contains("Totals"), "{text}");
+    // The totals add up: over reasons, vCPUs and guests; and the kernel saw as many.
+    let of = |guest: &str, vcpu: &str| row(&text, guest, vcpu).unwrap_or_else(|| panic!("{text}"));
+    let mut sums = [0; 2];
+    for (guest, sum) in ["demo0", "demo1"].into_iter().zip(&mut sums) {
+        let rows = [of(guest, "0"), of(guest, "1"), of(guest, "all")];
+        for row in &rows {
+            assert_eq!(row[row.len() - 7], row[row.len() - 6..].iter().sum::<u64>(), "{text}");
+        }
+        let exits = |row: &[u64]| row[row.len() - 7];
+        assert_eq!(exits(&rows[0]) + exits(&rows[1]), exits(&rows[2]), "{text}");
+        assert!(exits(&rows[0]) > 100, "{text}");
+        *sum = exits(&rows[2]);
+    }
+    let all = of("all", "");
+    assert_eq!(all[all.len() - 7], sums[0] + sums[1], "{text}");
+    assert_eq!(all[all.len() - 7], kernel.all(), "{text}");
+}
+
+#[test]
+fn tables_without_a_terminal_follow_each_other() {
+    let mut demo = Demo::start(&["--seconds", "3", "--guests", "1"], Stdio::piped());
+    let mut text = String::new();
+    demo.child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(demo.wait(), Some(0));
+    assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "no control codes: {text:?}");
+    assert!(text.matches("GUEST").count() >= 3, "{text}");
+    for hint in ["ls ", "cat ", "grep -r . ", "echo 0 > "] {
+        assert!(text.contains(&format!("{hint}{}", demo.mount().display())), "{hint}: {text}");
+    }
+}
+
+/// A pseudo terminal of this size: our end, and the end that a program takes for a terminal.
+fn terminal(rows: u16, columns: u16) -> (File, OwnedFd) {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let (mut ours, mut theirs) = (-1, -1);
+    // SAFETY: two descriptors to be written, no name, no settings, and a size.
+    let opened = unsafe {
+        libc::openpty(
+            &mut ours,
+            &mut theirs,
+            std::ptr::null_mut(),
+            std::ptr::null(),
+            &raw const size,
+        )
+    };
+    assert_eq!(opened, 0, "openpty: {}", io::Error::last_os_error());
+    // SAFETY: both are new and nobody else's.
+    unsafe {
+        // A child that another thread starts must not keep them open.
+        for fd in [ours, theirs] {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+        (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs))
+    }
+}
+
+#[test]
+fn on_a_terminal_the_table_is_repainted() {
+    for columns in [80, 160] {
+        let (mut ours, theirs) = terminal(40, columns);
+        let mut demo = Demo::start(&["--seconds", "3"], theirs.into());
+        let reader = thread::spawn(move || {
+            let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
+            // A terminal that everyone else has closed gives an error.
+            while let Ok(n) = ours.read(&mut buffer) {
+                text.extend_from_slice(&buffer[..n]);
+            }
+            String::from_utf8(text).unwrap()
+        });
+        assert_eq!(demo.wait(), Some(0));
+        let text = reader.join().unwrap();
+        assert!(text.contains("\x1b["), "it is repainted in place: {text:?}");
+        assert!(text.matches("GUEST").count() >= 3, "{text:?}");
+        assert!(text.contains("Totals"), "{text:?}");
+        // No line of a table breaks.
+        let table = text.lines().filter(|line| line.contains("demo0 ") || line.contains("GUEST"));
+        for line in table {
+            let plain = plain(line);
+            assert!(plain.trim_end().chars().count() <= columns.into(), "{columns}: {plain:?}");
+        }
+        // Whatever it did to the terminal, it is itself again: colours are off, the cursor is there.
+        assert_eq!(text.matches("\x1b[?25l").count(), text.matches("\x1b[?25h").count());
+    }
+}
+
+/// A line without its control codes.
+fn plain(line: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        if c == '\x1b' {
+            rest.by_ref().find(|c| c.is_ascii_alphabetic());
+        } else if !c.is_control() {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
+#[test]
+fn a_signal_ends_it_with_the_totals() {
+    for (seconds, signal, status) in
+        [("0", libc::SIGINT, 0), ("60", libc::SIGINT, 130), ("0", libc::SIGTERM, 143)]
+    {
+        let args = ["--seconds", seconds, "--quiet", "--guests", "1", "--vcpus", "1"];
+        let mut demo = Demo::start(&args, Stdio::piped());
+        let exits = demo.mount().join("kvm/user_exits");
+        wait_until("an exit", || {
+            std::fs::read_to_string(&exits).is_ok_and(|text| text != "0\n").then_some(())
+        });
+        demo.signal(signal);
+        assert_eq!(demo.wait(), Some(status));
+        let mut text = String::new();
+        demo.child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        assert!(text.contains("Totals"), "{text}");
+    }
+}
+
+#[test]
+fn a_place_that_is_not_empty_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::create_dir(place.path().join("other")).unwrap();
+    let output = Command::new(binary::vmm())
+        .args(["demo", "--seconds", "1", "--mount"])
+        .arg(place.path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr.lines().count() == 1 && stderr.contains("is not empty"), "{stderr}");
+    assert!(Path::new(&place.path().join("other")).is_dir());
+}

@@ -1,0 +1,299 @@
+//! What is missing, forbidden, busy or wrong is said in one line, with what to do about it; the status is
+//! not 0, and nothing is left behind. Devices are taken away in a private mount namespace only.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+use tests::guest::{Mode, Op, Step, end, program};
+use tests::namespace::{bind, forbid_devices, make_device, mount, mounted_at, private, unmount};
+use tests::running::Ended;
+use tests::vmm::Vmm;
+
+const KVM: (&str, u32, u32) = ("kvm", 10, 232);
+const FUSE: (&str, u32, u32) = ("fuse", 10, 229);
+
+/// Replaces /dev, in this thread's view, by one with these devices, and those that every program wants.
+fn devices(with: &[(&str, u32, u32, u32)]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let common = [("null", 1, 3, 0o666), ("zero", 1, 5, 0o666), ("urandom", 1, 9, 0o666)];
+    for (name, major, minor, mode) in common.iter().chain(with) {
+        make_device(&directory.path().join(name), *major, *minor, *mode).unwrap();
+    }
+    bind(directory.path(), Path::new("/dev")).unwrap();
+    directory
+}
+
+/// A guest that would end at once.
+fn quick() -> Vmm {
+    Vmm::new(Mode::Long, &[end(0)])
+}
+
+/// It failed as a whole: nothing was run, and nothing is left.
+#[track_caller]
+fn assert_refused(ended: &Ended, parts: &[&str]) {
+    assert_eq!(ended.status.code(), Some(125), "{}", ended.stderr);
+    ended.assert_says(parts);
+    ended.assert_clean();
+    assert_eq!(ended.stats, None, "no statistics of a guest that did not run");
+}
+
+#[test]
+fn kvm_is_missing() {
+    private(|| {
+        let started = quick();
+        let (fuse, major, minor) = FUSE;
+        let _devices = devices(&[(fuse, major, minor, 0o600)]);
+        assert_refused(&started.run(), &["/dev/kvm does not exist", "modprobe kvm_"]);
+    });
+}
+
+#[test]
+fn kvm_is_something_else() {
+    private(|| {
+        // /dev/null: it can be opened, and knows no ioctl.
+        let started = quick();
+        let (fuse, major, minor) = FUSE;
+        let _devices = devices(&[(fuse, major, minor, 0o600), ("kvm", 1, 3, 0o600)]);
+        assert_refused(&started.run(), &["/dev/kvm is not KVM"]);
+    });
+}
+
+#[test]
+fn a_device_is_forbidden_even_to_root() {
+    // As in a container: the node is there, and opening it is not allowed.
+    private(|| {
+        let started = quick();
+        let directory = tempfile::tempdir().unwrap();
+        let node = directory.path().join("kvm");
+        make_device(&node, KVM.1, KVM.2, 0o600).unwrap();
+        bind(&node, Path::new("/dev/kvm")).unwrap();
+        forbid_devices(Path::new("/dev/kvm")).unwrap();
+        assert_refused(&started.run(), &["/dev/kvm may not be opened"]);
+    });
+    private(|| {
+        let started = quick();
+        let directory = tempfile::tempdir().unwrap();
+        let node = directory.path().join("fuse");
+        make_device(&node, FUSE.1, FUSE.2, 0o600).unwrap();
+        bind(&node, Path::new("/dev/fuse")).unwrap();
+        forbid_devices(Path::new("/dev/fuse")).unwrap();
+        assert_refused(&started.run(), &["/dev/fuse may not be opened", "container"]);
+    });
+}
+
+#[test]
+fn kvm_is_forbidden_to_a_user() {
+    private(|| {
+        let started = quick();
+        let directory = tempfile::tempdir().unwrap();
+        let node = directory.path().join("kvm");
+        make_device(&node, KVM.1, KVM.2, 0o600).unwrap();
+        bind(&node, Path::new("/dev/kvm")).unwrap();
+        let ended = started.as_user(65534).run();
+        assert_refused(&ended, &["/dev/kvm may not be opened by this user", "usermod -aG kvm"]);
+    });
+}
+
+#[test]
+fn fuse_is_missing() {
+    private(|| {
+        let (started, unpublished) = (quick(), quick().unmounted());
+        let (kvm, major, minor) = KVM;
+        let _devices = devices(&[(kvm, major, minor, 0o600)]);
+        assert_refused(&started.run(), &["/dev/fuse is missing", "modprobe fuse"]);
+        // Who does not mount needs no FUSE.
+        unpublished.run().assert(0);
+    });
+}
+
+#[test]
+fn fuse_is_something_else() {
+    private(|| {
+        let started = quick();
+        let (kvm, major, minor) = KVM;
+        let _devices = devices(&[(kvm, major, minor, 0o600), ("fuse", 1, 3, 0o600)]);
+        assert_refused(&started.run(), &["/dev/fuse is not the FUSE device", "mknod"]);
+    });
+}
+
+/// Refused because of its mount point, which is left as it is.
+#[track_caller]
+fn assert_place_refused(ended: &Ended, parts: &[&str]) {
+    assert_eq!(ended.status.code(), Some(125), "{}", ended.stderr);
+    ended.assert_says(parts);
+    assert_eq!(ended.stats, None);
+}
+
+#[test]
+fn the_mount_point_is_in_use() {
+    let first = Vmm::new(Mode::Long, &[Step::new(Op::Spin, 1, 0)]).start_mounted();
+    let ended = quick().mount_at(first.mount()).run();
+    let place = first.mount().to_str().unwrap();
+    assert_place_refused(&ended, &[place, "in use", "live statsfs", "another place"]);
+    drop(ended);
+    // The first one does not notice.
+    assert_eq!(mounted_at(first.mount()), ["fuse.statsfs"]);
+    assert_eq!(first.value("kvm/vm_vcpus"), 1);
+    first.signal(libc::SIGTERM);
+    first.wait().assert(143);
+}
+
+#[test]
+fn the_mount_point_is_not_empty_no_directory_or_without_parent() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("file");
+    fs::write(&file, "kept").unwrap();
+    assert_place_refused(&quick().mount_at(place.path()).run(), &["is not empty", "another place"]);
+    assert_place_refused(&quick().mount_at(&file).run(), &["is not a directory", "another place"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+    let orphan = place.path().join("missing/stats");
+    assert_place_refused(&quick().mount_at(&orphan).run(), &["parent is missing", "mkdir -p"]);
+    assert!(!place.path().join("missing").exists());
+}
+
+#[test]
+fn the_mount_point_is_foreign() {
+    private(|| {
+        let place = tempfile::tempdir().unwrap();
+        mount("mine", place.path(), "tmpfs").unwrap();
+        let ended = quick().mount_at(place.path()).run();
+        assert_place_refused(&ended, &["in use", "tmpfs `mine`", "another place"]);
+        // Dropping what was started takes away what is mounted where it was to mount, so look before.
+        assert_eq!(mounted_at(place.path()), ["tmpfs"]);
+        drop(ended);
+        let _ = unmount(place.path());
+    });
+}
+
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(tests::binary::vmm());
+    command.args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// A wrong command line, or what it names is no good: says so, and touches nothing.
+#[track_caller]
+fn assert_wrong(directory: &Path, args: &[&str], status: i32, parts: &[&str]) {
+    let before = names(directory);
+    let output = run(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{args:?}: {part:?} is not in: {stderr}");
+    }
+    if status == 125 {
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+        assert!(stderr.starts_with("vmm: "), "{args:?}: {stderr}");
+    }
+    assert!(output.stdout.is_empty());
+    assert_eq!(names(directory), before, "{args:?}: nothing is left behind");
+}
+
+fn names(directory: &Path) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_command_line_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let guest = directory.path().join("guest");
+    fs::write(&guest, program(Mode::Long, &[end(0)])).unwrap();
+    let guest = guest.to_str().unwrap();
+    let long = "x".repeat(53);
+    let cases: [(&[&str], &[&str]); 21] = [
+        (&["--memory", "0"], &["--memory", "at least 1M"]),
+        (&["--memory", "1023K"], &["--memory", "at least 1M"]),
+        (&["--memory", "1048577"], &["--memory", "whole pages"]),
+        (&["--memory", "64X"], &["--memory", "K, M, G"]),
+        (&["--memory", "-1M"], &["-1"]),
+        (&["--memory", "100T"], &["--memory", "at most"]),
+        (&["--memory", ""], &["--memory"]),
+        (&["--cpus", "0"], &["--cpus", "1 to 64"]),
+        (&["--cpus", "65"], &["--cpus", "1 to 64"]),
+        (&["--cpus", "two"], &["--cpus", "1 to 64"]),
+        (&["--name", ""], &["--name"]),
+        (&["--name", "a/b"], &["--name", "A-Z"]),
+        (&["--name", ".a"], &["--name", "A-Z"]),
+        (&["--name", "a b"], &["--name", "A-Z"]),
+        (&["--name", &long], &["--name", "1 to 52"]),
+        (&["--entry", "protected"], &["--entry", "real", "long"]),
+        (&["--mount", "m", "--no-publish"], &["--mount", "--no-publish"]),
+        (&["--flat", "other"], &["--flat"]),
+        (&["--frobnicate"], &["--frobnicate"]),
+        (&["more"], &["more"]),
+        (&["--mount"], &["--mount"]),
+    ];
+    for (more, parts) in cases {
+        assert_wrong(directory.path(), &[&["run", "--flat", guest], more].concat(), 2, parts);
+    }
+    assert_wrong(directory.path(), &["run"], 2, &["--flat"]);
+    assert_wrong(directory.path(), &["walk"], 2, &["walk"]);
+    assert_wrong(directory.path(), &[], 2, &["Usage"]);
+    for args in [
+        ["--guests", "0"],
+        ["--guests", "65"],
+        ["--vcpus", "0"],
+        ["--vcpus", "65"],
+        ["--seconds", ""],
+        ["--seconds", "x"],
+    ] {
+        assert_wrong(directory.path(), &["demo", args[0], args[1]], 2, &[args[0]]);
+    }
+}
+
+#[test]
+fn the_program_or_the_statistics_file_is_no_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    let (good, empty, large) = (path("good"), path("empty"), path("large"));
+    fs::write(&good, program(Mode::Long, &[end(0)])).unwrap();
+    fs::write(&empty, "").unwrap();
+    fs::write(&large, vec![0x90; 1 << 20]).unwrap();
+    // What it said before stays, too.
+    let old = path("old");
+    fs::write(&old, "kept").unwrap();
+    let wrong = |args: &[&str], parts: &[&str]| {
+        assert_wrong(directory.path(), &[&["run", "--no-publish"], args].concat(), 125, parts);
+        // With a place for the final statistics it is just as it was.
+        if !args.contains(&"--stats-out") {
+            for out in [&path("new"), &old] {
+                let args = [&["run", "--no-publish", "--stats-out", out], args].concat();
+                assert_wrong(directory.path(), &args, 125, parts);
+            }
+        }
+        assert_eq!(fs::read_to_string(&old).unwrap(), "kept");
+    };
+    wrong(&["--flat", &path("missing")], &["missing", "No such file"]);
+    wrong(&["--flat", &empty], &["empty", "objcopy"]);
+    wrong(&["--flat", &large, "--memory", "1M"], &["large", "does not fit", "--memory"]);
+    wrong(&["--flat", directory.path().to_str().unwrap()], &["directory"]);
+    let out = path("missing/out");
+    wrong(&["--flat", &good, "--stats-out", &out], &["missing/out", "No such file"]);
+    wrong(&["--flat", &good, "--stats-out", directory.path().to_str().unwrap()], &["directory"]);
+    // A longer one is replaced as a whole.
+    fs::write(&old, "x".repeat(1 << 20)).unwrap();
+    assert!(run(&["run", "--no-publish", "--flat", &good, "--stats-out", &old]).status.success());
+    assert_eq!(tests::flat::Flat::read(Path::new(&old)).get("kvm/user_exits"), 1);
+    let full = run(&["run", "--no-publish", "--flat", &good, "--stats-out", "/dev/full"]);
+    let stderr = String::from_utf8(full.stderr).unwrap();
+    assert_eq!(full.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("/dev/full") && stderr.contains("No space"), "{stderr}");
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for (args, part) in [
+        (&["--help"][..], "vmm demo"),
+        (&["run", "--help"], "--stats-out"),
+        (&["demo", "--help"], "--seconds"),
+        (&["--version"], env!("CARGO_PKG_VERSION")),
+    ] {
+        let output = run(args);
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && stdout.contains(part), "{args:?}: {stdout}");
+    }
+}
