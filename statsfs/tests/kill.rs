@@ -173,9 +173,9 @@ fn one_round(seed: u64) {
 
     // Through the tree that has seen it live, and through one that has not.
     let fresh = child::tree(&segments);
-    for pool in 0..2 {
-        for file in 0..3 {
-            check(ledger, pool, file, taken[pool][file], |path| number(&tree, path) as u64);
+    for (pool, taken) in taken.iter().enumerate() {
+        for (file, taken) in taken.iter().enumerate() {
+            check(ledger, pool, file, *taken, |path| number(&tree, path) as u64);
             check(ledger, pool, file, 0, |path| number(&fresh, path) as u64);
         }
         let open: u64 = bounds(ledger, pool, true)[2] - bounds(ledger, pool, false)[2];

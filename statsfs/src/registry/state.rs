@@ -577,7 +577,13 @@ impl State {
                 parent: self.nodes[&other].name.to_string(),
             });
         }
-        let groups = node.subtree_groups();
+        let mut groups = node.subtree_groups();
+        // Those of which only totals are left in the subtree come along too.
+        for member in self.subtree(child) {
+            for key in self.nodes[&member].accumulators.keys() {
+                groups.entry(*key).or_insert(0);
+            }
+        }
         let mut chain = vec![parent];
         chain.extend(self.ancestors(parent));
         if chain.contains(&child) {

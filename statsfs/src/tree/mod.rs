@@ -12,6 +12,8 @@ mod model;
 mod nodes;
 mod render;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
