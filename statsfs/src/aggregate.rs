@@ -201,3 +201,227 @@ impl<'a> Buckets<'a> {
         self.upper(highest).map_or(Self::lower(highest), |upper| upper - 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SCALARS: [ValueType; 9] = [
+        ValueType::Bool,
+        ValueType::U8,
+        ValueType::U16,
+        ValueType::U32,
+        ValueType::U64,
+        ValueType::S8,
+        ValueType::S16,
+        ValueType::S32,
+        ValueType::S64,
+    ];
+
+    fn ty() -> impl Strategy<Value = ValueType> {
+        prop::sample::select(&SCALARS[..])
+    }
+
+    /// Cells as they come from a block, extremes more often than chance has it.
+    fn cells(max: usize) -> impl Strategy<Value = (ValueType, Vec<u64>)> {
+        let cell = prop_oneof![
+            Just(0),
+            Just(1),
+            Just(u64::MAX),
+            Just(i64::MIN as u64),
+            Just(i64::MAX as u64),
+            (0..64u32).prop_map(|n| 1 << n),
+            (0..64u32).prop_map(|n| (1u64 << n).wrapping_neg()),
+            any::<u64>(),
+        ];
+        (ty(), prop::collection::vec(cell, 0..max))
+            .prop_map(|(ty, cells)| (ty, cells.into_iter().map(|c| ty.extend(c)).collect()))
+    }
+
+    /// The number that 64 bits of a type are.
+    fn exact(ty: ValueType, bits: u64) -> i128 {
+        if ty.is_signed() { i128::from(bits as i64) } else { i128::from(bits) }
+    }
+
+    fn text(number: Number) -> String {
+        let mut out = b"x".to_vec();
+        number.write(&mut out);
+        String::from_utf8(out).unwrap()[1..].to_owned()
+    }
+
+    fn aggregate(ty: ValueType, cells: &[u64]) -> Scalar {
+        let mut all = Scalar::default();
+        cells.iter().for_each(|cell| all.add(ty, *cell));
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_written_in_decimal((ty, cells) in cells(8)) {
+            for bits in cells {
+                prop_assert_eq!(text(Number::of(ty, bits)), exact(ty, bits).to_string());
+                prop_assert_eq!(text(Number::unsigned(bits)), bits.to_string());
+            }
+        }
+
+        #[test]
+        fn slots_combine_modulo_the_width((ty, cells) in cells(8)) {
+            let numbers: Vec<_> = cells.iter().map(|c| exact(ty, *c)).collect();
+            for semantics in [Semantics::Cumulative, Semantics::Floating, Semantics::Peak] {
+                let Some((first, rest)) = cells.split_first() else { continue };
+                let all = rest.iter().fold(*first, |all, c| combine(ty, semantics, all, *c));
+                let expected = if ty == ValueType::Bool {
+                    i128::from(numbers.contains(&1))
+                } else if semantics == Semantics::Peak {
+                    *numbers.iter().max().unwrap()
+                } else {
+                    let modulus = 1i128 << (8 * ty.width());
+                    let sum = numbers.iter().sum::<i128>().rem_euclid(modulus);
+                    if ty.is_signed() && sum >= modulus / 2 { sum - modulus } else { sum }
+                };
+                prop_assert_eq!(exact(ty, all), expected, "{:?} {:?}", ty, semantics);
+            }
+        }
+
+        #[test]
+        fn what_came_since_a_clear_is_exact_over_a_wrap(
+            ty in prop::sample::select(&SCALARS[1..5]),
+            before in any::<u64>(),
+            added in any::<u64>(),
+        ) {
+            let mask = ty.extend(u64::MAX);
+            let baseline = before & mask;
+            // The cell itself wraps at its width.
+            let raw = ty.extend(baseline.wrapping_add(added));
+            prop_assert_eq!(since(ty, raw, baseline), added & mask);
+        }
+
+        #[test]
+        fn every_kind_is_what_a_list_says((ty, cells) in cells(12), departed in any::<u64>()) {
+            let mut all = aggregate(ty, &cells);
+            let numbers: Vec<_> = cells.iter().map(|c| exact(ty, *c)).collect();
+            let get = |all: &Scalar, kind| text(all.get(ty, kind));
+            let wrapped = |sum: i128| exact(ty, sum as u64).to_string();
+            let sum: i128 = numbers.iter().sum();
+            prop_assert_eq!(get(&all, Aggregations::SUM), wrapped(sum));
+            let or_zero = |number: Option<i128>| number.unwrap_or(0).to_string();
+            prop_assert_eq!(get(&all, Aggregations::MIN), or_zero(numbers.iter().min().copied()));
+            prop_assert_eq!(get(&all, Aggregations::MAX), or_zero(numbers.iter().max().copied()));
+            let mean = sum.checked_div(numbers.len() as i128);
+            prop_assert_eq!(get(&all, Aggregations::AVG), or_zero(mean));
+            let zero = numbers.iter().filter(|n| **n == 0).count();
+            prop_assert_eq!(get(&all, Aggregations::COUNT_ZERO), zero.to_string());
+            let nonzero = numbers.len() - zero;
+            prop_assert_eq!(get(&all, Aggregations::COUNT_NONZERO), nonzero.to_string());
+            // What departed is in the sum and nowhere else.
+            let without = all;
+            all.add_sum(departed);
+            prop_assert_eq!(get(&all, Aggregations::SUM), wrapped(sum + exact(ty, departed)));
+            for kind in [Aggregations::MIN, Aggregations::MAX, Aggregations::AVG] {
+                prop_assert_eq!(get(&all, kind), get(&without, kind));
+            }
+        }
+
+        #[test]
+        fn parts_merge_to_the_whole((ty, cells) in cells(12), at in 0..12usize, departed in any::<u64>()) {
+            let (left, right) = cells.split_at(at.min(cells.len()));
+            let mut merged = aggregate(ty, left);
+            let mut other = aggregate(ty, right);
+            other.add_sum(departed);
+            merged.merge(ty, &other);
+            let mut whole = aggregate(ty, &cells);
+            whole.add_sum(departed);
+            for bit in 0..6 {
+                let kind = Aggregations::from_bits(1 << bit).unwrap();
+                prop_assert_eq!(merged.get(ty, kind), whole.get(ty, kind), "{:?}", kind);
+            }
+        }
+
+        #[test]
+        fn a_histogram_knows_its_values_as_well_as_its_buckets(
+            count in 2..=64u8,
+            sum in any::<bool>(),
+            mut values in prop::collection::vec(
+                prop_oneof![0..100u64, any::<u64>(), (0..64u32).prop_map(|n| 1 << n)],
+                0..50,
+            ),
+        ) {
+            let ty = ValueType::Histogram { buckets: count, sum };
+            let mut cells = vec![0u64; ty.cells()];
+            for value in &values {
+                let bucket = crate::cell::bucket_of(*value, count.into());
+                cells[bucket + usize::from(sum)] += 1;
+                if sum {
+                    cells[0] = cells[0].wrapping_add(*value);
+                }
+            }
+            let shown = Buckets::new(ty, &cells);
+            values.sort_unstable();
+            prop_assert_eq!(shown.count(), values.len() as u64);
+            let total = values.iter().fold(0u64, |sum, n| sum.wrapping_add(*n));
+            prop_assert_eq!(shown.sum(), sum.then_some(total));
+            let mean = total.checked_div(values.len() as u64).unwrap_or(0);
+            prop_assert_eq!(shown.mean(), sum.then_some(mean));
+            // Every bucket holds what lies between its bounds.
+            for (n, count) in shown.counts().iter().enumerate() {
+                let lower = Buckets::lower(n);
+                let within = |v: &&u64| **v >= lower && shown.upper(n).is_none_or(|upper| **v < upper);
+                prop_assert_eq!(*count, values.iter().filter(within).count() as u64);
+            }
+            let mut before = 0;
+            for percent in 1..=100 {
+                let percentile = shown.percentile(percent);
+                prop_assert!(percentile >= before, "p{} is below p{}", percent, percent - 1);
+                before = percentile;
+                let rank = (values.len() * percent as usize).div_ceil(100).max(1);
+                let Some(value) = values.get(rank - 1) else {
+                    prop_assert_eq!(percentile, 0);
+                    continue;
+                };
+                // In the bucket of the value that has this rank.
+                let bucket = crate::cell::bucket_of(*value, count.into());
+                let (lower, upper) = (Buckets::lower(bucket), shown.upper(bucket));
+                prop_assert!(percentile >= lower && upper.is_none_or(|upper| percentile < upper));
+            }
+            prop_assert!(shown.max() >= before);
+            if let Some(largest) = values.last() {
+                let bucket = crate::cell::bucket_of(*largest, count.into());
+                let bound = shown.upper(bucket).map_or(Buckets::lower(bucket), |upper| upper - 1);
+                prop_assert_eq!(shown.max(), bound);
+            }
+        }
+    }
+
+    #[test]
+    fn an_aggregate_over_nothing_is_zero() {
+        for ty in SCALARS {
+            for bit in 0..6 {
+                let kind = Aggregations::from_bits(1 << bit).unwrap();
+                assert_eq!(text(Scalar::default().get(ty, kind)), "0", "{ty:?} {kind:?}");
+            }
+        }
+        let ty = ValueType::Histogram { buckets: 64, sum: true };
+        let cells = [0; 65];
+        let empty = Buckets::new(ty, &cells);
+        assert_eq!(
+            (empty.count(), empty.mean(), empty.percentile(99), empty.max()),
+            (0, Some(0), 0, 0)
+        );
+    }
+
+    #[test]
+    fn counts_near_the_end_of_their_range_do_not_overflow() {
+        let ty = ValueType::Histogram { buckets: 64, sum: true };
+        let mut cells = [0; 65];
+        cells[1] = u64::MAX;
+        cells[0] = u64::MAX;
+        let full = Buckets::new(ty, &cells);
+        assert_eq!((full.count(), full.mean(), full.percentile(99)), (u64::MAX, Some(1), 0));
+        cells[64] = 1;
+        // The number of values wraps; nothing else is known then, but nothing breaks.
+        let over = Buckets::new(ty, &cells);
+        assert_eq!((over.count(), over.percentile(50), over.max()), (0, 0, 1 << 62));
+    }
+}

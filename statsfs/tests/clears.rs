@@ -96,7 +96,7 @@ fn check_totals(run: &Run, reach: Reach, seed: u64) {
             Some(pool) => run.pools[pool].get()[value],
             None => run.everything.get()[value],
         };
-        if epoch % 2 == 0 && run.epoch.load(SeqCst) == epoch {
+        if epoch.is_multiple_of(2) && run.epoch.load(SeqCst) == epoch {
             let there = shown + taken;
             assert!(
                 low <= there && there <= high,

@@ -570,3 +570,81 @@ fn tree_names(tree: &statsfs::tree::Tree) -> Vec<String> {
     let is_file = |name: &str| name.starts_with("work_");
     entries.into_iter().map(|(name, _)| name).filter(|name| !is_file(name)).collect()
 }
+
+#[test]
+fn what_departed_from_a_source_before_it_was_attached_counts_above() {
+    let registry = Registry::new().unwrap();
+    let pool = top(&registry);
+    let tree = registry.tree().unwrap();
+    let upper = registry.create_source("upper").unwrap();
+    let leaf = below(&registry, &upper, "leaf");
+    let slot = leaf.add_values::<Tick>().unwrap();
+    slot.tick_count.add(3);
+    upper.remove_subordinate(&leaf).unwrap();
+    drop(slot);
+    registry.usage();
+    pool.add_subordinate(&upper).unwrap();
+    assert_eq!(number(&tree, "top/tick_count"), 3);
+    assert_eq!(number(&tree, "top/upper/.departed/tick_count"), 3);
+    let named = registry.create_source("tick_count").unwrap();
+    assert!(matches!(pool.add_subordinate(&named), Err(SourceError::AlreadyExists { .. })));
+    pool.remove_subordinate(&upper).unwrap();
+    registry.usage();
+    assert_eq!(number(&tree, "top/.departed/tick_count"), 3);
+}
+
+#[test]
+fn a_name_passes_on_while_nobody_looks() {
+    let registry = Registry::new().unwrap();
+    let pool = top(&registry);
+    let tree = registry.tree().unwrap();
+    // In both orders of creation, directly, at the top level, and within hidden sources.
+    let sources: Vec<_> = (0..4)
+        .map(|n| {
+            let source = registry.create_source("same").unwrap();
+            source.add_values::<Tick>().unwrap().tick_count.add(n + 1);
+            source
+        })
+        .collect();
+    let mut last_ino = None;
+    for n in [2, 0, 3, 1] {
+        pool.add_subordinate(&sources[n]).unwrap();
+        assert_eq!(number(&tree, "top/same/tick_count"), n as i128 + 1);
+        let ino = support::node(&tree, "top/same").unwrap();
+        assert_ne!(last_ino.replace(ino), Some(ino), "a number is never used again");
+        pool.remove_subordinate(&sources[n]).unwrap();
+    }
+    assert!(try_number(&tree, "top/same/tick_count").is_err());
+    let sources: Vec<_> = (0..4)
+        .map(|n| {
+            let builder = registry.source("top2");
+            let source = if n % 2 == 0 { builder } else { builder.private() }.create().unwrap();
+            source.add_values::<Tick>().unwrap().tick_count.add(n + 1);
+            source
+        })
+        .collect();
+    for n in [2, 0, 3, 1] {
+        sources[n].register().unwrap();
+        assert_eq!(number(&tree, "top2/tick_count"), n as i128 + 1);
+        use statsfs::fs::Nodes;
+        let ino = support::node(&tree, "top2").unwrap();
+        assert_ne!(last_ino.replace(ino), Some(ino), "a number is never used again");
+        let mode = tree.attr(ino).unwrap().mode;
+        assert_eq!(mode, if n % 2 == 0 { 0o755 } else { 0o750 });
+        sources[n].revoke().unwrap();
+    }
+    let hidden: Vec<_> = (0..4)
+        .map(|n| {
+            let hidden = registry.source("hidden").hidden().create().unwrap();
+            let source = below(&registry, &hidden, "same");
+            source.add_values::<Tick>().unwrap().tick_count.add(n + 1);
+            hidden
+        })
+        .collect();
+    for n in [2, 0, 3, 1] {
+        pool.add_subordinate(&hidden[n]).unwrap();
+        assert_eq!(number(&tree, "top/same/tick_count"), n as i128 + 1);
+        pool.remove_subordinate(&hidden[n]).unwrap();
+    }
+    assert_eq!(number(&tree, "top/tick_count"), 20);
+}

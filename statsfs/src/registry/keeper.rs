@@ -69,8 +69,8 @@ impl Call {
     fn run(&self, last: bool) {
         let inside = INSIDE.get();
         let mut closure = if inside {
-            // A callback that removes a source: it may be its own, and the callback this very one. It
-            // was sampled just now then, and whoever runs it drops it.
+            // A callback that removes a source: it may be its own, and the callback this very one. It is
+            // being sampled then, and goes with the last reference to it.
             match self.closure.try_lock() {
                 Ok(closure) => closure,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -92,7 +92,6 @@ impl Call {
                 ended = true;
             }
         }
-        ended |= self.ended.load(Ordering::Acquire);
         let gone = if ended { closure.take() } else { None };
         drop(closure);
         // The slot in it goes back to the registry, and what else is in it is the program's.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::files::IdentityId;
 use super::inode::DirId;
+use super::model::counting_slots;
 use super::sweep::{Account, Cells, Sweep, Want};
 use super::{GroupId, SourceKey, State};
 use crate::aggregate::since;
@@ -128,10 +129,13 @@ impl State {
     /// A source's cells of a group, those of all slots added up in 64 bits, if all can still be read.
     fn raw_sums(&self, key: SourceKey, group: &GroupDescriptor) -> Option<Vec<u64>> {
         let process = &self.processes[key.0];
+        let record = process.source(key.1)?;
+        if counting_slots(record) < self.sources.get(&key)?.slots {
+            return None;
+        }
         let mut sums = vec![0u64; group.words()];
         let mut cells = sums.clone();
-        let groups = &process.source(key.1)?.groups;
-        for block in groups.iter().filter(|g| *g.group == *group).flat_map(|g| &g.slots) {
+        for block in record.groups.iter().filter(|g| *g.group == *group).flat_map(|g| &g.slots) {
             match process.read(block, &mut cells) {
                 Reading::Cells { retired, .. }
                     if !retired.is_some_and(|r| process.is_folded(r)) =>

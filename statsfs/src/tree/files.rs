@@ -106,9 +106,16 @@ impl Files {
             }
         }
         let mut files = Self::default();
+        let mut found: Vec<_> = found.into_iter().collect();
+        // Whoever came first holds a name.
+        found.sort_by_key(|(identity, _)| dir.admitted.get(identity).map(|(when, _)| *when));
         for (identity, (own, below)) in found {
             let Some(value) = identities.get(identity) else { continue };
             for (name, part) in names(value, own, below) {
+                // Another process's subordinate may have the name; it keeps it.
+                if dir.child(&name).is_some() {
+                    continue;
+                }
                 files.push(File { name: name.into(), identity, part, value: value.clone() });
             }
         }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::OnceLock;
 
 use super::clear::Baselines;
-use super::files::{Files, Identities};
+use super::files::{Files, Identities, IdentityId};
 use super::inode::{DirId, Node};
 use super::{GroupId, ProcessId, SourceKey, State, TreeError};
 use crate::fs::Gone;
@@ -42,6 +42,8 @@ pub(crate) struct SourceModel {
     /// The groups that it has values of, and those that it keeps totals or explicit aggregates of.
     own: BTreeSet<GroupId>,
     totals: BTreeSet<GroupId>,
+    /// How many slots with cumulative values it has had: as long as it is live none goes.
+    pub(crate) slots: usize,
 }
 
 /// One directory: a visible source, or the sources of one name at the top level of several processes.
@@ -57,6 +59,10 @@ pub(crate) struct Dir {
     /// Sources in this directory, and below it, that have each group.
     pub(crate) own: BTreeMap<GroupId, usize>,
     pub(crate) below: BTreeMap<GroupId, usize>,
+    /// At the top level, where several processes meet: when each identity came, and how many of the
+    /// groups above have it. Within one process no name has two identities.
+    pub(crate) admitted: HashMap<IdentityId, (u64, usize)>,
+    next_admission: u64,
     files: OnceLock<Files>,
 }
 
@@ -72,7 +78,38 @@ impl Dir {
             private: false,
             own: BTreeMap::new(),
             below: BTreeMap::new(),
+            admitted: HashMap::new(),
+            next_admission: 0,
             files: OnceLock::new(),
+        }
+    }
+
+    /// Counts a group in or out, of the directory's own or of those below. Answers whether it appeared or
+    /// disappeared.
+    fn count(&mut self, own: bool, group: GroupId, add: bool, identities: &Identities) -> bool {
+        let groups = if own { &mut self.own } else { &mut self.below };
+        let changed = count(groups, group, add);
+        if changed && self.parent == ROOT_DIR {
+            for identity in identities.of(group).iter().flatten() {
+                if add {
+                    let next = self.next_admission;
+                    self.next_admission += 1;
+                    self.admitted.entry(*identity).or_insert((next, 0)).1 += 1;
+                } else if let Some((_, groups)) = self.admitted.get_mut(identity) {
+                    *groups -= 1;
+                    if *groups == 0 {
+                        self.admitted.remove(identity);
+                    }
+                }
+            }
+        }
+        changed
+    }
+
+    /// A subordinate came or went: where several processes meet, a value of its name goes or comes.
+    fn forget_files_of_many(&mut self) {
+        if self.members.len() > 1 {
+            self.files.take();
         }
     }
 
@@ -114,6 +151,7 @@ impl State {
             dir: Some(ROOT_DIR),
             own: BTreeSet::new(),
             totals: BTreeSet::new(),
+            slots: 0,
         };
         self.sources.insert((id, ROOT_ID), root);
         if let Some(dir) = self.dirs.get_mut(&ROOT_DIR) {
@@ -179,7 +217,11 @@ impl State {
         for &id in &touched {
             self.take_record((process, id));
         }
-        for &id in &touched {
+        // So does what left, whatever was created first.
+        let (left, others): (Vec<_>, Vec<_>) = touched
+            .into_iter()
+            .partition(|id| self.processes[process].source(*id).is_some_and(|r| r.departed));
+        for id in left.into_iter().chain(others) {
             self.settle((process, id));
         }
     }
@@ -204,7 +246,7 @@ impl State {
 
     /// Takes a source's record over: its parent and its groups.
     fn take_record(&mut self, key: SourceKey) {
-        let (own, totals, parent) = {
+        let (own, totals, parent, slots) = {
             let Some(record) = self.processes[key.0].source(key.1) else { return };
             let has = |counts: bool| {
                 let groups = record.groups.iter().filter(move |g| {
@@ -212,7 +254,7 @@ impl State {
                 });
                 groups.map(|g| g.group.clone()).collect::<Vec<_>>()
             };
-            (has(true), has(false), record.parent)
+            (has(true), has(false), record.parent, counting_slots(record))
         };
         let own: BTreeSet<_> = own.iter().map(|g| self.group(g)).collect();
         let totals: BTreeSet<_> = totals.iter().map(|g| self.group(g)).collect();
@@ -224,7 +266,9 @@ impl State {
             dir: None,
             own: BTreeSet::new(),
             totals: BTreeSet::new(),
+            slots: 0,
         });
+        source.slots = source.slots.max(slots);
         let old_parent = std::mem::replace(&mut source.parent, parent);
         if source.reach == Reach::Live {
             self.count_groups(key, false);
@@ -340,6 +384,7 @@ impl State {
         let above = self.dirs.get_mut(&above)?;
         above.children.insert(id);
         above.by_name.insert(name.into(), id);
+        above.forget_files_of_many();
         Some(id)
     }
 
@@ -362,6 +407,7 @@ impl State {
         if let Some(above) = self.dirs.get_mut(&dir.parent) {
             above.children.remove(&id);
             above.by_name.remove(&dir.name);
+            above.forget_files_of_many();
         }
         self.gone.push(Gone { parent: Node::Dir(dir.parent).ino(), name: dir.name.into() });
     }
@@ -388,13 +434,16 @@ impl State {
         while at != ROOT_DIR {
             let Some(dir) = self.dirs.get_mut(&at) else { return };
             let mut changed = false;
-            if itself && at == shown_in {
-                own.iter().for_each(|group| changed |= count(&mut dir.own, *group, add));
+            let own_dir = itself && at == shown_in;
+            for group in &own {
+                changed |= dir.count(own_dir, *group, add, &self.identities);
+            }
+            if own_dir {
                 // Of what departed, the sources above have totals of their own; explicit aggregates are
                 // shown where they were asked for, which for a hidden source is nowhere.
-                totals.iter().for_each(|group| changed |= count(&mut dir.below, *group, add));
-            } else {
-                own.iter().for_each(|group| changed |= count(&mut dir.below, *group, add));
+                for group in &totals {
+                    changed |= dir.count(false, *group, add, &self.identities);
+                }
             }
             if changed
                 && let Some(files) = dir.files.take()
@@ -425,6 +474,12 @@ impl State {
         }
         all
     }
+}
+
+/// How many slots with cumulative values a source has.
+pub(super) fn counting_slots(record: &SourceRecord) -> usize {
+    let groups = record.groups.iter().filter(|group| group.group.has_cumulative());
+    groups.map(|group| group.slots.len()).sum()
 }
 
 /// Counts in or out; whether the group appeared or disappeared.

@@ -1,0 +1,254 @@
+//! Several processes in one tree.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use super::model::ROOT_DIR;
+use super::{Feed, Owner, State, Tree};
+use crate::fs::{Caller, Nodes, ROOT};
+use crate::segment::{Limits, Process};
+use crate::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType};
+use crate::{DynSlot, Registry, Source};
+
+/// All segments are there from the beginning.
+struct NoMore;
+
+impl Feed for NoMore {
+    fn segments(&self) -> io::Result<Vec<OwnedFd>> {
+        Ok(Vec::new())
+    }
+
+    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
+        std::thread::sleep(timeout);
+        seen
+    }
+}
+
+/// A tree of several processes, in the order in which they come.
+fn tree(registries: &[&Registry]) -> Tree {
+    let mut state = State::new();
+    for registry in registries {
+        let process = Process::attach(registry.segments().unwrap(), &Limits::default()).unwrap();
+        state.take_in(process).unwrap();
+    }
+    Tree {
+        state: RwLock::new(state),
+        feed: Box::new(NoMore),
+        owner: Owner { uid: 0, gid: 0 },
+        gone: Mutex::default(),
+        seen: Mutex::new(0),
+    }
+}
+
+fn flat(tree: &Tree) -> BTreeMap<String, String> {
+    let mut out = Vec::new();
+    tree.flat(&mut out);
+    let text = String::from_utf8(out).unwrap();
+    let mut all = BTreeMap::new();
+    for line in text.lines() {
+        let (path, value) = line.split_once(' ').unwrap();
+        assert!(all.insert(path.to_owned(), value.to_owned()).is_none(), "{path} twice");
+    }
+    all
+}
+
+fn number(tree: &Tree, path: &str) -> u64 {
+    let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
+    let mut out = Vec::new();
+    tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, &mut out).unwrap();
+    std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
+}
+
+fn names(tree: &Tree, dir: &str) -> Vec<String> {
+    let ino = tree.lookup(ROOT, dir).unwrap().ino;
+    let mut names = Vec::new();
+    tree.list(ino, 0, &mut |entry| {
+        names.push(entry.name.to_owned());
+        true
+    })
+    .unwrap();
+    names
+}
+
+fn counter(name: &'static str, ty: ValueType) -> Descriptor {
+    Descriptor::new(name, ty, Semantics::Cumulative)
+}
+
+fn group(name: &'static str, values: &[Descriptor]) -> Arc<GroupDescriptor> {
+    let group = values.iter().fold(GroupBuilder::new(name), |group, v| group.value(v.clone()));
+    group.build().unwrap()
+}
+
+/// A source `name` below the top-level source `top`, with a slot of a group.
+fn publish(top: &Source, registry: &Registry, name: &str, of: &Arc<GroupDescriptor>) -> DynSlot {
+    let source = registry.create_source(name).unwrap();
+    top.add_subordinate(&source).unwrap();
+    source.add_group(of).unwrap()
+}
+
+fn top(registry: &Registry) -> Source {
+    let top = registry.create_source("kvm").unwrap();
+    top.register().unwrap();
+    top
+}
+
+#[test]
+fn top_level_sources_of_one_name_are_one_directory() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    // Two versions of a program: they share a value, though the rest of the group differs.
+    let old = group(
+        "vm",
+        &[counter("exits", ValueType::U64).help("Old."), counter("io", ValueType::U64)],
+    );
+    let new = group("vm", &[counter("mmio", ValueType::U64), counter("exits", ValueType::U64)]);
+    let in_one = publish(&tops[0], &one, "a", &old);
+    let in_two = publish(&tops[1], &two, "b", &new);
+    let tree = tree(&[&one, &two]);
+    in_one.add(0, 1);
+    in_one.add(1, 10);
+    in_two.add(1, 100);
+    in_two.add(0, 1000);
+    let expected = [
+        ("kvm/a/exits", "1"),
+        ("kvm/a/io", "10"),
+        ("kvm/b/exits", "100"),
+        ("kvm/b/mmio", "1000"),
+        ("kvm/exits", "101"),
+        ("kvm/io", "10"),
+        ("kvm/mmio", "1000"),
+    ];
+    let expected = expected.map(|(path, value)| (path.to_owned(), value.to_owned()));
+    assert_eq!(flat(&tree), BTreeMap::from(expected));
+    // What departs in one process is in the total of all.
+    let extra = one.create_source("extra").unwrap();
+    tops[0].add_subordinate(&extra).unwrap();
+    extra.add_group(&old).unwrap().add(0, 5);
+    tops[0].remove_subordinate(&extra).unwrap();
+    one.usage();
+    assert_eq!(number(&tree, "kvm/.departed/exits"), 5);
+    assert_eq!(number(&tree, "kvm/exits"), 106);
+    // A clear reaches all of them.
+    assert_eq!(tree.clear("kvm/exits").unwrap().0["exits"], 106);
+    in_two.add(1, 3);
+    assert_eq!((number(&tree, "kvm/exits"), number(&tree, "kvm/b/exits")), (3, 3));
+    assert_eq!(tree.clear("kvm/.stats/clear").unwrap().0["io"], 10);
+    // The directory stays as long as one of them is there.
+    tops[0].revoke().unwrap();
+    in_two.add(1, 4);
+    assert_eq!(number(&tree, "kvm/exits"), 4);
+    assert!(tree.lookup(ROOT, "kvm").is_ok());
+    assert!(!names(&tree, "kvm").contains(&"a".to_owned()));
+    tops[1].revoke().unwrap();
+    assert_eq!(tree.lookup(ROOT, "kvm").unwrap_err().0, libc::ENOENT);
+    // And a new one may come.
+    let again = top(&one);
+    publish(&again, &one, "c", &new).add(1, 9);
+    assert_eq!(number(&tree, "kvm/exits"), 9);
+}
+
+#[test]
+fn whoever_comes_first_holds_a_name() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    let events = group("vm", &[counter("n", ValueType::U64)]);
+    let bytes = group("vm", &[counter("n", ValueType::U64).unit(Unit::BYTES)]);
+    // The tree meets the identity of `events` elsewhere first: that gives it no right to the name here.
+    let other = one.create_source("other").unwrap();
+    other.register().unwrap();
+    let elsewhere = publish(&other, &one, "x", &events);
+    elsewhere.add(0, 7);
+    let tree = tree(&[&one, &two]);
+    assert_eq!(number(&tree, "other/n"), 7);
+    let second = publish(&tops[1], &two, "b", &bytes);
+    second.add(0, 20);
+    assert_eq!(number(&tree, "kvm/n"), 20);
+    let first = publish(&tops[0], &one, "a", &events);
+    first.add(0, 3);
+    let all = flat(&tree);
+    assert_eq!(all["kvm/n"], "20", "it is held by whoever came first");
+    assert_eq!((&*all["kvm/a/n"], &*all["kvm/b/n"]), ("3", "20"));
+    // As long as any instance or departed total is there.
+    second.add(0, 1);
+    let b = two.create_source("b2").unwrap();
+    tops[1].add_subordinate(&b).unwrap();
+    drop(second);
+    two.usage();
+    assert_eq!(number(&tree, "kvm/n"), 21);
+    tops[1].revoke().unwrap();
+    two.usage();
+    assert_eq!(number(&tree, "kvm/n"), 3, "then the next one has it");
+    // Clearing what is shown clears nothing else.
+    let again = top(&two);
+    let third = publish(&again, &two, "c", &bytes);
+    third.add(0, 50);
+    assert_eq!(tree.clear("kvm/n").unwrap().0["n"], 3);
+    assert_eq!(number(&tree, "kvm/c/n"), 50);
+}
+
+#[test]
+fn a_subordinate_and_a_value_of_two_processes_do_not_share_a_name() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    let slot = publish(&tops[0], &one, "a", &group("vm", &[counter("n", ValueType::U64)]));
+    slot.add(0, 1);
+    let tree = tree(&[&one, &two]);
+    assert_eq!(number(&tree, "kvm/n"), 1);
+    let named = two.create_source("n").unwrap();
+    tops[1].add_subordinate(&named).unwrap();
+    let shown = names(&tree, "kvm");
+    assert_eq!(shown.iter().filter(|name| *name == "n").count(), 1, "{shown:?}");
+    flat(&tree);
+    tops[1].remove_subordinate(&named).unwrap();
+    assert_eq!(number(&tree, "kvm/n"), 1);
+}
+
+#[test]
+fn subordinates_of_one_name_are_one_processs_and_count_both() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    let of = group("vm", &[counter("n", ValueType::U64)]);
+    let tree = tree(&[&one, &two]);
+    let a = publish(&tops[0], &one, "same", &of);
+    a.add(0, 1);
+    assert_eq!(number(&tree, "kvm/same/n"), 1);
+    let b = publish(&tops[1], &two, "same", &of);
+    b.add(0, 10);
+    assert_eq!(number(&tree, "kvm/same/n"), 1);
+    assert_eq!(number(&tree, "kvm/n"), 11);
+    assert_eq!(flat(&tree)["kvm/n"], "11");
+}
+
+#[test]
+fn a_process_that_is_let_go_takes_nothing_else_along() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    let of = group("vm", &[counter("n", ValueType::U64)]);
+    let a = publish(&tops[0], &one, "a", &of);
+    let b = publish(&tops[1], &two, "b", &of);
+    let tree = tree(&[&one, &two]);
+    a.add(0, 1);
+    b.add(0, 10);
+    assert_eq!(number(&tree, "kvm/n"), 11);
+    tree.clear("kvm/a/n").unwrap();
+    let before = tree.usage();
+    tree.write(false).let_go(0);
+    let after = tree.usage();
+    assert_eq!((before.processes, after.processes), (2, 1));
+    assert_eq!((before.sources, after.sources), (4, 2));
+    assert_eq!((before.baselines, after.baselines), (1, 0));
+    assert_eq!(
+        flat(&tree),
+        BTreeMap::from([
+            ("kvm/b/n".to_owned(), "10".to_owned()),
+            ("kvm/n".to_owned(), "10".to_owned()),
+        ])
+    );
+    // Its writer goes on, and nobody looks.
+    publish(&tops[0], &one, "more", &of).add(0, 5);
+    assert_eq!(number(&tree, "kvm/n"), 10);
+    assert!(tree.read().dirs.contains_key(&ROOT_DIR));
+}
