@@ -54,8 +54,8 @@ struct Run {
 
 impl Run {
     /// Two pools, the second within the first; with sources that stay, some of them in a hidden one.
-    fn new() -> Self {
-        let options = RegistryOptions { segment_size: 32 << 10, max_segments: 64 };
+    fn new(segment_size: usize, max_segments: usize) -> Self {
+        let options = RegistryOptions { segment_size, max_segments };
         let registry = Registry::with_options(options).unwrap();
         let outer = registry.create_source("outer").unwrap();
         outer.register().unwrap();
@@ -196,7 +196,7 @@ fn check_listings(tree: &Tree, stop: &AtomicBool, seed: u64) {
 fn ten_thousand_sources_come_and_go() {
     let _alone = ALONE.lock();
     let seed = support::seed();
-    let run = Run::new();
+    let run = Run::new(32 << 10, 64);
     let tree = run.registry.tree().unwrap();
     let rest = || {
         run.registry.usage();
@@ -232,10 +232,28 @@ fn ten_thousand_sources_come_and_go() {
 }
 
 #[test]
+fn readers_come_through_though_memory_is_short() {
+    let _alone = ALONE.lock();
+    let seed = support::seed();
+    // So little that many sources and slots find no room, and whatever goes is folded at once.
+    let run = Run::new(16 << 10, 2);
+    let tree = run.registry.tree().unwrap();
+    run.churn(seed, rounds(3000) as u64, |stop| {
+        thread::scope(|scope| {
+            scope.spawn(|| read(&run, &tree, stop, seed ^ 1));
+            scope.spawn(|| read(&run, &tree, stop, seed ^ 2));
+            check_listings(&tree, stop, seed ^ 3);
+        });
+    });
+    run.check_at_rest(&tree);
+    assert_eq!(tree.usage().sources, STAYING + 3);
+}
+
+#[test]
 fn a_mount_serves_while_sources_come_and_go() {
     let _alone = ALONE.lock();
     let seed = support::seed();
-    let run = Run::new();
+    let run = Run::new(32 << 10, 64);
     let dir = tempfile::tempdir().unwrap();
     let mounted = Embedded::mount(&run.registry, dir.path(), MountOptions::new()).unwrap();
     let root = dir.path();

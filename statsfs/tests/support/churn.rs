@@ -29,12 +29,17 @@ impl Account {
         }
     }
 
-    fn add(&self, done: u64, times: u64, count: impl FnOnce()) {
+    /// `count` says whether it did.
+    fn add(&self, done: u64, times: u64, count: impl FnOnce() -> bool) {
         // Each thread has accounts of its own, so these are plain increments in effect. SeqCst: a reader
         // that looks here, then at the tree, must see them in that order.
         self.intended_done.fetch_add(done, Ordering::SeqCst);
         self.intended_times.fetch_add(times, Ordering::SeqCst);
-        count();
+        if !count() {
+            self.intended_done.fetch_sub(done, Ordering::SeqCst);
+            self.intended_times.fetch_sub(times, Ordering::SeqCst);
+            return;
+        }
         self.counted_done.fetch_add(done, Ordering::SeqCst);
         self.counted_times.fetch_add(times, Ordering::SeqCst);
     }
@@ -82,13 +87,23 @@ pub struct Churner<'a> {
     pub created: u64,
 }
 
-fn count(slot: &Slot<Work>, n: u64) {
+/// What was done, or nothing where there was no room for it.
+fn with_room<T>(result: Result<T, SourceError>) -> Option<T> {
+    match result {
+        Ok(done) => Some(done),
+        Err(SourceError::SegmentFull { .. }) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn count(slot: &Slot<Work>, n: u64) -> bool {
     slot.update(|c| {
         c.work_done.add(n);
         c.work_failed.add(2 * n);
     });
     slot.work_time.record(3);
     slot.work_queue.add(1);
+    true
 }
 
 impl<'a> Churner<'a> {
@@ -153,7 +168,7 @@ impl<'a> Churner<'a> {
         if len > 0 {
             match &self.loose[self.random.below(len) as usize] {
                 (Some(pool), slot) => self.accounts[*pool].add(n, 1, || count(slot, n)),
-                (None, slot) => count(slot, n),
+                (None, slot) => drop(count(slot, n)),
             }
         }
     }
@@ -180,25 +195,26 @@ impl<'a> Churner<'a> {
             if self.random.one_in(4) {
                 builder = builder.label("thread", self.thread.to_string());
             }
-            let source = builder.create().unwrap();
+            let Some(source) = with_room(builder.create()) else { return };
             self.created += 1;
-            if self.random.one_in(2) {
-                branch.slots.push(source.add_values().unwrap());
-            }
-            if let Some(above) = branch.sources.last() {
-                above.add_subordinate(&source).unwrap();
+            let slot = if self.random.one_in(2) { with_room(source.add_values()) } else { None };
+            if let Some(above) = branch.sources.last()
+                && with_room(above.add_subordinate(&source)).is_none()
+            {
+                return;
             }
             branch.sources.push(source);
+            branch.slots.extend(slot);
         } else if !branch.attached && self.random.one_in(2) {
-            let (done, times) = std::mem::take(&mut branch.early);
+            let (done, times) = branch.early;
             let parent = &self.pools[branch.pool];
             self.accounts[branch.pool].add(done, times, || {
-                parent.add_subordinate(&branch.sources[0]).unwrap();
+                branch.attached = with_room(parent.add_subordinate(&branch.sources[0])).is_some();
+                branch.attached
             });
-            branch.attached = true;
         } else if branch.slots.len() < 4 {
             let source = &branch.sources[self.random.below(depth as u64) as usize];
-            branch.slots.push(source.add_values().unwrap());
+            branch.slots.extend(with_room(source.add_values()));
         } else if self.random.one_in(2) {
             branch.slots.swap_remove(self.random.below(branch.slots.len() as u64) as usize);
         }
