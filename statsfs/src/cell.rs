@@ -234,8 +234,11 @@ pub struct Histogram<U: UnitType = Things, const N: usize = 64> {
 /// all above.
 #[inline(always)]
 pub const fn bucket_of(value: u64, buckets: usize) -> usize {
-    let k = (u64::BITS - value.leading_zeros()) as usize;
-    if k < buckets { k } else { buckets - 1 }
+    // Twice the value and one has as many bits more than one as the value has bits. Bounded first, it
+    // never overflows, and the last bucket takes the rest.
+    let last = 1 << (buckets - 2);
+    let value = if value < last { value } else { last };
+    (2 * value + 1).ilog2() as usize
 }
 
 impl<U: UnitType, const N: usize> Histogram<U, N> {

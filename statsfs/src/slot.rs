@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use crate::registry::Shared;
 use crate::segment::arena::Segment;
@@ -18,54 +18,54 @@ use crate::value::{Area, Consistent, Group, GroupDescriptor, Semantics, ValueTyp
 #[repr(C, align(128))]
 struct Line([AtomicU64; UNIT / 8]);
 
-/// One thread's block, and where to count instead once its source is revoked.
+/// One thread's block: where it is, and what keeps it there.
 #[derive(Debug)]
 pub(crate) struct SlotInner {
-    /// The block in the segment, or `dummy`. Loaded at each use, so that a revocation takes effect.
-    base: AtomicPtr<u8>,
+    base: NonNull<u8>,
     len: usize,
-    dummy: OnceLock<Box<[Line]>>,
-    /// Keeps the block mapped.
-    _segment: Option<Arc<Segment>>,
+    _memory: Memory,
 }
 
-fn private(len: usize) -> Box<[Line]> {
-    (0..len.div_ceil(UNIT)).map(|_| Line(std::array::from_fn(|_| AtomicU64::new(0)))).collect()
+/// What a block is part of.
+#[derive(Debug)]
+enum Memory {
+    Segment {
+        _segment: Arc<Segment>,
+    },
+    /// An `Arc`, since a `Box` must not move while there are other pointers into it.
+    Private {
+        _lines: Arc<[Line]>,
+    },
 }
+
+// SAFETY: the block is accessed through its address only as atomics, and lives as long as this.
+unsafe impl Send for SlotInner {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for SlotInner {}
 
 impl SlotInner {
     /// The slot of a block in a segment.
     pub(crate) fn new(segment: &Arc<Segment>, offset: usize, len: usize) -> Self {
         debug_assert!(offset + len <= segment.region.len());
-        Self {
-            base: AtomicPtr::new(segment.region.address(offset).as_ptr()),
-            len,
-            dummy: OnceLock::new(),
-            _segment: Some(segment.clone()),
-        }
+        let base = segment.region.address(offset);
+        Self { base, len, _memory: Memory::Segment { _segment: segment.clone() } }
     }
 
+    /// The address of the block, by which the registry knows it.
+    pub(crate) fn address(&self) -> usize {
+        self.base.as_ptr() as usize
+    }
+
+    /// A slot over memory of its own.
     fn private(len: usize) -> Self {
-        let slot = Self {
-            base: AtomicPtr::new(std::ptr::null_mut()),
+        let lines: Arc<[Line]> = (0..len.div_ceil(UNIT))
+            .map(|_| Line(std::array::from_fn(|_| AtomicU64::new(0))))
+            .collect();
+        Self {
+            base: NonNull::from(&*lines).cast(),
             len,
-            dummy: OnceLock::new(),
-            _segment: None,
-        };
-        slot.redirect();
-        slot
-    }
-
-    /// Points the slot at private memory from its next use on.
-    pub(crate) fn redirect(&self) {
-        let dummy = self.dummy.get_or_init(|| private(self.len));
-        self.base.store(dummy.as_ptr().cast::<u8>().cast_mut(), Ordering::Release);
-    }
-
-    #[inline(always)]
-    fn base(&self) -> NonNull<u8> {
-        // SAFETY: `base` is set at construction and by `redirect`, never to null.
-        unsafe { NonNull::new_unchecked(self.base.load(Ordering::Acquire)) }
+            _memory: Memory::Private { _lines: lines },
+        }
     }
 }
 
@@ -99,12 +99,19 @@ impl Drop for Held {
 /// compiler enforces the single writer that makes a plain store enough. When it is dropped its block
 /// stays, values and all, and goes to the next slot of that source and group.
 pub struct Slot<G: Group> {
-    held: Held,
+    /// The block of `_held`. Here and constant, so that an increment needs no other load, and several
+    /// in a row share it: the block stays the slot's until the slot is dropped, whatever becomes of its
+    /// source.
+    base: NonNull<u8>,
+    _held: Held,
     _single: Single<G>,
 }
 
 /// Not `Sync`, and of a group.
 type Single<G> = PhantomData<(Cell<()>, fn() -> G)>;
+
+// SAFETY: the block is written through this slot alone, which moves as a whole.
+unsafe impl<G: Group> Send for Slot<G> {}
 
 impl<G: Group> std::fmt::Debug for Slot<G> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -127,29 +134,28 @@ impl<G: Group> Slot<G> {
             group.name()
         );
         let held = Held { inner, source, registry: Arc::downgrade(registry) };
-        Self { held, _single: PhantomData }
+        Self { base: held.inner.base, _held: held, _single: PhantomData }
     }
 
     /// A slot over private memory that nobody reads: for code that counts in any case.
     pub fn dummy() -> Self {
         let inner = Arc::new(SlotInner::private(Self::SHAPE.len));
         let held = Held { inner, source: 0, registry: Weak::new() };
-        Self { held, _single: PhantomData }
+        Self { base: held.inner.base, _held: held, _single: PhantomData }
     }
 }
 
 impl<G: Group> Deref for Slot<G> {
     type Target = G;
 
-    /// The cells that are not latched. A reference that is kept goes on counting into the same block
-    /// even if the source is revoked meanwhile.
+    /// The cells that are not latched.
     #[inline(always)]
     fn deref(&self) -> &G {
         // SAFETY: the block has `SHAPE.len` bytes (checked in `new`), is at least 8-byte aligned, and
         // stays mapped as long as `inner`, which outlives the reference: a block is freed only after
-        // its slot was dropped, and `dummy` only with `inner`. `G` consists of atomics (promised by
+        // its slot was dropped. `G` consists of atomics (promised by
         // `Group`), for which any bytes are valid, and nobody else has them as other than atomics.
-        unsafe { self.held.inner.base().add(Self::SHAPE.plain).cast::<G>().as_ref() }
+        unsafe { self.base.add(Self::SHAPE.plain).cast::<G>().as_ref() }
     }
 }
 
@@ -178,7 +184,7 @@ impl<G: Consistent> Slot<G> {
     /// ```
     #[inline(always)]
     pub fn update(&self, change: impl Fn(&G::Latched)) {
-        let base = self.held.inner.base();
+        let base = self.base;
         // SAFETY: as in `deref`; the sequence is the block's first word, which all access atomically.
         let sequence = unsafe { base.add(BLOCK_SEQUENCE).cast::<AtomicU64>().as_ref() };
         let repair = Repair { base, copy1: Self::SHAPE.copy1 };
@@ -297,7 +303,7 @@ impl DynSlot {
         match place.area {
             Area::Plain => self.store(self.shape.plain + offset, ty.width(), change),
             Area::Latched => {
-                let base = self.held.inner.base();
+                let base = self.held.inner.base;
                 // SAFETY: as in `Slot::update`.
                 let sequence = unsafe { base.add(BLOCK_SEQUENCE).cast::<AtomicU64>().as_ref() };
                 latch::update(sequence, |copy| {
@@ -311,7 +317,7 @@ impl DynSlot {
     fn store(&self, offset: usize, width: usize, change: impl Fn(u64) -> u64) {
         use crate::cell::Int;
         assert!(offset.is_multiple_of(width) && offset + width <= self.held.inner.len);
-        let at = self.held.inner.base().as_ptr();
+        let at = self.held.inner.base.as_ptr();
         macro_rules! cell {
             ($int:ty) => {{
                 // SAFETY: the cell is inside the block and aligned (checked above), and everybody

@@ -303,8 +303,9 @@ impl Source {
         self.0.shared.change(|state, options| state.attach(options, ROOT_ID, self.0.id))
     }
 
-    /// Removes the source from wherever it is, with all that is below it, and points the slots of all
-    /// of them at private memory: what they count from their next use on is not counted.
+    /// Removes the source from wherever it is, with all that is below it, and cuts off the slots of all
+    /// of them: what was counted stays in the parent's totals, what they count from now on is not
+    /// counted anywhere.
     ///
     /// # Errors
     /// `SourceError::Removed` if it was removed already.
@@ -334,14 +335,13 @@ impl Source {
                 if !callbacks.is_empty() {
                     return Ok(callbacks);
                 }
-                if revoke {
-                    for member in &members {
-                        let blocks = state.nodes[member].groups.values().flatten();
-                        blocks.filter_map(|b| b.slot.as_ref()).for_each(|slot| slot.redirect());
-                    }
-                }
                 match state.live(*id)?.parent {
-                    Some(_) => state.depart(*id),
+                    Some(_) => {
+                        state.depart(*id);
+                        if revoke {
+                            state.cut_off(&members);
+                        }
+                    }
                     None => state.abandon(*id),
                 }
                 Ok(callbacks)

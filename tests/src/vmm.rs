@@ -182,11 +182,13 @@ impl Vmm {
         }
         command.stdout(writer);
         let stdout = if deaf { Stdout::Deaf } else { Stdout::Held(reader, blocked) };
-        // A test that is killed leaves nothing that runs.
-        // SAFETY: prctl(2) is async-signal-safe, and this call takes no pointer.
+        // SAFETY: both calls are async-signal-safe, take no pointer and install no code.
         unsafe {
             command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // A test that is killed leaves nothing that runs, and no mount.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                // If the tests were started by nohup(1), the VMM would rightly ignore it too.
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
                 Ok(())
             });
         }

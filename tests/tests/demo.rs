@@ -118,7 +118,7 @@ fn quiet_and_no_terminal() {
 
 #[test]
 fn tables_without_a_terminal_follow_each_other() {
-    let mut demo = Demo::start(&["--seconds", "3", "--guests", "1"], Stdio::piped());
+    let mut demo = Demo::start(&["--seconds", "4", "--guests", "1"], Stdio::piped());
     let mut text = String::new();
     demo.child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(demo.wait(), Some(0));
@@ -158,7 +158,7 @@ fn terminal(rows: u16, columns: u16) -> (File, OwnedFd) {
 fn on_a_terminal_the_table_is_repainted() {
     for columns in [80, 160] {
         let (mut ours, theirs) = terminal(40, columns);
-        let mut demo = Demo::start(&["--seconds", "3"], theirs.into());
+        let mut demo = Demo::start(&["--seconds", "4"], theirs.into());
         let reader = thread::spawn(move || {
             let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
             // A terminal that everyone else has closed gives an error.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -284,6 +285,14 @@ fn signals_end_it_with_statistics_and_their_status() {
         let (out, mount) = (dir.path("out"), dir.path("mount"));
         let mut command = vmm(&program);
         command.args(["--cpus", "3", "--mount"]).arg(&mount).arg("--stats-out").arg(&out);
+        // If the tests were started by nohup(1), the VMM would rightly ignore SIGHUP too.
+        // SAFETY: signal(2) is async-signal-safe, and installs no code.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
+                Ok(())
+            });
+        }
         let mut child = command.spawn().unwrap();
         let exits = mount.join("kvm/user_exits");
         let deadline = Instant::now() + Duration::from_secs(30);

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::state::{Block, GroupKey, Life, Node, Place, State};
 use crate::segment::layout::{BlockShape, block_shape, pair, state, word};
-use crate::segment::protocol;
+use crate::segment::protocol::{self, LATCH_TRIES};
 use crate::segment::region::Region;
 use crate::slot::SlotInner;
-use crate::value::{Area, GroupDescriptor};
+use crate::value::{Area, GroupDescriptor, Semantics};
 
 /// Least time between two folds, unless memory is short: a reader's sweep that a fold overtakes starts
 /// again, so folds must be rare compared with sweeps.
@@ -64,6 +64,22 @@ impl State {
             self.settle(member);
         }
         self.changed();
+    }
+
+    /// Ends the counting of slots that are still held in a subtree that departed: what their blocks hold
+    /// now is folded, and what is counted from here on goes into memory that no record names. It is
+    /// given back when the slot is dropped.
+    pub(crate) fn cut_off(&mut self, members: &[u64]) {
+        for member in members {
+            let Some(node) = self.nodes.get_mut(member) else { continue };
+            for block in node.groups.values_mut().flatten() {
+                if let Some(slot) = block.slot.take() {
+                    self.cut_off.insert(slot.address(), block.block);
+                }
+            }
+            self.settle(*member);
+        }
+        self.fold();
     }
 
     /// Lets go of a source that was never attached, with all below it: nobody can see it, so nothing
@@ -262,6 +278,10 @@ impl State {
 
     /// A slot was dropped: its block waits for the next slot, or leaves with its source.
     pub(crate) fn release(&mut self, source: u64, slot: &SlotInner) {
+        if let Some(block) = self.cut_off.remove(&slot.address()) {
+            self.arenas[block.place.segment].give(block.offset, block.len);
+            return;
+        }
         let Some(node) = self.nodes.get_mut(&source) else { return };
         for block in node.groups.values_mut().flatten() {
             if block.slot.as_deref().is_some_and(|s| std::ptr::eq(s, slot)) {
@@ -279,22 +299,27 @@ impl State {
 
 /// Adds a slot block's cumulative cells to `add`, in the order of the group's words.
 fn add_cells(region: &Region, block: usize, group: &GroupDescriptor, add: &mut [u64]) {
-    let BlockShape { plain, .. } = block_shape(group.latched_size(), group.plain_size());
-    let mut word = 0;
-    for (value, place) in group.values().iter().zip(group.places()) {
-        let width = value.ty.width();
-        // Copy 0 of the latch is whole: nobody writes the block any more.
-        let area = match place.area {
-            Area::Latched => crate::segment::layout::BLOCK_HEADER,
-            Area::Plain => plain,
-        };
-        for cell in 0..value.ty.cells() {
-            if value.semantics == crate::value::Semantics::Cumulative {
-                let raw = region.cell(block + area + place.offset as usize + cell * width, width);
-                add[word] = add[word].wrapping_add(raw);
+    let BlockShape { copy1, plain, .. } = block_shape(group.latched_size(), group.plain_size());
+    let mut cells = vec![0; add.len()];
+    // A slot that was cut off may be in the middle of an update.
+    protocol::latched(region, block, copy1, LATCH_TRIES, |latched| {
+        let mut word = 0;
+        for (value, place) in group.values().iter().zip(group.places()) {
+            let width = value.ty.width();
+            let area = match place.area {
+                Area::Latched => latched,
+                Area::Plain => block + plain,
+            };
+            for cell in 0..value.ty.cells() {
+                if value.semantics == Semantics::Cumulative {
+                    cells[word] = region.cell(area + place.offset as usize + cell * width, width);
+                }
+                word += 1;
             }
-            word += 1;
         }
+    });
+    for (add, cell) in add.iter_mut().zip(cells) {
+        *add = add.wrapping_add(cell);
     }
 }
 

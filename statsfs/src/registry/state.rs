@@ -101,6 +101,8 @@ pub(crate) struct State {
     /// Retired blocks by the accumulator that they go to.
     pub(crate) pending: HashMap<(u64, GroupKey), Vec<Retired>>,
     pub(crate) last_fold: Instant,
+    /// Blocks, by the address of their memory, whose source was revoked and whose slot is still held.
+    pub(crate) cut_off: HashMap<usize, Block>,
 }
 
 fn random() -> Result<[u64; 2], RegistryError> {
@@ -160,6 +162,7 @@ impl State {
             next_retire: 1,
             pending: HashMap::new(),
             last_fold: Instant::now(),
+            cut_off: HashMap::new(),
         })
     }
 
@@ -335,7 +338,10 @@ impl State {
         let arena = &mut self.arenas[block.place.segment];
         arena.free(block.place.unit);
         if block.len > 0 {
-            arena.give(block.offset, block.len);
+            let address = arena.region().address(block.offset).as_ptr() as usize;
+            if !self.cut_off.contains_key(&address) {
+                arena.give(block.offset, block.len);
+            }
         }
     }
 

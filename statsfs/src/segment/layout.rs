@@ -66,7 +66,7 @@
 //!   generation begins at 0, whatever was in its place before.
 //! * **Attaching** is one store of the parent's id, **departure** one store of the state (both
 //!   Release); a whole subtree comes and goes at once.
-//! * **Latch**: see [`latch`](super::latch).
+//! * **Latch**: see `segment/latch.rs`.
 //! * **Retirement**: a block in a departed subtree whose slot was dropped is written by nobody any more.
 //!   Its fold target is stored, then (Release) the publisher's next retire number.
 //! * **Fold**: the accumulator's other copy is written: the selected copy plus the final cells of every

@@ -1,8 +1,8 @@
 //! The merged view of many processes' segments: directories, lookup, totals, clears.
 //!
-//! A tree holds, per process, a model of its sources ([`model`]) and the directories that show them.
-//! [`sweep`] reads cells, [`clear`] keeps the baselines, [`files`] knows which files a directory has,
-//! [`render`] writes them, [`nodes`] serves them to the file system. The tree is brought up to date when
+//! A tree holds, per process, a model of its sources (`model`) and the directories that show them.
+//! `sweep` reads cells, `clear` keeps the baselines, `files` knows which files a directory has,
+//! `render` writes them, `nodes` serves them to the file system. The tree is brought up to date when
 //! someone looks, by comparing the segments' change counters; nothing else runs.
 
 mod clear;

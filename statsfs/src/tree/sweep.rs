@@ -51,7 +51,8 @@ struct Step {
     /// The one value that is wanted, or all.
     value: Option<usize>,
     words: Range<usize>,
-    blocks: Vec<BlockRef>,
+    /// Among the plan's.
+    blocks: Range<usize>,
     /// How many of them, at the beginning, belong to a live source.
     live: usize,
 }
@@ -60,6 +61,7 @@ struct Step {
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     steps: Vec<Step>,
+    blocks: Vec<BlockRef>,
     processes: BTreeSet<ProcessId>,
     words: usize,
 }
@@ -92,10 +94,29 @@ impl Sweep {
     }
 }
 
+impl Plan {
+    /// Takes the steps in the order of their blocks' addresses, which is how memory is read fastest: a
+    /// segment's blocks are allocated downwards while its units are allocated upwards.
+    fn lay_out(&mut self, mut steps: Vec<(Step, Vec<BlockRef>)>) {
+        steps.sort_by_key(|(step, blocks)| {
+            let place = blocks[0].place();
+            (step.account.key().0, place.segment, std::cmp::Reverse(place.unit))
+        });
+        for (mut step, blocks) in steps {
+            step.words = self.words..self.words + step.words.len();
+            self.words = step.words.end;
+            step.blocks = self.blocks.len()..self.blocks.len() + blocks.len();
+            self.blocks.extend(blocks);
+            self.steps.push(step);
+        }
+    }
+}
+
 impl State {
     /// The plan that reads `sources`.
     pub(crate) fn plan(&self, sources: &[SourceKey], want: Want) -> Plan {
         let mut plan = Plan::default();
+        let mut steps: Vec<(Step, Vec<BlockRef>)> = Vec::new();
         let mut departed: HashMap<(Account, GroupId), usize> = HashMap::new();
         for key in sources {
             let process = &self.processes[key.0];
@@ -126,29 +147,33 @@ impl State {
                     if blocks.is_empty() {
                         continue;
                     }
-                    let next = plan.steps.len();
+                    let next = steps.len();
                     let at = match account {
                         Account::Live(_) => next,
                         Account::Departed(_) => *departed.entry((account, id)).or_insert(next),
                     };
                     if at == next {
-                        let range = plan.words..plan.words + words;
-                        plan.words = range.end;
-                        let blocks = Vec::with_capacity(blocks.len());
-                        let step =
-                            Step { account, group: id, value, words: range, blocks, live: 0 };
-                        plan.steps.push(step);
+                        let step = Step {
+                            account,
+                            group: id,
+                            value,
+                            words: 0..words,
+                            blocks: 0..0,
+                            live: 0,
+                        };
+                        steps.push((step, Vec::with_capacity(blocks.len())));
                         plan.processes.insert(key.0);
                     }
-                    let step = &mut plan.steps[at];
-                    step.blocks.extend_from_slice(blocks);
+                    let (step, of_step) = &mut steps[at];
+                    of_step.extend_from_slice(blocks);
                     if model.reach == Reach::Live {
                         // A source comes before those that departed from it.
-                        step.live = step.blocks.len();
+                        step.live = of_step.len();
                     }
                 }
             }
         }
+        plan.lay_out(steps);
         plan
     }
 
@@ -177,11 +202,11 @@ impl State {
     /// Reads the cells that a plan of this state of the model names.
     pub(crate) fn read_plan(&self, plan: &Plan, out: &mut Sweep) {
         out.cells.clear();
-        out.words.clear();
+        // What is there from the last time is written over, step by step.
         out.words.resize(plan.words, 0);
         (out.outdated, out.torn) = (false, 0);
         for step in &plan.steps {
-            if self.read_step(step, out) {
+            if self.read_step(step, &plan.blocks[step.blocks.clone()], out) {
                 let Step { account, group, .. } = *step;
                 out.cells.push(Cells { account, group, words: step.words.clone() });
             }
@@ -191,12 +216,15 @@ impl State {
 
     /// Reads the blocks of one step. False if there was none that counts by itself.
     #[inline]
-    fn read_step(&self, step: &Step, out: &mut Sweep) -> bool {
+    fn read_step(&self, step: &Step, blocks: &[BlockRef], out: &mut Sweep) -> bool {
         let process = &self.processes[step.account.key().0];
         let departed = matches!(step.account, Account::Departed(_));
         let words = &mut out.words[step.words.clone()];
+        if departed {
+            words.fill(0);
+        }
         let mut found = false;
-        for (n, block) in step.blocks.iter().enumerate() {
+        for (n, block) in blocks.iter().enumerate() {
             // What is alone on its account is read where it stays.
             let alone = !found && !departed;
             if !alone {

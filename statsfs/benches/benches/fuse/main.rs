@@ -83,9 +83,11 @@ fn main() {
     }
 
     let registry = Registry::new().expect("a segment");
-    let source = registry.create_source("bench").expect("a source");
+    let above = registry.create_source("above").expect("a source");
+    let source = registry.create_source("source").expect("a source");
     let slot = source.add_values::<Values>().expect("room for a slot");
-    source.register().expect("a free name");
+    above.add_subordinate(&source).expect("a free name");
+    above.register().expect("a free name");
     slot.count.add(1_234_567);
     slot.time.record(1_234_567);
     let mount = Embedded::mount(&registry, &ours, MountOptions::default())
@@ -96,9 +98,9 @@ fn main() {
 
     let paths = [
         other.join(minimal::NAME),
-        ours.join("bench/count"),
-        ours.join("bench/time/p99"),
-        ours.join("count"),
+        ours.join("above/source/count"),
+        ours.join("above/source/time/p99"),
+        ours.join("above/count"),
         SYSFS.into(),
         tmpfs.path().to_owned(),
     ];
