@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
 use statsfs::fs::MountOptions;
-use statsfs::tree::Tree;
+use statsfs::tree::{Snapshot, Tree};
 use statsfs::{Embedded, Registry, RegistryOptions, Source};
 use support::churn::{Account, Churner, Exchange, total};
 use support::{Random, Work, flat, list, node, number, rounds};
@@ -116,8 +116,14 @@ impl Run {
         assert!(self.created.load(SeqCst) >= before + sources - THREADS as u64);
     }
 
-    fn check_total(&self, show: impl FnOnce(&str) -> u64, random: &mut Random) -> u64 {
-        let pool = random.below(2) as usize;
+    /// Checks one total, of a pool of chance or of this one.
+    fn check_total(
+        &self,
+        show: impl FnOnce(&str) -> u64,
+        random: &mut Random,
+        pool: Option<usize>,
+    ) -> u64 {
+        let pool = pool.unwrap_or(random.below(2) as usize);
         let path = format!("{}work_done", ["outer/", "outer/inner/"][pool]);
         let low = self.counted(pool, |a| &a.counted_done);
         let shown = show(&path);
@@ -146,26 +152,57 @@ impl Run {
                     assert_eq!(shown, counted, "{path}/{file}, folded: {fold}");
                 }
             }
+            let all = sum(tree, &mut Snapshot::default());
+            assert_eq!(all, self.counted(0, |a| &a.counted_done), "folded: {fold}");
         }
     }
 }
 
+/// Reads totals in every way, and checks each.
 fn read(run: &Run, tree: &Tree, stop: &AtomicBool, seed: u64) {
     let mut random = Random::new(seed);
     let mut last = HashMap::new();
+    let mut snapshot = Snapshot::default();
     while !stop.load(SeqCst) {
-        let whole = random.one_in(3);
+        let way = random.below(4);
         let mut at = String::new();
         let shown = run.check_total(
             |path| {
                 path.clone_into(&mut at);
-                if whole { flat(tree)[path].parse().unwrap() } else { number(tree, path) as u64 }
+                match way {
+                    0 => flat(tree)[path].parse().unwrap(),
+                    1 => {
+                        // Of everything, so for the outer pool.
+                        "outer/work_done".clone_into(&mut at);
+                        sum(tree, &mut snapshot)
+                    }
+                    _ => number(tree, path) as u64,
+                }
             },
             &mut random,
+            (way == 1).then_some(0),
         );
         let last = last.entry(at).or_insert(0);
         assert!(shown >= *last, "the total fell from {last} to {shown}");
         *last = shown;
+    }
+}
+
+/// The sum of `work_done` over all cells.
+fn sum(tree: &Tree, snapshot: &mut Snapshot) -> u64 {
+    tree.snapshot(snapshot);
+    snapshot.cells().map(|(group, cells)| if group.name() == "work" { cells[0] } else { 0 }).sum()
+}
+
+/// Makes one tree after the other: each meets a structure that changes while it is first read.
+fn attach(run: &Run, stop: &AtomicBool, seed: u64) {
+    let mut random = Random::new(seed);
+    while !stop.load(SeqCst) {
+        run.check_total(
+            |path| number(&run.registry.tree().unwrap(), path) as u64,
+            &mut random,
+            None,
+        );
     }
 }
 
@@ -208,7 +245,7 @@ fn ten_thousand_sources_come_and_go() {
         run.churn(seed, rounds(sources) as u64, |stop| {
             thread::scope(|scope| {
                 scope.spawn(|| read(&run, &tree, stop, seed ^ 1));
-                scope.spawn(|| check_listings(&tree, stop, seed ^ 2));
+                scope.spawn(|| attach(&run, stop, seed ^ 2));
                 check_listings(&tree, stop, seed ^ 3);
             });
         });
@@ -268,6 +305,7 @@ fn a_mount_serves_while_sources_come_and_go() {
                             text.trim().parse().unwrap()
                         },
                         &mut random,
+                        None,
                     );
                 }
             });

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use statsfs::fs::Nodes;
 use statsfs::tree::Tree;
+use statsfs::value::{Descriptor, GroupBuilder, Semantics, ValueType};
 use statsfs::{Registry, RegistryOptions, Slot, Source};
 use support::churn::{Account, Churner, Exchange, total};
 use support::{Random, Work, flat, list, node, number, rounds, try_number};
@@ -349,4 +350,109 @@ fn a_clear_by_writing_takes_the_same() {
         assert_eq!(number(&tree, "top/work_done"), if ok { 0 } else { before }, "{text:?}");
     }
     assert!(try_number(&tree, "top/nothing").is_err());
+}
+
+#[test]
+fn several_threads_clear_at_once() {
+    let seed = support::seed();
+    let registry = Registry::new().unwrap();
+    let top = registry.create_source("top").unwrap();
+    top.register().unwrap();
+    drop(top.add_values::<Work>().unwrap());
+    let pools = [top];
+    let tree = registry.tree().unwrap();
+    let accounts: Vec<_> = (0..2).map(|_| [const { Account::new() }; 1]).collect();
+    let exchange: Exchange = Mutex::new(Vec::new());
+    let (stop, taken) = (AtomicBool::new(false), Taken::default());
+    thread::scope(|scope| {
+        for (n, accounts) in accounts.iter().enumerate() {
+            let (registry, pools, exchange, stop) = (&registry, &pools, &exchange, &stop);
+            scope.spawn(move || {
+                let mut churner = Churner::new(n, seed, registry, pools, accounts, exchange);
+                while !stop.load(SeqCst) {
+                    churner.step();
+                }
+                churner.finish();
+            });
+        }
+        let clearers: Vec<_> = (0..3)
+            .map(|n| {
+                let (tree, taken) = (&tree, &taken);
+                scope.spawn(move || {
+                    let mut random = Random::new(seed ^ n);
+                    for _ in 0..rounds(200) {
+                        let path = match random.below(5) {
+                            0 => "top/work_done",
+                            1 => "top/.departed/work_done",
+                            2 => "top/.departed/.stats/clear",
+                            3 => "top/work_time/count",
+                            _ => ".stats/clear",
+                        };
+                        let cleared = tree.clear(path).unwrap();
+                        for (n, (name, _)) in VALUES.iter().enumerate() {
+                            let n_taken = cleared.0.get(*name).copied().unwrap_or(0);
+                            assert!(n_taken < 1 << 62, "clearing {path} took {n_taken} of {name}");
+                            taken.0[n].fetch_add(n_taken, SeqCst);
+                        }
+                    }
+                })
+            })
+            .collect();
+        clearers.into_iter().for_each(|clearer| clearer.join().unwrap());
+        stop.store(true, SeqCst);
+    });
+    drop(exchange);
+    let done = total(accounts.iter().flatten(), |a| &a.counted_done);
+    let times = total(accounts.iter().flatten(), |a| &a.counted_times);
+    for (n, counted) in [done, 2 * done, times].into_iter().enumerate() {
+        let shown = number(&tree, &format!("top/{}", VALUES[n].1)) as u64;
+        assert_eq!(shown + taken.get()[n], counted, "{}", VALUES[n].1);
+    }
+}
+
+#[test]
+fn narrow_cells_wrap_after_a_clear_and_take_nothing_from_others() {
+    let group = GroupBuilder::new("narrow")
+        .value(Descriptor::new("byte", ValueType::U8, Semantics::Cumulative))
+        .value(Descriptor::new("short", ValueType::U16, Semantics::Cumulative))
+        .build()
+        .unwrap();
+    for slots in [1, 2] {
+        let registry = Registry::new().unwrap();
+        let top = registry.create_source("top").unwrap();
+        top.register().unwrap();
+        let tree = registry.tree().unwrap();
+        let add = |name: &str| {
+            let source = registry.create_source(name).unwrap();
+            top.add_subordinate(&source).unwrap();
+            let slots: Vec<_> = (0..slots).map(|_| source.add_group(&group).unwrap()).collect();
+            (source, slots)
+        };
+        // What another left must not be touched.
+        let (other, of_other) = add("other");
+        of_other[0].add(0, 200);
+        top.remove_subordinate(&other).unwrap();
+        drop(of_other);
+        registry.usage();
+        assert_eq!(number(&tree, "top/byte"), 200);
+        let (source, of_source) = add("source");
+        of_source.iter().for_each(|slot| slot.add(0, 250));
+        // Modulo the width, whatever the number of slots.
+        assert_eq!(number(&tree, "top/source/byte"), 250 * slots % 256);
+        assert_eq!(tree.clear("top/source/byte").unwrap().0["byte"], 250 * slots as u64 % 256);
+        assert_eq!(number(&tree, "top/source/byte"), 0);
+        of_source.iter().for_each(|slot| slot.add(0, 10));
+        assert_eq!(number(&tree, "top/source/byte"), 10 * slots, "{slots} slots wrapped");
+        assert_eq!(number(&tree, "top/byte"), 200 + 10 * slots);
+        top.remove_subordinate(&source).unwrap();
+        assert_eq!(number(&tree, "top/byte"), 200 + 10 * slots, "what was shown stays");
+        of_source.iter().for_each(|slot| slot.add(0, 7));
+        assert_eq!(number(&tree, "top/.departed/byte"), 200 + 17 * slots);
+        drop(of_source);
+        registry.usage();
+        assert_eq!(number(&tree, "top/byte"), 200 + 17 * slots);
+        let taken = tree.clear("top/byte").unwrap().0["byte"];
+        assert_eq!(taken, (200 + 17 * slots) as u64);
+        assert_eq!(number(&tree, "top/byte"), 0);
+    }
 }

@@ -648,3 +648,35 @@ fn a_name_passes_on_while_nobody_looks() {
     }
     assert_eq!(number(&tree, "top/tick_count"), 20);
 }
+
+#[test]
+fn an_update_that_panics_leaves_a_whole_group() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    let registry = Registry::new().unwrap();
+    let slot = top(&registry).add_values::<Work>().unwrap();
+    let tree = registry.tree().unwrap();
+    let mut done = 0;
+    // At the first and at the second run of the closure, that is in either copy, and in a row.
+    for panics_at in [0, 1, 0, 0, 1, 1] {
+        let runs = AtomicU64::new(0);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            slot.update(|c| {
+                c.work_done.inc();
+                assert_ne!(runs.fetch_add(1, SeqCst), panics_at, "this closure panics on purpose");
+                c.work_failed.add(2);
+            });
+        }));
+        outcome.unwrap_err();
+        // Undone or completed.
+        let now = number(&tree, "top/work_done");
+        assert!(now == done || now == done + 1, "{done}, {now}");
+        assert_eq!(number(&tree, "top/work_failed"), 2 * now);
+        slot.update(|c| {
+            c.work_done.inc();
+            c.work_failed.add(2);
+        });
+        done = now + 1;
+        assert_eq!(number(&tree, "top/work_done"), done);
+        assert_eq!(number(&tree, "top/work_failed"), 2 * done);
+    }
+}
