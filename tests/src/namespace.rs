@@ -4,7 +4,10 @@
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -86,17 +89,68 @@ pub fn unmount(at: &Path) -> io::Result<()> {
     check(unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) })
 }
 
-/// A device node for bind mounts: never the machine's own is changed.
-///
-/// # Errors
-/// What mknod(2) and chmod(2) say.
-pub fn make_device(at: &Path, major: u32, minor: u32, mode: u32) -> io::Result<()> {
-    let path = c(at)?;
-    let device = libc::makedev(major, minor);
-    // SAFETY: a C string that lives across the call.
-    check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | mode, device) })?;
-    // Whatever the umask is.
-    std::fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(mode))
+/// Device nodes to be mounted over the machine's own. They are on a file system of their own, since the
+/// temporary directory's may not allow devices. For a thread in a namespace [of its own](private).
+#[derive(Debug)]
+pub struct Devices(TempDir);
+
+impl Devices {
+    /// None yet.
+    ///
+    /// # Panics
+    /// If there is no such file system.
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a place");
+        mount("statsfs-test", directory.path(), "tmpfs").expect("a tmpfs can be mounted");
+        let all = PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), all).expect("it is ours");
+        Self(directory)
+    }
+
+    /// Adds a node, and returns where it is.
+    ///
+    /// # Panics
+    /// If it can not be made.
+    pub fn add(&self, name: &str, major: u32, minor: u32, mode: u32) -> PathBuf {
+        let node = self.0.path().join(name);
+        let (path, device) = (c(&node).expect("a plain name"), libc::makedev(major, minor));
+        // SAFETY: a C string that lives across the call.
+        let made = check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | mode, device) });
+        made.unwrap_or_else(|error| panic!("mknod {}: {error}", node.display()));
+        // Whatever the umask is.
+        std::fs::set_permissions(&node, PermissionsExt::from_mode(mode)).expect("it is ours");
+        node
+    }
+
+    /// Puts a node over the machine's own of that name.
+    ///
+    /// # Panics
+    /// If it can not be mounted there.
+    pub fn replace(&self, name: &str, major: u32, minor: u32, mode: u32) {
+        let node = self.add(name, major, minor, mode);
+        bind(&node, &Path::new("/dev").join(name)).expect("it can be mounted over");
+    }
+
+    /// Puts all of them in the place of all that the machine has.
+    ///
+    /// # Panics
+    /// If they can not be mounted there.
+    pub fn replace_all(&self) {
+        bind(self.0.path(), Path::new("/dev")).expect("it can be mounted over");
+    }
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        // So that the directory can be removed.
+        let _ = unmount(self.0.path());
+    }
 }
 
 /// What is mounted at a path, as far as this thread sees: the types, from the bottom up.

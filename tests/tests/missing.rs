@@ -5,9 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use tempfile::TempDir;
 use tests::guest::{Mode, Op, Step, end, program};
-use tests::namespace::{bind, forbid_devices, make_device, mount, mounted_at, private, unmount};
+use tests::namespace::{Devices, forbid_devices, mount, mounted_at, private, unmount};
 use tests::running::Ended;
 use tests::vmm::Vmm;
 
@@ -15,14 +14,16 @@ const KVM: (&str, u32, u32) = ("kvm", 10, 232);
 const FUSE: (&str, u32, u32) = ("fuse", 10, 229);
 
 /// Replaces /dev, in this thread's view, by one with these devices, and those that every program wants.
-fn devices(with: &[(&str, u32, u32, u32)]) -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    let common = [("null", 1, 3, 0o666), ("zero", 1, 5, 0o666), ("urandom", 1, 9, 0o666)];
-    for (name, major, minor, mode) in common.iter().chain(with) {
-        make_device(&directory.path().join(name), *major, *minor, *mode).unwrap();
+fn devices(with: &[(&str, u32, u32)]) -> Devices {
+    let devices = Devices::new();
+    for (name, major, minor) in [("null", 1, 3), ("zero", 1, 5), ("urandom", 1, 9)] {
+        devices.add(name, major, minor, 0o666);
     }
-    bind(directory.path(), Path::new("/dev")).unwrap();
-    directory
+    for (name, major, minor) in with {
+        devices.add(name, *major, *minor, 0o600);
+    }
+    devices.replace_all();
+    devices
 }
 
 /// A guest that would end at once.
@@ -43,8 +44,7 @@ fn assert_refused(ended: &Ended, parts: &[&str]) {
 fn kvm_is_missing() {
     private(|| {
         let started = quick();
-        let (fuse, major, minor) = FUSE;
-        let _devices = devices(&[(fuse, major, minor, 0o600)]);
+        let _devices = devices(&[FUSE]);
         assert_refused(&started.run(), &["/dev/kvm does not exist", "modprobe kvm_"]);
     });
 }
@@ -54,8 +54,7 @@ fn kvm_is_something_else() {
     private(|| {
         // /dev/null: it can be opened, and knows no ioctl.
         let started = quick();
-        let (fuse, major, minor) = FUSE;
-        let _devices = devices(&[(fuse, major, minor, 0o600), ("kvm", 1, 3, 0o600)]);
+        let _devices = devices(&[FUSE, ("kvm", 1, 3)]);
         assert_refused(&started.run(), &["/dev/kvm is not KVM"]);
     });
 }
@@ -65,19 +64,15 @@ fn a_device_is_forbidden_even_to_root() {
     // As in a container: the node is there, and opening it is not allowed.
     private(|| {
         let started = quick();
-        let directory = tempfile::tempdir().unwrap();
-        let node = directory.path().join("kvm");
-        make_device(&node, KVM.1, KVM.2, 0o600).unwrap();
-        bind(&node, Path::new("/dev/kvm")).unwrap();
+        let devices = Devices::new();
+        devices.replace(KVM.0, KVM.1, KVM.2, 0o600);
         forbid_devices(Path::new("/dev/kvm")).unwrap();
         assert_refused(&started.run(), &["/dev/kvm may not be opened"]);
     });
     private(|| {
         let started = quick();
-        let directory = tempfile::tempdir().unwrap();
-        let node = directory.path().join("fuse");
-        make_device(&node, FUSE.1, FUSE.2, 0o600).unwrap();
-        bind(&node, Path::new("/dev/fuse")).unwrap();
+        let devices = Devices::new();
+        devices.replace(FUSE.0, FUSE.1, FUSE.2, 0o600);
         forbid_devices(Path::new("/dev/fuse")).unwrap();
         assert_refused(&started.run(), &["/dev/fuse may not be opened", "container"]);
     });
@@ -87,10 +82,8 @@ fn a_device_is_forbidden_even_to_root() {
 fn kvm_is_forbidden_to_a_user() {
     private(|| {
         let started = quick();
-        let directory = tempfile::tempdir().unwrap();
-        let node = directory.path().join("kvm");
-        make_device(&node, KVM.1, KVM.2, 0o600).unwrap();
-        bind(&node, Path::new("/dev/kvm")).unwrap();
+        let devices = Devices::new();
+        devices.replace(KVM.0, KVM.1, KVM.2, 0o600);
         let ended = started.as_user(65534).run();
         assert_refused(&ended, &["/dev/kvm may not be opened by this user", "usermod -aG kvm"]);
     });
@@ -100,8 +93,7 @@ fn kvm_is_forbidden_to_a_user() {
 fn fuse_is_missing() {
     private(|| {
         let (started, unpublished) = (quick(), quick().unmounted());
-        let (kvm, major, minor) = KVM;
-        let _devices = devices(&[(kvm, major, minor, 0o600)]);
+        let _devices = devices(&[KVM]);
         assert_refused(&started.run(), &["/dev/fuse is missing", "modprobe fuse"]);
         // Who does not mount needs no FUSE.
         unpublished.run().assert(0);
@@ -112,8 +104,7 @@ fn fuse_is_missing() {
 fn fuse_is_something_else() {
     private(|| {
         let started = quick();
-        let (kvm, major, minor) = KVM;
-        let _devices = devices(&[(kvm, major, minor, 0o600), ("fuse", 1, 3, 0o600)]);
+        let _devices = devices(&[KVM, ("fuse", 1, 3)]);
         assert_refused(&started.run(), &["/dev/fuse is not the FUSE device", "mknod"]);
     });
 }

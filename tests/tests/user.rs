@@ -6,26 +6,22 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use tempfile::TempDir;
 use tests::binary;
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
-use tests::namespace::{bind, make_device, mounted_at, private};
+use tests::namespace::{Devices, mounted_at, private};
 use tests::running::wait_until;
 use tests::vmm::Vmm;
 
 const USER: u32 = 65534;
 
 /// Lets everyone use KVM and FUSE, in this thread's view of the machine.
-fn open_devices() -> TempDir {
+fn open_devices() -> Devices {
     let found = Command::new("fusermount3").arg("--version").stdout(Stdio::null()).status();
     assert!(found.is_ok(), "fusermount3 is missing: `apt-get install -y fuse3`");
-    let directory = tempfile::tempdir().unwrap();
-    for (name, minor) in [("kvm", 232), ("fuse", 229)] {
-        let node = directory.path().join(name);
-        make_device(&node, 10, minor, 0o666).unwrap();
-        bind(&node, &Path::new("/dev").join(name)).unwrap();
-    }
-    directory
+    let devices = Devices::new();
+    devices.replace("kvm", 10, 232, 0o666);
+    devices.replace("fuse", 10, 229, 0o666);
+    devices
 }
 
 /// What a command of this user says; its errors are errors.

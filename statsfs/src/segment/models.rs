@@ -317,6 +317,28 @@ fn loom_a_second_fold_tears_nothing() {
     );
 }
 
+#[test]
+fn loom_folds_follow_each_other() {
+    // Nothing new is published in between, whose fences would hide that a fold lacks its own.
+    with_writer(
+        Some(4),
+        |model| {
+            model.start(20, &[3]);
+            model.fold(INNER, 0, 5);
+            model.retire(BLOCK, OUTER, 1);
+            model.retire(INNER, OUTER, 2);
+        },
+        |model| {
+            model.fold(OUTER, 1, 3);
+            model.folded();
+            model.fold(OUTER, 2, 5);
+            model.folded();
+        },
+        [OUTER, INNER],
+        &[8],
+    );
+}
+
 /// A block goes into the accumulator of its departed parent, and that into the one above.
 fn fold_twice_up(model: &Model) {
     model.fold(INNER, 1, 3);
