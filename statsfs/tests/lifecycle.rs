@@ -680,3 +680,46 @@ fn an_update_that_panics_leaves_a_whole_group() {
         assert_eq!(number(&tree, "top/work_failed"), 2 * done);
     }
 }
+
+#[test]
+fn segments_that_cannot_be_had_now_are_had_later() {
+    use statsfs::tree::{Feed, Owner, Tree};
+    struct Flaky(Registry, Arc<AtomicBool>);
+    impl Feed for Flaky {
+        fn segments(&self) -> std::io::Result<Vec<std::os::fd::OwnedFd>> {
+            if self.1.load(SeqCst) {
+                return Err(std::io::Error::from_raw_os_error(libc::EMFILE));
+            }
+            self.0.segments()
+        }
+
+        fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
+            self.0.wait_changed(seen, timeout)
+        }
+    }
+    let options = statsfs::RegistryOptions { segment_size: 16 << 10, max_segments: 64 };
+    let registry = Registry::with_options(options).unwrap();
+    let pool = top(&registry);
+    let fails = Arc::new(AtomicBool::new(false));
+    let feed = Flaky(registry.clone(), fails.clone());
+    let tree = Tree::new(feed, Owner { uid: 0, gid: 0 }).unwrap();
+    let mut slots = Vec::new();
+    let mut grow = |n: usize| {
+        for _ in 0..n {
+            let source = below(&registry, &pool, &format!("s{}", slots.len()));
+            let slot = source.add_values::<Tick>().unwrap();
+            slot.tick_count.inc();
+            slots.push(slot);
+        }
+    };
+    grow(10);
+    assert_eq!(number(&tree, "top/tick_count"), 10);
+    fails.store(true, SeqCst);
+    grow(300);
+    assert!(registry.usage().segments > 2);
+    assert_eq!(number(&tree, "top/s0/tick_count"), 1, "what can be had is shown");
+    assert!(number(&tree, "top/tick_count") >= 10);
+    fails.store(false, SeqCst);
+    assert_eq!(number(&tree, "top/tick_count"), 310);
+    assert_eq!(number(&tree, "top/s309/tick_count"), 1);
+}

@@ -123,6 +123,8 @@ pub(crate) struct State {
     gone: Vec<Gone>,
     /// Processes that are refused, whose sources are gone.
     refused: HashSet<ProcessId>,
+    /// Processes some of whose segments could not be had.
+    incomplete: HashSet<ProcessId>,
     /// How to read everything.
     whole: OnceLock<Plan>,
 }
@@ -254,13 +256,15 @@ impl Tree {
 impl State {
     fn is_stale(&self) -> bool {
         let processes = self.processes.iter().enumerate();
-        processes.filter(|(id, _)| !self.refused.contains(id)).any(|(_, p)| p.is_stale())
+        let mut shown = processes.filter(|(id, _)| !self.refused.contains(id));
+        shown.any(|(id, process)| process.is_stale() || self.incomplete.contains(&id))
     }
 
     /// Takes in what changed in the segments.
     fn refresh(&mut self, feed: &dyn Feed, force: bool) {
         for process in 0..self.processes.len() {
-            if self.refused.contains(&process) || (!force && !self.processes[process].is_stale()) {
+            let stale = self.processes[process].is_stale() || self.incomplete.contains(&process);
+            if self.refused.contains(&process) || (!force && !stale) {
                 continue;
             }
             let mut touched = Vec::new();
@@ -281,15 +285,36 @@ impl State {
         force: bool,
         touched: &mut Vec<u64>,
     ) -> Result<(), TreeError> {
-        let process = &mut self.processes[process];
-        let have = process.segments().len();
-        if process.segments_expected() > have {
-            let fds = feed.segments().map_err(TreeError::Feed)?;
-            for fd in fds.into_iter().skip(have) {
-                process.add_segment(fd)?;
+        let id = process;
+        let process = &mut self.processes[id];
+        // A segment that comes between the two steps is met in the next round: once its coming is seen in
+        // the change counter, it is seen here as well.
+        for _ in 0..8 {
+            let have = process.segments().len();
+            let asks = process.segments_expected() > have;
+            if asks {
+                match feed.segments() {
+                    Ok(fds) => {
+                        for fd in fds.into_iter().skip(have) {
+                            process.add_segment(fd)?;
+                        }
+                        self.incomplete.remove(&id);
+                    }
+                    // Most likely this process has too many files open, which may pass.
+                    Err(error) => {
+                        if self.incomplete.insert(id) {
+                            tracing::warn!(%error, process = id, "cannot get all segments");
+                        }
+                    }
+                }
+            }
+            process.refresh(force, touched)?;
+            let now = process.segments().len();
+            if now >= process.segments_expected() || (asks && now == have) {
+                break;
             }
         }
-        Ok(process.refresh(force, touched)?)
+        Ok(())
     }
 
     /// The tree's number for a group that it has met.

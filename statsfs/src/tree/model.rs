@@ -134,6 +134,7 @@ impl State {
             baselines: Baselines::default(),
             gone: Vec::new(),
             refused: HashSet::new(),
+            incomplete: HashSet::new(),
             whole: OnceLock::new(),
         }
     }
