@@ -64,17 +64,25 @@ extern "C" fn in_child() {
     for (base, len) in BASES.iter().zip(&LENGTHS) {
         let base = base.load(Ordering::Acquire);
         if base > FILLING {
+            let len = len.load(Ordering::Relaxed);
+            let at = base as *mut libc::c_void;
             // SAFETY: the range is a mapping of ours that nothing unmaps while it is in the table
-            // (`Segment` drops its entry before its region, and the child has one thread). Cells in it are atomics, for which fresh zeroed memory is valid.
+            // (`Segment` drops its entry before its region, and the child has one thread). Cells in it
+            // are atomics, for which fresh zeroed memory is valid.
             unsafe {
-                libc::mmap(
-                    base as *mut libc::c_void,
-                    len.load(Ordering::Relaxed),
+                let mapped = libc::mmap(
+                    at,
+                    len,
                     libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                    // The child rarely counts at all: its memory is not set aside beforehand.
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
                     -1,
                     0,
                 );
+                if mapped == libc::MAP_FAILED {
+                    // A child that counts must rather fault than count for its parent.
+                    libc::munmap(at, len);
+                }
             }
         }
     }

@@ -261,3 +261,92 @@ fn full_segments_grow_to_their_limit_and_then_say_so() {
     registry.usage();
     assert_eq!(number(&tree, ".departed/work_done"), before);
 }
+
+/// `work_done` of a directory, and of all those below it: each is the sum of its children and of what
+/// departed from it. Only leaves count here.
+fn check_sums(tree: &Tree, dir: &str) -> i128 {
+    use statsfs::fs::{Kind, Nodes, ROOT};
+    let ino = dir.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
+    let mut children = Vec::new();
+    tree.list(ino, 0, &mut |entry| {
+        if entry.kind == Kind::Directory && !entry.name.starts_with("work_") {
+            children.push(entry.name.to_owned());
+        }
+        true
+    })
+    .unwrap();
+    let total = number(tree, &format!("{dir}/work_done"));
+    if !children.is_empty() || dir.matches('/').count() < 2 {
+        let below: i128 =
+            children.iter().map(|name| check_sums(tree, &format!("{dir}/{name}"))).sum();
+        let departed = number(tree, &format!("{dir}/.departed/work_done"));
+        assert_eq!(total, below + departed, "{dir}");
+    }
+    total
+}
+
+#[test]
+fn at_rest_a_parent_is_its_children_and_what_departed() {
+    let registry = Registry::new().unwrap();
+    let top = registry.create_source("top").unwrap();
+    top.register().unwrap();
+    let tree = registry.tree().unwrap();
+    let mut state = 1u64;
+    let mut below = |n: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) % n
+    };
+    let mut middles = Vec::new();
+    let mut slots = Vec::new();
+    let mut counted = 0;
+    for n in 0..600 {
+        if middles.len() < 4 {
+            let middle = registry.create_source(&format!("middle{n}")).unwrap();
+            top.add_subordinate(&middle).unwrap();
+            middles.push((middle, Vec::new()));
+        }
+        let at = below(middles.len() as u64) as usize;
+        let (middle, leaves) = &mut middles[at];
+        match below(8) {
+            0..3 => {
+                let leaf = registry.create_source(&format!("leaf{n}")).unwrap();
+                middle.add_subordinate(&leaf).unwrap();
+                slots.push(leaf.add_values::<Work>().unwrap());
+                slots.push(leaf.add_values::<Work>().unwrap());
+                leaves.push(leaf);
+            }
+            3 if !leaves.is_empty() => {
+                let leaf = leaves.swap_remove(below(leaves.len() as u64) as usize);
+                middle.remove_subordinate(&leaf).unwrap();
+            }
+            4 if below(4) == 0 => {
+                let (middle, _) = middles.swap_remove(at);
+                top.remove_subordinate(&middle).unwrap();
+            }
+            5 if !slots.is_empty() => {
+                drop(slots.swap_remove(below(slots.len() as u64) as usize));
+            }
+            6 if below(3) == 0 => {
+                registry.usage();
+            }
+            _ => {}
+        }
+        for slot in &slots {
+            let n = below(3);
+            slot.update(|c| c.work_done.add(n));
+            counted += i128::from(n);
+        }
+        if n > 20 {
+            // A middle that never had a leaf has no such file.
+            for (middle, leaves) in &mut middles {
+                if leaves.is_empty() {
+                    let leaf = registry.create_source(&format!("first{n}")).unwrap();
+                    middle.add_subordinate(&leaf).unwrap();
+                    slots.push(leaf.add_values::<Work>().unwrap());
+                    leaves.push(leaf);
+                }
+            }
+            assert_eq!(check_sums(&tree, "top"), counted);
+        }
+    }
+}

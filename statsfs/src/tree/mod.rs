@@ -18,6 +18,7 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ use self::model::{Dir, SourceModel};
 use self::sweep::{Plan, Sweep};
 
 /// Names that the kernel must forget are collected up to about this number.
-const MAX_GONE: usize = 4096;
+const MAX_GONE: usize = 1 << 16;
 
 /// A process's place in the tree.
 pub(crate) type ProcessId = usize;
@@ -102,6 +103,8 @@ pub struct Tree {
     feed: Box<dyn Feed>,
     owner: Owner,
     gone: Mutex<Vec<Gone>>,
+    /// Whether somebody ever waited for `gone`.
+    awaited: AtomicBool,
     seen: Mutex<u64>,
 }
 
@@ -160,6 +163,7 @@ impl Tree {
             feed: Box::new(feed),
             owner,
             gone: Mutex::default(),
+            awaited: AtomicBool::new(false),
             seen: Mutex::new(0),
         })
     }
@@ -199,9 +203,9 @@ impl Tree {
         let gone = std::mem::take(&mut state.gone);
         if !gone.is_empty() {
             let mut all = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-            // Where nobody waits for them they would gather for ever. Forgetting them costs a kernel
-            // that does know the names a round trip each: what is not there answers ESTALE.
-            if all.len() < MAX_GONE {
+            // Where nobody waits for them, any more or yet, they would gather for ever. Forgetting them
+            // costs a kernel that does know the names a round trip each: what is not there answers ESTALE.
+            if self.awaited.load(Ordering::Relaxed) && all.len() < MAX_GONE {
                 all.extend(gone);
             }
         }
@@ -246,6 +250,7 @@ impl Tree {
 
     /// Waits for changes and brings the tree up to date; appends what the kernel must forget.
     pub(crate) fn wait(&self, timeout: Duration, gone: &mut Vec<Gone>) {
+        self.awaited.store(true, Ordering::Relaxed);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = self.feed.wait_changed(*seen, timeout);
         drop(self.read());

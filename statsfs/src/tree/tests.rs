@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ fn tree(registries: &[&Registry]) -> Tree {
         feed: Box::new(NoMore),
         owner: Owner { uid: 0, gid: 0 },
         gone: Mutex::default(),
+        awaited: AtomicBool::new(false),
         seen: Mutex::new(0),
     }
 }
