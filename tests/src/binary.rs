@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 /// The `vmm` command.
 pub fn vmm() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| build("vmm", "vmm"))
+    PATH.get_or_init(|| build("vmm"))
 }
 
 /// Copies the `vmm` command into a directory: the target directory may be closed to other users.
@@ -25,7 +25,7 @@ pub fn copy_vmm(directory: &Path) -> PathBuf {
     copy
 }
 
-fn build(package: &str, name: &str) -> PathBuf {
+fn build(name: &str) -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace");
     let test = std::env::current_exe().expect("a test has a path");
     let target = test
@@ -37,7 +37,9 @@ fn build(package: &str, name: &str) -> PathBuf {
     let profile = below[below.len().checked_sub(3).expect("…/profile/deps/test")];
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
     cargo.current_dir(workspace).args(["build", "--quiet", "--message-format=json"]);
-    cargo.args(["-p", package, "--bin", name]).arg("--target-dir").arg(target);
+    // Of the whole workspace, though it is one command of one package: so its dependencies have the features
+    // that they were built with for `cargo test --workspace`, and are not built again.
+    cargo.args(["--workspace", "--bin", name]).arg("--target-dir").arg(target);
     // The directory of the profile `dev` has a name of its own.
     cargo.arg("--profile").arg(if profile == "debug" { "dev".as_ref() } else { profile });
     if below.len() > 3 {
