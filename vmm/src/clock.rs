@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 /// A clock's reading.
 pub type Ticks = u64;
 
-/// Fraction bits of the factor from ticks to nanoseconds.
-const SHIFT: u32 = 32;
 /// The shortest time to measure the counter's rate against: the monotonic clock is read to ~0.1 µs, so
 /// that 2 ms give a rate that is off by 0.01 % at most.
 const CALIBRATION: Duration = Duration::from_millis(2);
@@ -27,10 +25,18 @@ pub struct Clock(Kind);
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// The time stamp counter, and nanoseconds per tick as a fixed-point number.
-    Tsc { factor: u64 },
+    /// The time stamp counter, and how its ticks become nanoseconds.
+    Tsc(Scale),
     /// The monotonic clock, from an arbitrary origin.
     Monotonic { origin: Instant },
+}
+
+/// Nanoseconds per tick, as a fraction of 2^`shift`: `factor` / 2^64. So the conversion is the high half
+/// of one product, which is where the processor leaves it.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    factor: u64,
+    shift: u32,
 }
 
 /// One moment on the time stamp counter and the monotonic clock, to measure one against the other.
@@ -78,7 +84,7 @@ impl Clock {
             return Self::monotonic();
         }
         match tsc_khz {
-            Some(khz) if khz > 0 => Self(Kind::Tsc { factor: factor(1_000_000, u64::from(khz)) }),
+            Some(khz) if khz > 0 => Self(Kind::Tsc(Scale::new(1_000_000, u64::from(khz)))),
             _ => Self::measured(start),
         }
     }
@@ -101,14 +107,14 @@ impl Clock {
         if ticks == 0 {
             return Self::monotonic();
         }
-        Self(Kind::Tsc { factor: factor(ns, ticks) })
+        Self(Kind::Tsc(Scale::new(ns, ticks)))
     }
 
     /// The clock's reading now.
     #[inline(always)]
     pub fn now(&self) -> Ticks {
         match self.0 {
-            Kind::Tsc { .. } => rdtsc(),
+            Kind::Tsc(_) => rdtsc(),
             Kind::Monotonic { origin } => ns_since(origin),
         }
     }
@@ -119,7 +125,7 @@ impl Clock {
     pub fn ns_between(&self, earlier: Ticks, later: Ticks) -> u64 {
         let ticks = later.saturating_sub(earlier);
         match self.0 {
-            Kind::Tsc { factor } => ((u128::from(ticks) * u128::from(factor)) >> SHIFT) as u64,
+            Kind::Tsc(scale) => scale.ns(ticks),
             Kind::Monotonic { .. } => ticks,
         }
     }
@@ -131,9 +137,19 @@ fn ns_since(origin: Instant) -> Ticks {
     origin.elapsed().as_nanos() as u64
 }
 
-/// `ns` nanoseconds in `ticks` ticks as a fixed-point number.
-fn factor(ns: u64, ticks: u64) -> u64 {
-    ((u128::from(ns) << SHIFT) / u128::from(ticks)) as u64
+impl Scale {
+    /// `ns` nanoseconds in `ticks` ticks, which is more than 0.
+    fn new(ns: u64, ticks: u64) -> Self {
+        // The least power of two above their ratio; 1 where a tick is shorter than a nanosecond.
+        let shift = if ns < ticks { 0 } else { (ns / ticks).ilog2() + 1 };
+        let factor = ((u128::from(ns) << (64 - shift)) / u128::from(ticks)) as u64;
+        Self { factor, shift }
+    }
+
+    #[inline(always)]
+    fn ns(self, ticks: Ticks) -> u64 {
+        ((u128::from(ticks << self.shift) * u128::from(self.factor)) >> 64) as u64
+    }
 }
 
 #[inline(always)]
@@ -192,9 +208,9 @@ mod tests {
 
     #[test]
     fn conversion_neither_overflows_nor_loses_precision() {
-        let slow = Clock(Kind::Tsc { factor: factor(1_000_000, 1) }); // 1 kHz
+        let slow = Clock(Kind::Tsc(Scale::new(1_000_000, 1))); // 1 kHz
         assert_eq!(slow.ns_between(0, 1 << 40), (1 << 40) * 1_000_000);
-        let fast = Clock(Kind::Tsc { factor: factor(1_000_000, 5_000_000) }); // 5 GHz
+        let fast = Clock(Kind::Tsc(Scale::new(1_000_000, 5_000_000))); // 5 GHz
         let year = 365 * 86_400 * 5_000_000_000u64;
         let ns = fast.ns_between(0, year);
         assert!(ns.abs_diff(365 * 86_400 * 1_000_000_000) < 1_000_000_000 / 10, "{ns}");
