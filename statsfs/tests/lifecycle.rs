@@ -723,3 +723,55 @@ fn segments_that_cannot_be_had_now_are_had_later() {
     assert_eq!(number(&tree, "top/tick_count"), 310);
     assert_eq!(number(&tree, "top/s309/tick_count"), 1);
 }
+
+#[test]
+fn revoking_slots_that_count_takes_nothing_back() {
+    let registry = Registry::new().unwrap();
+    let pool = top(&registry);
+    drop(pool.add_values::<Work>().unwrap());
+    let tree = registry.tree().unwrap();
+    let (done, cleared) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let (tree, done, cleared) = (&tree, &done, &cleared);
+        scope.spawn(move || {
+            while !done.load(SeqCst) {
+                let taken = tree.clear("top/work_done").unwrap().0["work_done"];
+                assert!(taken < 1 << 62, "took {taken}");
+                cleared.fetch_add(taken, SeqCst);
+            }
+        });
+        let mut least = 0;
+        for _ in 0..support::rounds(300) {
+            let source = below(&registry, &pool, "source");
+            let slot = source.add_values::<Work>().unwrap();
+            let stop = Arc::new(AtomicBool::new(false));
+            let stopped = stop.clone();
+            let writer = thread::spawn(move || {
+                let mut n = 0;
+                while !stopped.load(SeqCst) {
+                    slot.update(|c| {
+                        c.work_done.inc();
+                        c.work_failed.add(2);
+                    });
+                    n += 1;
+                }
+                n
+            });
+            until("it counts", || number(tree, "top/work_failed") > least);
+            source.revoke().unwrap();
+            // What was once shown or taken stays so.
+            let failed = number(tree, "top/work_failed");
+            assert!(failed >= least && failed < 1 << 62, "{least}, then {failed}");
+            least = failed;
+            stop.store(true, SeqCst);
+            let counted: i128 = writer.join().unwrap();
+            assert!(counted > 0);
+        }
+        done.store(true, SeqCst);
+    });
+    registry.usage();
+    let left = number(&tree, "top/work_done");
+    assert!(left < 1 << 62);
+    let total = left + i128::from(cleared.load(SeqCst));
+    assert_eq!(2 * total, number(&tree, "top/work_failed"), "nothing lost, nothing twice");
+}

@@ -5,14 +5,17 @@
 //! when the group first came below that parent. An accumulator of a departed source is itself such a
 //! block. Only a fold frees anything that counts.
 
+use std::iter::repeat_n;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+use super::names::KnownGroup;
 use super::state::{Block, GroupKey, Life, Node, Place, State};
 use crate::segment::layout::{BlockShape, block_shape, pair, state, word};
 use crate::segment::protocol::{self, LATCH_TRIES};
 use crate::segment::region::Region;
 use crate::slot::SlotInner;
-use crate::value::{Area, GroupDescriptor, Semantics};
+use crate::value::{Area, Semantics};
 
 /// Least time between two folds, unless memory is short: a reader's sweep that a fold overtakes starts
 /// again, so folds must be rare compared with sweeps.
@@ -212,25 +215,27 @@ impl State {
             any = true;
             let batch = std::mem::take(&mut self.pending);
             let upto = self.next_retire - 1;
+            let mut late = Vec::new();
             for ((target, key), retired) in &batch {
-                let group = &self.known[*key].group;
                 let mut add = vec![0u64; self.known[*key].words];
                 for retired in retired {
                     let region = self.arenas[retired.block.place.segment].region();
                     if retired.accumulator {
                         let Block { place, offset, .. } = retired.block;
                         add_accumulator(region, place.unit, offset, &mut add);
-                    } else {
-                        add_cells(region, retired.block.offset, group, &mut add);
+                        continue;
+                    }
+                    let cells = cells(region, retired.block.offset, &self.known[*key]);
+                    add_words(&mut add, &cells);
+                    if self.is_cut_off(&retired.block) {
+                        late.push((*target, *key, retired.block, cells));
                     }
                 }
-                let block = self.nodes[target].accumulators[key].block;
-                let region = self.arenas[block.place.segment].region();
-                protocol::fold(region, block.place.unit, block.offset, upto, &add);
+                self.commit(*target, *key, upto, &add);
             }
             protocol::folded(self.arenas[0].region());
-            for ((target, key), retired) in batch {
-                for retired in &retired {
+            for ((target, key), retired) in &batch {
+                for retired in retired {
                     self.free_block(&retired.block);
                     let source = self.node(retired.source);
                     source.retired -= 1;
@@ -238,8 +243,11 @@ impl State {
                         source.accumulators.remove(&retired.key);
                     }
                 }
-                let accumulator = self.node(target).accumulators.get_mut(&key);
+                let accumulator = self.node(*target).accumulators.get_mut(key);
                 accumulator.expect("it is reserved").outstanding -= retired.len();
+            }
+            self.fold_late(&late, upto);
+            for ((target, _), retired) in batch {
                 for retired in &retired {
                     self.settle(retired.source);
                 }
@@ -250,6 +258,35 @@ impl State {
             self.changed();
         }
         any
+    }
+
+    /// Folds what slots that were cut off counted between the fold and the freeing of their blocks: it may
+    /// have been read, so it must stay. Nobody reads those blocks any more, so that what is counted from
+    /// here on was never shown.
+    fn fold_late(&mut self, late: &[(u64, GroupKey, Block, Vec<u64>)], upto: u64) {
+        if late.is_empty() {
+            return;
+        }
+        // Between the freeing and our look: whoever found a block still published read it before this.
+        fence(Ordering::SeqCst);
+        for (target, key, block, before) in late {
+            let known = &self.known[*key];
+            let now = cells(self.arenas[block.place.segment].region(), block.offset, known);
+            let types = known.group.values().iter().flat_map(|v| repeat_n(v.ty, v.ty.cells()));
+            let since = now.iter().zip(before).zip(types);
+            // Cells wrap at their width.
+            let add: Vec<_> =
+                since.map(|((now, before), ty)| ty.extend(now.wrapping_sub(*before))).collect();
+            self.commit(*target, *key, upto, &add);
+            protocol::folded(self.arenas[0].region());
+        }
+    }
+
+    /// Commits the sum of what is folded into an accumulator.
+    fn commit(&self, target: u64, key: GroupKey, upto: u64, add: &[u64]) {
+        let block = self.nodes[&target].accumulators[&key].block;
+        let region = self.arenas[block.place.segment].region();
+        protocol::fold(region, block.place.unit, block.offset, upto, add);
     }
 
     /// Frees a source that has nothing left, then what was waiting for it above.
@@ -297,10 +334,11 @@ impl State {
     }
 }
 
-/// Adds a slot block's cumulative cells to `add`, in the order of the group's words.
-fn add_cells(region: &Region, block: usize, group: &GroupDescriptor, add: &mut [u64]) {
+/// A slot block's cumulative cells, in the order of the group's words; 0 for the others.
+fn cells(region: &Region, block: usize, known: &KnownGroup) -> Vec<u64> {
+    let group = &known.group;
     let BlockShape { copy1, plain, .. } = block_shape(group.latched_size(), group.plain_size());
-    let mut cells = vec![0; add.len()];
+    let mut cells = vec![0; known.words];
     // A slot that was cut off may be in the middle of an update.
     protocol::latched(region, block, copy1, LATCH_TRIES, |latched| {
         let mut word = 0;
@@ -318,8 +356,12 @@ fn add_cells(region: &Region, block: usize, group: &GroupDescriptor, add: &mut [
             }
         }
     });
-    for (add, cell) in add.iter_mut().zip(cells) {
-        *add = add.wrapping_add(cell);
+    cells
+}
+
+fn add_words(to: &mut [u64], words: &[u64]) {
+    for (to, word) in to.iter_mut().zip(words) {
+        *to = to.wrapping_add(*word);
     }
 }
 
@@ -328,6 +370,6 @@ fn add_accumulator(region: &Region, unit: u32, offset: usize, add: &mut [u64]) {
     let selected = protocol::accumulator(region, unit, offset, add.len());
     let cells = region.words(selected.cells, add.len());
     for (add, cell) in add.iter_mut().zip(cells) {
-        *add = add.wrapping_add(cell.load(std::sync::atomic::Ordering::Relaxed));
+        *add = add.wrapping_add(cell.load(Ordering::Relaxed));
     }
 }

@@ -334,14 +334,18 @@ impl State {
         Ok(Block { place: Place { segment, unit }, offset, len })
     }
 
+    /// Whether a slot still counts in a block though its source was revoked.
+    pub(crate) fn is_cut_off(&self, block: &Block) -> bool {
+        let region = self.arenas[block.place.segment].region();
+        self.cut_off.contains_key(&(region.address(block.offset).as_ptr() as usize))
+    }
+
     pub(crate) fn free_block(&mut self, block: &Block) {
+        let cut_off = block.len > 0 && self.is_cut_off(block);
         let arena = &mut self.arenas[block.place.segment];
         arena.free(block.place.unit);
-        if block.len > 0 {
-            let address = arena.region().address(block.offset).as_ptr() as usize;
-            if !self.cut_off.contains_key(&address) {
-                arena.give(block.offset, block.len);
-            }
+        if block.len > 0 && !cut_off {
+            arena.give(block.offset, block.len);
         }
     }
 

@@ -160,7 +160,7 @@ impl World {
                 slot.revoked |= members.contains(&slot.source);
             }
         }
-        self.model.leave(s);
+        self.model.leave(s, revoke);
     }
 
     fn step(&mut self, op: &Op) -> Outcome {
@@ -291,6 +291,7 @@ impl World {
         let mut scrap = Vec::new();
         let mut wrapped = false;
         let slots = self.model.sources[source].groups.get_mut(&group).unwrap();
+        let several = slots.len() > 1;
         let cells = if revoked {
             scrap.resize(d.ty.cells(), 0);
             &mut scrap
@@ -311,7 +312,7 @@ impl World {
                 slot.add(value, n);
                 let before = cells[0];
                 cells[0] = cells[0].wrapping_add(n) & width_mask(ty);
-                wrapped = is_narrow(d) && cells[0] < before;
+                wrapped = is_narrow(d) && (cells[0] < before || several);
             }
             (ty, Floating) => {
                 slot.set(value, n);

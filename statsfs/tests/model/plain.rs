@@ -450,11 +450,12 @@ impl Model {
         at
     }
 
-    pub fn leave(&mut self, s: usize) {
+    /// `revoked`: all its slots are at once as if they were dropped.
+    pub fn leave(&mut self, s: usize, revoked: bool) {
         let into = self.sources[s].parent;
         for member in self.subtree(s) {
             if into.is_some() {
-                self.freeze_narrow(member);
+                self.freeze_narrow(member, revoked);
             }
             self.sources[member].life = into.map_or(Life::Gone, Life::Departed);
         }
@@ -471,11 +472,11 @@ impl Model {
     }
 
     /// Narrow cells go over into 64-bit sums, which go on from what they showed.
-    pub fn freeze_narrow(&mut self, s: usize) {
+    pub fn freeze_narrow(&mut self, s: usize, revoked: bool) {
         let groups: Vec<_> = self.sources[s].groups.keys().copied().collect();
         // Those may be folded before the tree sees that the source has left.
         let counting = self.sources[s].groups.iter().filter(|(g, _)| GROUPS[**g].has_cumulative());
-        let idle = counting.flat_map(|(_, slots)| slots).any(|cells| !cells.in_use);
+        let idle = revoked || counting.flat_map(|(_, slots)| slots).any(|cells| !cells.in_use);
         for group in groups {
             for (value, d) in GROUPS[group].values().iter().enumerate() {
                 if !is_narrow(d) || d.semantics != Cumulative {
