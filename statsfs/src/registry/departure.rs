@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::names::KnownGroup;
 use super::state::{Block, GroupKey, Life, Node, Place, State};
-use crate::segment::layout::{BlockShape, block_shape, pair, state, word};
+use crate::segment::layout::{BlockShape, block_shape, header, pair, state, word};
 use crate::segment::protocol::{self, LATCH_TRIES};
 use crate::segment::region::Region;
 use crate::slot::SlotInner;
@@ -216,6 +216,12 @@ impl State {
             let batch = std::mem::take(&mut self.pending);
             let upto = self.next_retire - 1;
             let mut late = Vec::new();
+            let cuts =
+                batch.values().flatten().any(|r| !r.accumulator && self.is_cut_off(&r.block));
+            if cuts {
+                protocol::bump(self.arenas[0].region(), header::CUTS);
+                fence(Ordering::Release);
+            }
             for ((target, key), retired) in &batch {
                 let mut add = vec![0u64; self.known[*key].words];
                 for retired in retired {
@@ -246,7 +252,10 @@ impl State {
                 let accumulator = self.node(*target).accumulators.get_mut(key);
                 accumulator.expect("it is reserved").outstanding -= retired.len();
             }
-            self.fold_late(&late, upto);
+            if cuts {
+                self.fold_late(&late, upto);
+                protocol::bump(self.arenas[0].region(), header::CUTS);
+            }
             for ((target, _), retired) in batch {
                 for retired in &retired {
                     self.settle(retired.source);
@@ -264,9 +273,6 @@ impl State {
     /// have been read, so it must stay. Nobody reads those blocks any more, so that what is counted from
     /// here on was never shown.
     fn fold_late(&mut self, late: &[(u64, GroupKey, Block, Vec<u64>)], upto: u64) {
-        if late.is_empty() {
-            return;
-        }
         // Between the freeing and our look: whoever found a block still published read it before this.
         fence(Ordering::SeqCst);
         for (target, key, block, before) in late {

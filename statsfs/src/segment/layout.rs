@@ -28,6 +28,7 @@
 //! | 136 | changes: bumped after every change of structure in any segment; only segment 0's counts | grows; Release |
 //! | 144 | folds: bumped between the commit of a fold and the reuse of anything folded; only segment 0's counts | grows; Release |
 //! | 152 | number of segments of this publisher; only segment 0's counts | grows; Release |
+//! | 160 | cuts: odd while blocks are folded whose slots still count; only segment 0's counts | grows; Release |
 //!
 //! # Units
 //!
@@ -77,6 +78,11 @@
 //!   An accumulator that departs with its source is such a block too, once nothing more is to be folded
 //!   into it. *folds* must be bumped between two folds of which the second takes the first one's result:
 //!   else a sweep that read the first accumulator before and the second after would count twice.
+//! * **Cut**: when a source is revoked, blocks are folded that are still written. What is counted in one
+//!   between the fold's look and the freeing may have been read, so it is folded in a second step, from a
+//!   look after the freeing and a full fence. *cuts* is odd from before the first commit until after the
+//!   second (and *folds* bumped): what is read meanwhile lacks something that was read before, so a
+//!   reader that finds it odd after its sweep starts again, but not for ever: a killed writer leaves it.
 //! * **Reading**: load *folds*; load the selector of each accumulator once, with the *upto* of that copy;
 //!   read cells of accumulators from those copies only, and blocks with their retire numbers: one that is
 //!   neither 0 nor above the *upto* that was loaded of its target is in there already. Load *folds* again
@@ -124,6 +130,7 @@ pub mod header {
     pub const CHANGES: usize = 136;
     pub const FOLDS: usize = 144;
     pub const SEGMENTS: usize = 152;
+    pub const CUTS: usize = 160;
 }
 
 /// Kinds of record.

@@ -21,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::SegmentError;
 use super::layout::{MAX_SEGMENTS, ROOT_ID, header, split_pair};
@@ -32,6 +32,9 @@ use super::region::Region;
 use crate::value::GroupDescriptor;
 
 mod scan;
+
+/// How often a reader finds *cuts* odd and the same until it takes the writer for dead.
+const CUT_TRIES: u32 = 2000;
 
 /// Where a record is: place of its segment in [`Process::segments`], and unit.
 type Key = (u16, u32);
@@ -175,6 +178,9 @@ pub struct Process {
     /// Blocks found torn since the last refresh: a writer that tears them on purpose costs a reader
     /// fewer attempts each time.
     torn: AtomicU32,
+    /// The last odd *cuts*, and how often it was found.
+    cuts: AtomicU64,
+    cut_tries: AtomicU32,
 }
 
 impl Process {
@@ -199,6 +205,8 @@ impl Process {
             changes: 0,
             unsettled: true,
             torn: AtomicU32::new(0),
+            cuts: AtomicU64::new(0),
+            cut_tries: AtomicU32::new(0),
         };
         for fd in segments {
             process.add_segment(fd)?;
@@ -256,8 +264,12 @@ impl Process {
     /// The publisher's number of folds, ordered after all that was read before and before all that is
     /// read after.
     pub fn folds(&self) -> u64 {
+        self.folds_word(header::FOLDS)
+    }
+
+    fn folds_word(&self, word: usize) -> u64 {
         std::sync::atomic::fence(Ordering::Acquire);
-        protocol::acquire(&self.first().region, header::FOLDS)
+        protocol::acquire(&self.first().region, word)
     }
 
     /// Whether the structure changed since it was last read.
@@ -270,7 +282,21 @@ impl Process {
 
     /// Whether no fold came since the last refresh: what was read in between adds up.
     pub fn is_current(&self) -> bool {
-        self.folds() == self.folds
+        // In this order: whoever sees a cut complete sees its folds.
+        !self.is_cutting() && self.folds() == self.folds
+    }
+
+    /// Whether what a revoked slot counted lately may be missing from the totals.
+    fn is_cutting(&self) -> bool {
+        let cuts = self.folds_word(header::CUTS);
+        if cuts.is_multiple_of(2) {
+            return false;
+        }
+        // A writer that was killed in the middle leaves it so; then all is as it will ever be.
+        if self.cuts.swap(cuts, Ordering::Relaxed) != cuts {
+            self.cut_tries.store(0, Ordering::Relaxed);
+        }
+        self.cut_tries.fetch_add(1, Ordering::Relaxed) < CUT_TRIES
     }
 
     /// A source by its id. [`ROOT_ID`] names what the root keeps of departed top-level sources, if it

@@ -227,9 +227,13 @@ impl Tree {
     /// that never rests cannot keep us, in which case its last answer stands.
     fn settled<T>(&self, mut look: impl FnMut(&State) -> (T, bool)) -> T {
         let (mut answer, mut outdated) = look(&self.read());
-        for _ in 0..100 {
+        for attempt in 0..100 {
             if !outdated {
                 break;
+            }
+            if attempt > 10 {
+                // Whoever writes may wait for a processor.
+                std::thread::sleep(Duration::from_micros(100));
             }
             drop(self.write(true));
             (answer, outdated) = look(&self.read());
@@ -240,7 +244,13 @@ impl Tree {
     /// Clears, and answers what that took away. `None` if a writer changed the structure, or the cells,
     /// faster than they could be read, again and again: only a hostile one can.
     fn clear_scope(&self, dir: DirId, scope: Scope) -> Option<Cleared> {
-        (0..1000).find_map(|attempt| self.write(attempt > 0).clear(dir, scope))
+        (0..1000).find_map(|attempt| {
+            if attempt > 10 {
+                // Whoever writes may wait for a processor.
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            self.write(attempt > 0).clear(dir, scope)
+        })
     }
 
     /// Makes a running [`wait`](Self::wait) return early.
