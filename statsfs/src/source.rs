@@ -237,7 +237,7 @@ impl Source {
     /// was attached to nothing and goes.
     ///
     /// `sample` may call the library, and even remove its own source. If it takes long, other samples wait
-    /// for it. If it panics it is not called again. It should hold no [`Registry`](crate::Registry) or
+    /// for it, and so does the removal of its source. If it panics it is not called again. It should hold no [`Registry`](crate::Registry) or
     /// [`Source`] longer than its own source is there: the registry would keep itself alive.
     ///
     /// # Errors

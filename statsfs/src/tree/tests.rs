@@ -254,3 +254,22 @@ fn a_process_that_is_let_go_takes_nothing_else_along() {
     assert_eq!(number(&tree, "kvm/n"), 10);
     assert!(tree.read().dirs.contains_key(&ROOT_DIR));
 }
+
+#[test]
+fn a_writer_killed_in_a_revocation_is_not_waited_for_for_ever() {
+    let registry = Registry::new().unwrap();
+    let of = group("vm", &[counter("n", ValueType::U64)]);
+    let slot = publish(&top(&registry), &registry, "a", &of);
+    slot.add(0, 3);
+    let tree = tree(&[&registry]);
+    crate::segment::protocol::bump(
+        registry.0.lock().arenas[0].region(),
+        crate::segment::layout::header::CUTS,
+    );
+    // While it may still be alive, values are shown, and clears wait; then it is taken for dead.
+    assert_eq!(number(&tree, "kvm/n"), 3);
+    let cleared = (0..10).find_map(|_| tree.clear("kvm/n").ok()).expect("it can be cleared");
+    assert_eq!(cleared.0["n"], 3);
+    assert!(tree.read().processes[0].is_current());
+    assert_eq!(number(&tree, "kvm/n"), 0);
+}
