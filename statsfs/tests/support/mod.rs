@@ -3,10 +3,13 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use statsfs::fs::{Caller, Errno, Ino, Nodes, ROOT};
-use statsfs::stats;
 use statsfs::tree::Tree;
+use statsfs::{Registry, Source, stats};
 
 stats! {
     /// What a worker counts.
@@ -87,6 +90,43 @@ pub fn list(tree: &Tree, dir: Ino, chunk: usize) -> Result<Vec<(String, u64)>, E
             return Ok(all);
         }
     }
+}
+
+/// How long anything may take that is waited for: it is over in no time unless it never is.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until something is so.
+pub fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs `f` in another thread, which must end: what is tested here deadlocks where it fails.
+pub fn ends<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
+    let (send, receive) = channel();
+    thread::spawn(move || send.send(f()));
+    match receive.recv_timeout(PATIENCE) {
+        Ok(answer) => answer,
+        Err(RecvTimeoutError::Timeout) => panic!("{what} does not end"),
+        Err(RecvTimeoutError::Disconnected) => panic!("{what} panicked"),
+    }
+}
+
+/// A registered source.
+pub fn top(registry: &Registry) -> Source {
+    let top = registry.create_source("top").unwrap();
+    top.register().unwrap();
+    top
+}
+
+/// A source below another.
+pub fn below(registry: &Registry, parent: &Source, name: &str) -> Source {
+    let source = registry.create_source(name).unwrap();
+    parent.add_subordinate(&source).unwrap();
+    source
 }
 
 /// A small fast generator (xorshift64*), so that a failing run can be run again.
