@@ -148,6 +148,15 @@ impl Snapshot {
     }
 }
 
+/// Before one more attempt: whoever is in the middle of a change may wait for a processor.
+fn let_writers_run(attempt: u32) {
+    match attempt {
+        0..10 => {}
+        10..50 => std::thread::sleep(Duration::from_micros(100)),
+        _ => std::thread::sleep(Duration::from_millis(1)),
+    }
+}
+
 impl Tree {
     /// A tree of one process.
     ///
@@ -231,10 +240,7 @@ impl Tree {
             if !outdated {
                 break;
             }
-            if attempt > 10 {
-                // Whoever writes may wait for a processor.
-                std::thread::sleep(Duration::from_micros(100));
-            }
+            let_writers_run(attempt);
             drop(self.write(true));
             (answer, outdated) = look(&self.read());
         }
@@ -245,10 +251,7 @@ impl Tree {
     /// faster than they could be read, again and again: only a hostile one can.
     fn clear_scope(&self, dir: DirId, scope: Scope) -> Option<Cleared> {
         (0..1000).find_map(|attempt| {
-            if attempt > 10 {
-                // Whoever writes may wait for a processor.
-                std::thread::sleep(Duration::from_micros(100));
-            }
+            let_writers_run(attempt);
             self.write(attempt > 0).clear(dir, scope)
         })
     }
