@@ -167,9 +167,13 @@ pub fn seed() -> u64 {
     seed
 }
 
-/// How many times to do what is done `n` times by default: 20 times as often if `STATSFS_SOAK` is set.
+/// How many times to do what is done `n` times by default: `STATSFS_SOAK` times as often, if it is set.
 pub fn rounds(n: usize) -> usize {
-    if std::env::var_os("STATSFS_SOAK").is_some() { 20 * n } else { n }
+    let times = std::env::var("STATSFS_SOAK").map_or(1, |text| {
+        text.parse().unwrap_or_else(|_| panic!("STATSFS_SOAK={text:?}: rounds are multiplied by it"))
+    });
+    n * times
+}
 }
 
 pub mod child;
