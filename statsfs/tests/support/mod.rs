@@ -170,10 +170,10 @@ pub fn seed() -> u64 {
 /// How many times to do what is done `n` times by default: `STATSFS_SOAK` times as often, if it is set.
 pub fn rounds(n: usize) -> usize {
     let times = std::env::var("STATSFS_SOAK").map_or(1, |text| {
-        text.parse().unwrap_or_else(|_| panic!("STATSFS_SOAK={text:?}: rounds are multiplied by it"))
+        text.parse()
+            .unwrap_or_else(|_| panic!("STATSFS_SOAK={text:?}: rounds are multiplied by it"))
     });
     n * times
-}
 }
 
 pub mod child;
