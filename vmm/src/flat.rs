@@ -70,9 +70,14 @@ impl FlatProgram {
     /// [`FlatError::Read`] or [`FlatError::Empty`].
     pub fn read(path: &Path, entry: Entry) -> Result<Self, FlatError> {
         let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes))
-            .map_err(|error| FlatError::Read { path: path.to_path_buf(), error })?;
+        let read = |bytes: &mut Vec<u8>| {
+            // A device has no end, and a pipe may never have one.
+            if !std::fs::metadata(path)?.is_file() {
+                return Err(io::Error::other("not a regular file"));
+            }
+            File::open(path)?.take(MAX_SIZE).read_to_end(bytes)
+        };
+        read(&mut bytes).map_err(|error| FlatError::Read { path: path.to_path_buf(), error })?;
         let name = path.display().to_string();
         if bytes.is_empty() {
             return Err(FlatError::Empty(name));

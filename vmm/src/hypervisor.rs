@@ -21,8 +21,8 @@ pub enum HypervisorError {
     Missing(PathBuf),
     /// There is no permission.
     #[error(
-        "{} may not be opened by this user: add yourself to its group (`sudo usermod -aG kvm $USER`) and log in again, or run as root",
-        .0.display()
+        "{} may not be opened by this user: run as root, or join the group that may open it (see `ls -l {}`; usually `sudo usermod -aG kvm $USER`, then log in again)",
+        .0.display(), .0.display()
     )]
     Forbidden(PathBuf),
     /// It can not be opened for another reason.

@@ -27,6 +27,39 @@ pub enum Ending {
     Stopped,
 }
 
+/// Holds vCPUs' threads back until all of several machines are started, so that the first do not run
+/// while the last are still being made.
+#[derive(Debug, Default)]
+pub struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    /// Lets everybody through, from now on.
+    pub fn open(&self) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.opened.notify_all();
+    }
+
+    /// Waits until the gate is open.
+    pub fn pass(&self) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = self.opened.wait_while(open, |open| !*open);
+        drop(passed.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Opens a gate when dropped, whatever the reason.
+#[derive(Debug)]
+pub struct OpenOnDrop<'a>(pub &'a Gate);
+
+impl Drop for OpenOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
 /// What the threads of one machine share about its end. The first ending counts.
 #[derive(Debug)]
 pub struct Lifecycle {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use statsfs::{Registry, RegistryError};
+use statsfs::RegistryError;
 use thiserror::Error;
 
 use crate::clock::Moment;
@@ -15,7 +15,7 @@ use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::lifecycle::{Ending, Lifecycle, MAX_STATUS};
 use crate::publish::{Mounted, PublishError, StatsOut};
 use crate::signals::Signals;
-use crate::tree::{KvmTree, TreeError};
+use crate::tree::{KvmTree, TreeError, registry_for};
 use crate::vm::{Config, RunningVm, Vm, VmError};
 
 /// Where the statistics of a run go.
@@ -98,7 +98,7 @@ pub fn run(
 ) -> Result<Outcome, RunError> {
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
-    let registry = Registry::new()?;
+    let registry = registry_for(config.vcpus)?;
     let tree = KvmTree::register(&registry)?;
     let vm = Vm::new(&hypervisor, &tree, config, start)?;
     let mounted = match publish {

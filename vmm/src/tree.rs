@@ -11,11 +11,25 @@
 use std::sync::Once;
 
 use devices::stats::{ExitPortStats, SerialStats};
+use statsfs::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS};
 use statsfs::value::Group;
-use statsfs::{Registry, Slot, Source, SourceError};
+use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
 use thiserror::Error;
 
 use crate::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
+
+/// A registry with room for this many vCPUs, and the machines that they are in.
+///
+/// # Errors
+/// [`RegistryError`] if its first segment can not be made.
+pub fn registry_for(vcpus: u32) -> Result<Registry, RegistryError> {
+    // A vCPU takes up to 8 KiB, and a machine no more than two of them beside.
+    const EACH: usize = 3 * (8 << 10);
+    let room = vcpus as usize * EACH;
+    let segment_size =
+        (room / MAX_SEGMENTS * 2).next_multiple_of(4096).clamp(DEFAULT_SEGMENT, MAX_SEGMENT);
+    Registry::with_options(RegistryOptions { segment_size, max_segments: MAX_SEGMENTS })
+}
 
 /// Longest name of a machine: with `<pid>-` before it, it is a source's name of at most 63 bytes.
 pub const MAX_NAME: usize = 52;
@@ -219,7 +233,6 @@ impl Drop for MachineTree {
 
 #[cfg(test)]
 mod tests {
-    use statsfs::RegistryOptions;
     use statsfs::segment::layout::UNIT;
 
     use super::*;

@@ -24,7 +24,7 @@ use crate::console::{Com, Output};
 use crate::flat::{FlatError, FlatProgram};
 use crate::hypervisor::Hypervisor;
 use crate::kick;
-use crate::lifecycle::{Ending, Lifecycle, MAX_STATUS};
+use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS};
 use crate::stats::{VcpuStats, VmStartStats, VmStats};
 use crate::tree::{KvmTree, MachineTree, TreeError};
 use crate::vcpu::Vcpu;
@@ -211,16 +211,28 @@ impl Vm {
     /// # Errors
     /// [`VmError`] if a thread can not be had; the machine is then stopped again.
     pub fn start(self) -> Result<RunningVm, VmError> {
+        let gate = Arc::new(Gate::default());
+        gate.open();
+        self.start_behind(&gate)
+    }
+
+    /// As [`start`](Self::start), but the vCPUs wait for `gate` to be opened. Stopping the machine waits
+    /// for that too.
+    ///
+    /// # Errors
+    /// [`VmError`] if a thread can not be had; the machine is then stopped again.
+    pub fn start_behind(self, gate: &Arc<Gate>) -> Result<RunningVm, VmError> {
         kick::install_handler().map_err(host("a signal handler"))?;
         let Self { vcpus, machine, clock, accounting } = self;
         machine.set_state(State::Running);
         let mut running = RunningVm { threads: Vec::new(), machine };
         for (vcpu, slot) in vcpus {
-            let lifecycle = running.machine.lifecycle.clone();
+            let (lifecycle, gate) = (running.machine.lifecycle.clone(), gate.clone());
             let thread = thread::Builder::new()
                 .name(format!("vcpu{}", vcpu.index()))
                 .spawn(move || {
                     let _running = lifecycle.thread();
+                    gate.pass();
                     run_vcpu(vcpu, slot, clock, accounting);
                 })
                 .map_err(host("a vCPU's thread"))?;

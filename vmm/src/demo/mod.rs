@@ -10,17 +10,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use statsfs::Registry;
 
 use self::sample::{Row, Sampler};
 use self::table::{Display, render};
 use crate::accounting::Detail;
 use crate::clock::Moment;
 use crate::hypervisor::Hypervisor;
+use crate::lifecycle::{Ending, Gate, OpenOnDrop};
 use crate::publish::Mounted;
 use crate::run::{Ends, Outcome, RunError, outcome};
 use crate::signals::Signals;
-use crate::tree::KvmTree;
+use crate::tree::{KvmTree, registry_for};
 use crate::vm::{Config, MIN_MEMORY, RunningVm, Vm};
 
 /// How often the table is shown.
@@ -48,7 +48,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
-    let registry = Registry::new()?;
+    let registry = registry_for(options.guests * options.vcpus)?;
     let tree = KvmTree::register(&registry)?;
     let made = (0..options.guests)
         .map(|i| {
@@ -64,10 +64,13 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         })
         .collect::<Result<Vec<_>, RunError>>()?;
     let mounted = Mounted::new(&registry, &options.mount)?;
+    let gate = Arc::new(Gate::default());
     let mut guests = Vec::new();
+    let all_started = OpenOnDrop(&gate);
     for (vm, name) in made {
-        guests.push((vm.start()?, name));
+        guests.push((vm.start_behind(&gate)?, name));
     }
+    drop(all_started);
     let started = Instant::now();
     let names: Vec<_> =
         guests.iter().map(|(vm, name)| (vm.source_name().to_string(), name.clone())).collect();
@@ -76,6 +79,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let watched = introduce(options, &mounted, &names)
         .map_err(output)
         .and_then(|()| watch(options, &guests, signals, &mut sampler));
+    // All are told before the first is waited for.
+    guests.iter().for_each(|(vm, _)| vm.lifecycle().end(Ending::Stopped));
     guests.iter_mut().for_each(|(vm, _)| vm.stop());
     let elapsed = started.elapsed();
     // Read from the mount too, now that nothing counts any more.
