@@ -260,6 +260,7 @@ fn the_program_or_the_statistics_file_is_no_good() {
     };
     wrong(&["--flat", &path("missing")], &["missing", "No such file"]);
     wrong(&["--flat", &empty], &["empty", "objcopy"]);
+    wrong(&["--flat", "/dev/zero"], &["/dev/zero", "not a regular file"]);
     wrong(&["--flat", &large, "--memory", "1M"], &["large", "does not fit", "--memory"]);
     wrong(&["--flat", directory.path().to_str().unwrap()], &["directory"]);
     let out = path("missing/out");

@@ -72,7 +72,8 @@ impl FlatProgram {
         let mut bytes = Vec::new();
         let read = |bytes: &mut Vec<u8>| {
             // A device has no end, and a pipe may never have one.
-            if !std::fs::metadata(path)?.is_file() {
+            let file = std::fs::metadata(path)?;
+            if !file.is_file() && !file.is_dir() {
                 return Err(io::Error::other("not a regular file"));
             }
             File::open(path)?.take(MAX_SIZE).read_to_end(bytes)
