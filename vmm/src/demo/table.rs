@@ -10,8 +10,8 @@ use super::sample::{REASONS, Row};
 pub enum Width {
     /// As wide as exact numbers need.
     Full,
-    /// At most 80 columns: large numbers are rounded.
-    Narrow,
+    /// At most so many columns: large numbers are rounded, and what does not fit is left out whole.
+    Narrow(usize),
 }
 
 /// Columns that a full table needs.
@@ -19,7 +19,7 @@ const FULL: usize = 117;
 
 /// Renders rows as aligned text, a line each, the header first.
 pub fn render(rows: &[Row], width: Width) -> Vec<String> {
-    let narrow = width == Width::Narrow;
+    let narrow = width != Width::Full;
     let names: [&str; REASONS.len()] = if narrow {
         ["IN", "OUT", "MMIOR", "MMIOW", "HLT"]
     } else {
@@ -31,11 +31,14 @@ pub fn render(rows: &[Row], width: Width) -> Vec<String> {
     let line =
         |guest: &str, vcpu: &str, rate: &str, exits: &str, times: [&str; 2], parts: &[String]| {
             let mut line = format!("{guest:<6}{vcpu:>4} {rate:>7} {exits:>all$}");
-            for text in times {
-                write!(line, " {text:>time$}").expect("writing to a string");
-            }
-            for text in parts {
-                write!(line, " {text:>each$}").expect("writing to a string");
+            let times = times.into_iter().map(|text| format!(" {text:>time$}"));
+            let parts = parts.iter().map(|text| format!(" {text:>each$}"));
+            for cell in times.chain(parts) {
+                // A number that is cut off would be another number.
+                if matches!(width, Width::Narrow(most) if line.len() + cell.len() > most) {
+                    break;
+                }
+                line.push_str(&cell);
             }
             line
         };
@@ -91,12 +94,14 @@ pub struct Display {
     terminal: bool,
     /// Lines shown that the next table takes the place of.
     shown: usize,
+    /// The terminal's columns when they were shown: lines may have been wrapped since.
+    columns: usize,
 }
 
 impl Display {
     /// For the standard output as it is.
     pub fn new() -> Self {
-        Self { terminal: io::stdout().is_terminal(), shown: 0 }
+        Self { terminal: io::stdout().is_terminal(), shown: 0, columns: 0 }
     }
 
     /// Shows a table.
@@ -120,7 +125,7 @@ impl Display {
         match size {
             Some((columns, _)) if columns >= FULL => Width::Full,
             _ if !self.terminal => Width::Full,
-            _ => Width::Narrow,
+            size => Width::Narrow(size.map_or(80, |(columns, _)| columns)),
         }
     }
 
@@ -131,11 +136,15 @@ impl Display {
             text.push('\n');
             return text;
         }
-        if self.shown > 0 {
+        let (columns, rows) = size.unwrap_or((80, 24));
+        if self.shown > 0 && self.columns == columns {
             // To the first line shown, and clear from there on.
             write!(text, "\x1b[{}A\x1b[J", self.shown).expect("writing to a string");
+        } else if self.shown > 0 {
+            // Nobody knows where that is now: the whole screen.
+            text.push_str("\x1b[2J\x1b[H");
         }
-        let (columns, rows) = size.unwrap_or((80, 24));
+        self.columns = columns;
         // Lines that wrap, or scroll off the top, could not be repainted.
         let room = rows.saturating_sub(1).max(2);
         let fits = if lines.len() <= room { lines.len() } else { room - 1 };
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_complete_and_fit() {
-        for (width, most) in [(Width::Full, FULL), (Width::Narrow, 80)] {
+        for (width, most) in [(Width::Full, FULL), (Width::Narrow(80), 80)] {
             let lines = render(&rows(2), width);
             assert_eq!(lines.len(), 3);
             assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{lines:#?}");
@@ -215,7 +224,7 @@ mod tests {
 
     #[test]
     fn without_a_terminal_there_are_no_control_codes() {
-        let mut display = Display { terminal: false, shown: 0 };
+        let mut display = Display { terminal: false, shown: 0, columns: 0 };
         for _ in 0..2 {
             let text = display.paint(&render(&rows(3), Width::Full), None);
             assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
@@ -225,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_terminal_is_repainted_in_place_and_never_overflows() {
-        let mut display = Display { terminal: true, shown: 0 };
+        let mut display = Display { terminal: true, shown: 0, columns: 0 };
         let lines = render(&rows(10), Width::Full);
         let first = display.paint(&lines, Some((40, 24)));
         assert!(!first.contains('\x1b'));
@@ -234,7 +243,22 @@ mod tests {
         assert!(second.starts_with("\x1b[11A\x1b[J"), "{second:?}");
         assert_eq!(second.lines().count(), 7);
         assert!(second.contains("5 more"), "{second}");
-        assert!(display.paint(&lines, None).starts_with("\x1b[7A\x1b[J"));
+        assert!(display.paint(&lines, Some((40, 24))).starts_with("\x1b[7A\x1b[J"));
+        // After a change of width nobody knows where the lines are.
+        assert!(display.paint(&lines, None).starts_with("\x1b[2J\x1b[H"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_whole() {
+        let whole = render(&rows(1), Width::Narrow(80));
+        for most in 0..80 {
+            let lines = render(&rows(1), Width::Narrow(most));
+            assert_eq!(lines[0].len(), lines[1].len());
+            assert!(lines[1].len() <= most.max(28), "{lines:#?}");
+            assert!(whole[1].starts_with(&lines[1]));
+            let rest = &whole[1][lines[1].len()..];
+            assert!(rest.is_empty() || rest.starts_with(' '), "{rest:?} is left of {lines:#?}");
+        }
     }
 
     #[test]
