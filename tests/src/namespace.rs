@@ -34,9 +34,21 @@ pub fn unshare_mounts() -> io::Result<()> {
 /// # Errors
 /// What mount(2) says.
 pub fn mount(source: &str, at: &Path, kind: &str) -> io::Result<()> {
+    mount_with(source, at, kind, "")
+}
+
+/// As [`mount`], with options of the file system's own.
+///
+/// # Errors
+/// What mount(2) says.
+pub fn mount_with(source: &str, at: &Path, kind: &str, options: &str) -> io::Result<()> {
     let (source, at, kind) = (CString::new(source)?, c(at)?, CString::new(kind)?);
-    // SAFETY: C strings that live across the call, and no data.
-    check(unsafe { libc::mount(source.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) })
+    let options = CString::new(options)?;
+    // SAFETY: C strings that live across the call.
+    check(unsafe {
+        let (source, at, kind) = (source.as_ptr(), at.as_ptr(), kind.as_ptr());
+        libc::mount(source, at, kind, 0, options.as_ptr().cast())
+    })
 }
 
 /// Mounts a file or directory over another.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tests::guest::{Mode, Op, Step, end, program};
-use tests::namespace::{Devices, forbid_devices, mount, mounted_at, private, unmount};
+use tests::namespace::{Devices, forbid_devices, mount, mount_with, mounted_at, private, unmount};
 use tests::running::Ended;
 use tests::vmm::Vmm;
 
@@ -274,6 +274,26 @@ fn the_program_or_the_statistics_file_is_no_good() {
     let stderr = String::from_utf8(full.stderr).unwrap();
     assert_eq!(full.status.code(), Some(125), "{stderr}");
     assert!(stderr.contains("/dev/full") && stderr.contains("No space"), "{stderr}");
+}
+
+#[test]
+fn statistics_that_do_not_fit_on_the_disk_leave_what_was_there() {
+    private(|| {
+        let (place, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        mount_with("small", place.path(), "tmpfs", "size=32k").unwrap();
+        let path = |name: &str| place.path().join(name).to_str().unwrap().to_string();
+        fs::write(path("old"), "kept").unwrap();
+        let good = programs.path().join("good");
+        fs::write(&good, program(Mode::Long, &[end(0)])).unwrap();
+        for name in ["old", "new"] {
+            let out = path(name);
+            let args = ["run", "--no-publish", "--stats-out", &out, "--flat"];
+            let args = [&args[..], &[good.to_str().unwrap()]].concat();
+            assert_wrong(place.path(), &args, 125, &[&out, "No space left"]);
+        }
+        assert_eq!(fs::read_to_string(path("old")).unwrap(), "kept");
+        unmount(place.path()).unwrap();
+    });
 }
 
 #[test]

@@ -119,12 +119,29 @@ impl StatsOut {
         }
     }
 
+    /// Puts `text` into the file, whole or not at all where that can be had.
     fn replace(&mut self, text: &[u8]) -> io::Result<()> {
-        self.unwritten = false;
-        // Devices and pipes have no length.
-        if self.file.metadata()?.is_file() {
+        let metadata = self.file.metadata()?;
+        if metadata.is_file() {
+            // The file itself, where the path is a link to it.
+            let path = std::fs::canonicalize(&self.path)?;
+            let mut beside = path.clone().into_os_string();
+            beside.push(format!(".{}", std::process::id()));
+            if let Ok(mut file) = File::create_new(&beside) {
+                let written = file
+                    .write_all(text)
+                    .and_then(|()| file.set_permissions(metadata.permissions()))
+                    .and_then(|()| std::fs::rename(&beside, &path));
+                if written.is_err() {
+                    let _ = std::fs::remove_file(&beside);
+                }
+                self.unwritten = written.is_err();
+                return written;
+            }
+            // Nothing can be made in its directory.
             self.file.set_len(0)?;
         }
+        self.unwritten = false;
         self.file.write_all(text)
     }
 
