@@ -107,3 +107,17 @@ fn a_mount_point_that_is_not_empty_is_refused() {
     assert!(stderr.contains(&dir.path().display().to_string()), "{stderr}");
     assert!(dir.path().join("file").exists());
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    let mut child = demo(&mount, &["--seconds", "0"]).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(first.contains("mounted at"), "{first}");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!mount.exists());
+}

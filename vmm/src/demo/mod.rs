@@ -86,7 +86,14 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     // Read from the mount too, now that nothing counts any more.
     let totals = sampler.sample();
     let unmounted = mounted.unmount();
-    let signal = watched?;
+    let signal = match watched {
+        // Whoever read the table has seen enough.
+        Err(RunError::Host { error, .. }) if error.kind() == io::ErrorKind::BrokenPipe => {
+            unmounted?;
+            return Ok(Outcome::Status(0));
+        }
+        watched => watched?,
+    };
     unmounted?;
     print_totals(totals.map_err(reading)?, elapsed).map_err(output)?;
 
