@@ -1,10 +1,11 @@
 //! The core end to end, in one process: registry, segments, reader, tree. No mount.
 
-use std::collections::BTreeMap;
+mod support;
 
 use statsfs::tree::Tree;
 use statsfs::value::{Descriptor, GroupBuilder, Semantics, ValueType};
 use statsfs::{Registry, RegistryOptions, SourceError, stats};
+use support::{flat, number};
 
 stats! {
     /// A worker.
@@ -24,29 +25,6 @@ stats! {
         /// Its thread.
         work_thread: Gauge<u32> { aggregate: none },
     }
-}
-
-fn flat(tree: &Tree) -> BTreeMap<String, String> {
-    let mut out = Vec::new();
-    tree.flat(&mut out);
-    let text = String::from_utf8(out).unwrap();
-    text.lines()
-        .map(|line| {
-            let (path, value) = line.split_once(' ').unwrap();
-            (path.to_owned(), value.to_owned())
-        })
-        .collect()
-}
-
-fn number(tree: &Tree, path: &str) -> i128 {
-    use statsfs::fs::{Caller, Nodes, ROOT};
-    let mut ino = ROOT;
-    for name in path.split('/') {
-        ino = tree.lookup(ino, name).unwrap_or_else(|e| panic!("{path}: {e:?}")).ino;
-    }
-    let mut out = Vec::new();
-    tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, &mut out).unwrap();
-    std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
 }
 
 #[test]

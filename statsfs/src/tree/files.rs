@@ -84,6 +84,12 @@ pub(crate) fn file_mode(value: &Descriptor, part: Part) -> u16 {
     if clears { value.mode } else { value.mode & 0o444 }
 }
 
+/// Whether a part of a value shows the directory's own sources only: its own value, or a histogram that
+/// is aggregated nowhere.
+pub(crate) fn is_own(value: &Descriptor, part: Part) -> bool {
+    part == Part::Own || (value.ty.is_histogram() && value.aggregations.is_empty())
+}
+
 /// The files of one directory, in listing order.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
@@ -92,18 +98,16 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    pub(crate) fn new(identities: &Identities, groups: &[Arc<GroupDescriptor>], dir: &Dir) -> Self {
+    pub(crate) fn new(identities: &Identities, dir: &Dir) -> Self {
         // For every identity, whether the directory itself and whether something below has it.
         let mut found: BTreeMap<IdentityId, (bool, bool)> = BTreeMap::new();
-        for (set, own) in [(&dir.own, true), (&dir.below, false)] {
-            let set: BTreeSet<_> = set.keys().copied().collect();
-            for group in set {
-                for identity in identities.of(group).iter().flatten() {
-                    let entry = found.entry(*identity).or_default();
-                    if own { entry.0 = true } else { entry.1 = true }
-                }
-                debug_assert!(group < groups.len());
-            }
+        for group in dir.own.keys() {
+            let of_group = identities.of(*group).iter().flatten();
+            of_group.for_each(|identity| found.entry(*identity).or_default().0 = true);
+        }
+        for group in dir.below.keys() {
+            let of_group = identities.of(*group).iter().flatten();
+            of_group.for_each(|identity| found.entry(*identity).or_default().1 = true);
         }
         let mut files = Self::default();
         let mut found: Vec<_> = found.into_iter().collect();
@@ -119,10 +123,7 @@ impl Files {
                 files.push(File { name: name.into(), identity, part, value: value.clone() });
             }
         }
-        files.all.sort_by_key(File::slot);
-        files.by_name =
-            files.all.iter().enumerate().map(|(n, file)| (file.name.clone(), n)).collect();
-        files
+        files.in_order()
     }
 
     /// The files of a `.departed`: sums of the cumulative values among the totals.
@@ -144,10 +145,7 @@ impl Files {
                 files.push(File { name: name.into(), identity, part, value: value.clone() });
             }
         }
-        files.all.sort_by_key(File::slot);
-        files.by_name =
-            files.all.iter().enumerate().map(|(n, file)| (file.name.clone(), n)).collect();
-        files
+        files.in_order()
     }
 
     /// The first identity that came holds a name; a later one is left out here.
@@ -161,6 +159,14 @@ impl Files {
         }
         self.by_name.insert(file.name.clone(), self.all.len());
         self.all.push(file);
+    }
+
+    /// In the order of listings, once all are there.
+    fn in_order(mut self) -> Self {
+        self.all.sort_by_key(File::slot);
+        self.by_name =
+            self.all.iter().enumerate().map(|(n, file)| (file.name.clone(), n)).collect();
+        self
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&File> {

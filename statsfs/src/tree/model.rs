@@ -184,7 +184,7 @@ impl State {
     /// The files of a directory, computed when first asked for after its groups changed.
     pub(crate) fn files(&self, dir: DirId) -> Option<&Files> {
         let dir = self.dirs.get(&dir)?;
-        Some(dir.files.get_or_init(|| Files::new(&self.identities, &self.groups, dir)))
+        Some(dir.files.get_or_init(|| Files::new(&self.identities, dir)))
     }
 
     /// A directory's path from the root of the mount, without a leading slash.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::clear::word_range;
-use super::files::{File, Files, IdentityId};
+use super::files::{File, Files, IdentityId, is_own};
 use super::inode::{DirId, Field, Part};
 use super::model::ROOT_DIR;
 use super::sweep::{Account, Sweep, Want};
@@ -129,9 +129,7 @@ impl State {
         let value = self.identities.get(identity).expect("identities are never forgotten");
         let mut total = Total::new(value);
         let Some(directory) = self.dirs.get(&dir) else { return (total, false) };
-        let own = part == Part::Own
-            || part == Part::Histogram
-            || (value.ty.is_histogram() && value.aggregations.is_empty());
+        let own = is_own(value, part);
         let sources =
             if own && !departed { directory.members.clone() } else { self.sources_of(dir) };
         let want = Want::Value(identity);
