@@ -29,6 +29,19 @@ pub const MMIO_GAP_END: GuestAddress = GuestAddress(0x1_0000_0000);
 /// Three pages that KVM needs on older Intel CPUs to run real mode, inside the gap.
 pub const KVM_TSS: GuestAddress = GuestAddress(0xfffb_d000);
 
+/// The virtio devices' registers, a page for each, in the gap: below everything that KVM or the chipset
+/// has there, and far above memory.
+pub const VIRTIO_MMIO: GuestAddress = GuestAddress(0xd000_0000);
+/// Bytes of address space per virtio device.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// The interrupt (GSI) of the first virtio device; the next ones follow. Those below are a PC's timer,
+/// keyboard, cascade and serial ports. There is no other device that has one of them.
+pub const VIRTIO_GSI: u32 = 5;
+/// The last interrupt line of the I/O APIC.
+pub const LAST_GSI: u32 = 23;
+/// Most virtio devices: one per interrupt line.
+pub const MAX_VIRTIO: usize = (LAST_GSI - VIRTIO_GSI + 1) as usize;
+
 /// COM1's ports, where every PC has it.
 pub const COM1: u64 = 0x3f8;
 /// The port that ends a flat guest; QEMU's `isa-debug-exit` is commonly put there.
