@@ -188,7 +188,9 @@ pub fn tap_set_header_size(tap: BorrowedFd<'_>, size: usize) -> io::Result<()> {
 /// What the ioctl `TUNSETOFFLOAD` says.
 pub fn tap_set_offload(tap: BorrowedFd<'_>, offload: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
-    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) })
+    check(unsafe {
+        libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload))
+    })
 }
 
 fn fallocate(file: impl AsFd, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {

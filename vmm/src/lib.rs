@@ -22,4 +22,5 @@ pub mod signals;
 pub mod stats;
 pub mod tree;
 pub mod vcpu;
+pub mod virtio;
 pub mod vm;

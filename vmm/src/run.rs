@@ -136,6 +136,7 @@ pub fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
         )),
         Some(Ending::Crashed(crash)) => Outcome::Crashed(crash.to_string()),
         Some(Ending::Failed(error)) => Outcome::Failed(error.to_string()),
+        Some(Ending::DeviceFailed(error)) => Outcome::Failed(error.to_string()),
         Some(Ending::Stopped) | None => match signal {
             Some(signal) => Outcome::Signal(signal),
             None => Outcome::Failed("the machine stopped without a reason: this is a bug".into()),

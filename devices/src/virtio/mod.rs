@@ -29,7 +29,7 @@ pub mod stats;
 use std::os::fd::BorrowedFd;
 
 pub use chain::{Chain, Pieces};
-pub use engine::Worker;
+pub use engine::{Source, Stopper, Worker};
 pub use mmio::Transport;
 pub use queue::{QueueError, Turn};
 

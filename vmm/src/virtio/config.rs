@@ -174,7 +174,8 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(NetConfig { tap: tap.into(), mac }), "{text}");
         }
-        for text in ["", "tap0", "tap", "mac=02:00:00:00:00:01", "tap=a,tap=b", "tap=a,ro=1", "tap=a,"]
+        for text in
+            ["", "tap0", "tap", "mac=02:00:00:00:00:01", "tap=a,tap=b", "tap=a,ro=1", "tap=a,"]
         {
             assert_eq!(text.parse::<NetConfig>(), Err(NetConfigError::Form(text.into())), "{text}");
         }
@@ -192,7 +193,8 @@ mod tests {
     fn the_default_address_is_stable_and_tells_taps_and_hosts_apart() {
         assert_eq!(default_mac("tap0"), default_mac("tap0"));
         assert_eq!(mac_of("", "tap0"), mac_of("", "tap0"));
-        let all = [mac_of("a", "tap0"), mac_of("a", "tap1"), mac_of("b", "tap0"), mac_of("atap", "0")];
+        let all =
+            [mac_of("a", "tap0"), mac_of("a", "tap1"), mac_of("b", "tap0"), mac_of("atap", "0")];
         for (i, mac) in all.iter().enumerate() {
             assert!(!all[..i].contains(mac), "{mac}");
             assert!(mac.to_string().starts_with("02:"), "{mac}");

@@ -196,10 +196,7 @@ impl Disk {
 
 /// Calls `transfer` until all of `len` bytes are through: once, unless they are more than one system call
 /// takes, or the file or its file system is at its end.
-fn repeat(
-    len: usize,
-    transfer: impl Fn(usize, usize) -> io::Result<usize>,
-) -> io::Result<()> {
+fn repeat(len: usize, transfer: impl Fn(usize, usize) -> io::Result<usize>) -> io::Result<()> {
     let mut done = 0;
     while done < len {
         match transfer(done, len - done)? {

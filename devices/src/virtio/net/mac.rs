@@ -11,7 +11,9 @@ pub struct Mac([u8; 6]);
 
 /// Why a text is no address.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the address of an interface is six pairs of hexadecimal digits, such as 02:00:00:00:00:01")]
+#[error(
+    "the address of an interface is six pairs of hexadecimal digits, such as 02:00:00:00:00:01"
+)]
 pub struct MacError;
 
 impl Mac {

@@ -187,10 +187,7 @@ impl<B: Backend, EV: NetEvents> Device for Net<B, EV> {
     }
 
     fn features(&self) -> u64 {
-        HOST_FEATURES
-            | GUEST_FEATURES
-            | feature(VIRTIO_NET_F_MAC)
-            | feature(VIRTIO_NET_F_MRG_RXBUF)
+        HOST_FEATURES | GUEST_FEATURES | feature(VIRTIO_NET_F_MAC) | feature(VIRTIO_NET_F_MRG_RXBUF)
     }
 
     fn accepts(&self, features: u64) -> bool {
