@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use devices::stats::{ExitPortStats, SerialStats};
+use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
 use statsfs::value::Group;
 use vmm::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
 
@@ -74,6 +75,10 @@ fn every_declared_value_is_written() {
         VmStartStats::descriptor(),
         SerialStats::descriptor(),
         ExitPortStats::descriptor(),
+        VirtioStats::descriptor(),
+        BlockStats::descriptor(),
+        NetStats::descriptor(),
+        EntropyStats::descriptor(),
     ];
     let mut with_values = BTreeSet::new();
     for value in groups.iter().flat_map(|group| group.values()) {
