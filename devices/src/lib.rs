@@ -6,12 +6,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod acpi_power;
 pub mod exit_port;
+pub mod i8042;
+pub mod pvpanic;
 pub mod serial;
 pub mod stats;
 pub mod trigger;
 
+pub use acpi_power::AcpiPower;
 pub use exit_port::ExitPort;
+pub use i8042::I8042;
+pub use pvpanic::Pvpanic;
 pub use serial::SerialPort;
 
 /// A device as a bus sees it: something that answers reads and takes writes at offsets.
