@@ -16,6 +16,7 @@ use crate::kernel::{Kernel, cmdline};
 use crate::publish::StatsOut;
 use crate::run::{Outcome, Publish, RunError, run};
 use crate::tree::check_name;
+use crate::virtio::{DiskConfig, NetConfig, VirtioConfig};
 use crate::vm::{Config, Guest, MAX_MEMORY, MIN_MEMORY, PAGE_SIZE};
 
 /// Status when the guest crashed.
@@ -62,7 +63,9 @@ const RUN_HELP: &str = "\
 Linux guests (--kernel): a bzImage (/boot/vmlinuz-*) or an ELF image (vmlinux)
 for x86-64. The first serial port is the console, on standard input and output;
 where that is a terminal, Ctrl-A x ends the guest, and Ctrl-A Ctrl-A sends one
-Ctrl-A. The kernel's command line is
+Ctrl-A. Disks, network interfaces and a source of random bytes are virtio-mmio
+devices, described by ACPI: the guest needs the drivers virtio_mmio, virtio_blk
+and virtio_net, of which many distributions make modules. The kernel's command line is
   console=ttyS0 panic=-1 reboot=panic_warm
 without what --cmdline sets of these, and then what --cmdline says. `poweroff` and `reboot` end the guest with status 0, a panic of the kernel
 with 124: it is told by pvpanic, where the guest has a driver, or by the kind of
@@ -85,6 +88,8 @@ Examples:
   vmm run --kernel /boot/vmlinuz-$(uname -r) --initrd /boot/initrd.img-$(uname -r)
   vmm run --kernel vmlinuz --initrd rescue.cpio --cpus 4 --memory 8G \\
       --cmdline 'quiet rdinit=/bin/sh' --name web1 --mount /run/stats
+  vmm run --kernel vmlinuz --initrd initrd.img --cmdline root=/dev/vda1 \\
+      --disk debian.img --disk data.img,ro --net tap=tap0
   vmm run --flat guest.bin --cpus 4 --memory 1G --name web1 --mount /run/stats
   vmm run --flat boot.img --entry real --no-publish --stats-out stats.txt";
 
@@ -105,6 +110,12 @@ pub struct RunArgs {
     /// What to add to the kernel's command line
     #[arg(long, value_name = "STRING", conflicts_with = "flat", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
+    /// Disk of the guest: a file, read-only with ,ro after it; may be repeated, for /dev/vda and so on
+    #[arg(long, value_name = "FILE[,ro]", conflicts_with = "flat")]
+    pub disk: Vec<DiskConfig>,
+    /// Network interface of the guest: a tap interface of the host; may be repeated
+    #[arg(long, value_name = "tap=NAME[,mac=MAC]", conflicts_with = "flat")]
+    pub net: Vec<NetConfig>,
     /// Program to run: a flat binary
     #[arg(long, value_name = "PROGRAM", group = "guest")]
     pub flat: Option<PathBuf>,
@@ -252,7 +263,9 @@ fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
     let guest = match (&args.kernel, &args.flat) {
         (Some(kernel), _) => {
             let cmdline = cmdline::with_defaults(args.cmdline.as_deref().unwrap_or_default());
-            Guest::Kernel(Kernel::open(kernel, args.initrd.as_deref(), cmdline)?)
+            let kernel = Kernel::open(kernel, args.initrd.as_deref(), cmdline)?;
+            let virtio = VirtioConfig { disks: args.disk, nets: args.net, rng: true };
+            Guest::Kernel { kernel, virtio }
         }
         (None, Some(program)) => {
             Guest::Flat(FlatProgram::read(program, args.entry.unwrap_or_default())?)
@@ -260,7 +273,7 @@ fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
         (None, None) => unreachable!("one of them is required"),
     };
     let memory = args.memory.unwrap_or(match guest {
-        Guest::Kernel(_) => DEFAULT_MEMORY_KERNEL,
+        Guest::Kernel { .. } => DEFAULT_MEMORY_KERNEL,
         Guest::Flat(_) => DEFAULT_MEMORY_FLAT,
     });
     let config = Config {

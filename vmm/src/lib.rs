@@ -25,4 +25,5 @@ pub mod stats;
 pub mod terminal;
 pub mod tree;
 pub mod vcpu;
+pub mod virtio;
 pub mod vm;

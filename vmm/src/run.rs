@@ -123,7 +123,7 @@ pub fn run(
         }
     };
     let terminal = match config.guest {
-        Guest::Kernel(_) => console_terminal()?,
+        Guest::Kernel { .. } => console_terminal()?,
         // A flat guest has no use for keys: they stay the user's.
         Guest::Flat(_) => None,
     };
@@ -159,6 +159,7 @@ pub fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
         Some(Ending::Reset(Reset::I8042 | Reset::Acpi)) => Outcome::Status(0),
         Some(Ending::Crashed(crash)) => Outcome::Crashed(crash.to_string()),
         Some(Ending::Failed(error)) => Outcome::Failed(error.to_string()),
+        Some(Ending::DeviceFailed(error)) => Outcome::Failed(error.to_string()),
         Some(Ending::Stopped) | None => match signal {
             Some(signal) => Outcome::Signal(signal),
             None => Outcome::Failed("the machine stopped without a reason: this is a bug".into()),

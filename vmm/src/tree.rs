@@ -13,6 +13,7 @@ use std::sync::Once;
 use devices::stats::{
     AcpiPowerStats, ExitPortStats, I8042Stats, PvpanicStats, SerialInterruptStats, SerialStats,
 };
+use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
 use statsfs::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS};
 use statsfs::value::Group;
 use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
@@ -126,6 +127,10 @@ impl KvmTree {
             source.add_aggregates::<PvpanicStats>()?;
             source.add_aggregates::<AcpiPowerStats>()?;
             source.add_aggregates::<ExitPortStats>()?;
+            source.add_aggregates::<VirtioStats>()?;
+            source.add_aggregates::<BlockStats>()?;
+            source.add_aggregates::<NetStats>()?;
+            source.add_aggregates::<EntropyStats>()?;
             source.register()?;
             Ok(source)
         };
@@ -182,7 +187,8 @@ pub struct DeviceTree {
 }
 
 impl DeviceTree {
-    /// Adds a group of values.
+    /// Adds a group of values of the device, or another slot of one that was added: one for each thread
+    /// that counts.
     ///
     /// # Errors
     /// [`TreeError`] if a name of them is taken.
@@ -215,21 +221,21 @@ impl MachineTree {
         values(self.source.as_ref(), &self.name)
     }
 
+    /// Adds a device.
+    ///
+    /// # Errors
+    /// [`TreeError`] if the name is taken.
+    pub fn device(&self, name: &str) -> Result<DeviceTree, TreeError> {
+        let source = self.kvm.subordinate(self.source.as_ref(), name)?;
+        Ok(DeviceTree { name: name.to_string(), source })
+    }
+
     /// Adds a device with a group of values.
     ///
     /// # Errors
     /// [`TreeError`] if the name is taken.
     pub fn add_device<G: Group>(&self, name: &str) -> Result<Slot<G>, TreeError> {
-        self.add_device_tree(name)?.add_values()
-    }
-
-    /// Adds a device, for several groups of values.
-    ///
-    /// # Errors
-    /// [`TreeError`] if the name is taken.
-    pub fn add_device_tree(&self, name: &str) -> Result<DeviceTree, TreeError> {
-        let source = self.kvm.subordinate(self.source.as_ref(), name)?;
-        Ok(DeviceTree { name: name.to_string(), source })
+        self.device(name)?.add_values()
     }
 
     /// Adds vCPU `index`, which uses these devices.

@@ -15,7 +15,7 @@ use crate::bus::VcpuIo;
 use crate::clock::Moment;
 use crate::exit::ExitReason;
 use crate::kick::{InternalError, RunPage};
-use crate::lifecycle::{Ending, Lifecycle, Reset};
+use crate::lifecycle::{EndOnPanic, Ending, Lifecycle, Reset};
 use crate::stats::VmStartStats;
 
 /// Why a guest can not go on: what the guest did, or what its CPU said.
@@ -206,7 +206,9 @@ impl Vcpu {
     /// of KVM_RUN is accounted for.
     pub fn run(mut self, account: &mut impl Account) {
         let lifecycle = self.lifecycle.clone();
-        let _panicking = EndOnPanic { vcpu: self.index, lifecycle: &lifecycle };
+        let vcpu = self.index;
+        let panicked = || Ending::Failed(VcpuError::Panicked { vcpu });
+        let _panicking = EndOnPanic { lifecycle: &lifecycle, ending: panicked };
         if let Some((slot, start)) = self.start.take() {
             slot.vm_start_ns.set(start.time().elapsed().as_nanos() as u64);
         }
@@ -282,20 +284,6 @@ fn handle_rare(vcpu: u32, exit: VcpuExit<'_>, page: &RunPage, on_shutdown: OnShu
         | VcpuExit::IoapicEoi(_)
         | VcpuExit::Nmi => Next::Run,
         exit => Next::Crash(Cause::Unexpected(ExitReason::of(&Ok(exit)))),
-    }
-}
-
-/// Ends the machine if its thread panics, so that the others do not run on without it.
-struct EndOnPanic<'a> {
-    vcpu: u32,
-    lifecycle: &'a Lifecycle,
-}
-
-impl Drop for EndOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.lifecycle.end(Ending::Failed(VcpuError::Panicked { vcpu: self.vcpu }));
-        }
     }
 }
 

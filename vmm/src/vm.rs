@@ -32,6 +32,7 @@ use crate::lifecycle::{Ending, Gate, Lifecycle};
 use crate::stats::{VcpuStats, VmStartStats, VmStats};
 use crate::tree::{KvmTree, MachineTree};
 use crate::vcpu::{OnShutdown, Vcpu};
+use crate::virtio::{self, VirtioConfig, VirtioDevices};
 
 /// The least memory: room for tables, stacks and a program.
 pub const MIN_MEMORY: u64 = 1 << 20;
@@ -63,7 +64,12 @@ pub enum Guest {
     /// A program without an operating system, on a machine without interrupt controllers.
     Flat(FlatProgram),
     /// Linux, on a machine that is enough of a PC for it.
-    Kernel(Kernel),
+    Kernel {
+        /// The kernel.
+        kernel: Kernel,
+        /// What the machine has beside a PC's devices.
+        virtio: VirtioConfig,
+    },
 }
 
 /// The values of [`VmStats::vm_state`].
@@ -94,6 +100,7 @@ struct Machine {
     memory: GuestMemoryMmap,
     lifecycle: Arc<Lifecycle>,
     com1: Com1,
+    virtio: Option<VirtioDevices>,
     /// Whether the guest's kernel tells by the way it resets the machine whether it has panicked.
     tells_panics: bool,
     slot: Slot<VmStats>,
@@ -106,7 +113,7 @@ impl Guest {
         match self {
             Self::Flat(_) => OnShutdown::Crash,
             // What shuts a PC's CPU down makes its chipset reset it.
-            Self::Kernel(_) => OnShutdown::Reset,
+            Self::Kernel { .. } => OnShutdown::Reset,
         }
     }
 }
@@ -147,23 +154,26 @@ impl Vm {
         let lifecycle = Arc::new(Lifecycle::new().map_err(host("an eventfd"))?);
         let memory = hardware::map_memory(&fd, config.memory)?;
         let mut devices = Devices::new();
-        let (start_state, com1) = match &config.guest {
+        let (start_state, com1, virtio) = match &config.guest {
             Guest::Flat(program) => {
                 let mode = program.load(&memory)?;
                 let com1 = Com1::make(&mut devices, &tree, &lifecycle, config.console, None)?;
                 hardware::make_flat_devices(&mut devices, &tree, &lifecycle)?;
-                (Start::Flat(mode), com1)
+                (Start::Flat(mode), com1, None)
             }
-            Guest::Kernel(kernel) => {
+            Guest::Kernel { kernel, virtio } => {
                 hypervisor.check_for_kernel().map_err(VmError::Capability)?;
                 hardware::make_interrupt_controllers(&fd)?;
                 let entry = kernel.load(&memory)?;
                 let com1 = Com1::make(&mut devices, &tree, &lifecycle, config.console, Some(&fd))?;
                 hardware::make_kernel_devices(&mut devices, &tree, &lifecycle)?;
-                acpi::write(&memory, config.vcpus, &[]).map_err(VmError::Acpi)?;
+                let virtio =
+                    virtio::attach(&fd, &memory, &mut devices, &tree, virtio, &lifecycle)?;
+                let nodes: Vec<_> = virtio.nodes().collect();
+                acpi::write(&memory, config.vcpus, &nodes).map_err(VmError::Acpi)?;
                 let tsc_deadline = hypervisor.has_tsc_deadline();
                 let machine = cpuid::Machine { vcpus: config.vcpus, tsc_deadline };
-                (Start::Kernel { entry, machine }, com1)
+                (Start::Kernel { entry, machine }, com1, Some(virtio))
             }
         };
         let devices = Arc::new(devices);
@@ -184,9 +194,10 @@ impl Vm {
         let clock = clock.unwrap_or_else(Clock::monotonic);
         let tells_panics = match &config.guest {
             Guest::Flat(_) => false,
-            Guest::Kernel(kernel) => kernel::cmdline::tells_panics(kernel.cmdline()),
+            Guest::Kernel { kernel, .. } => kernel::cmdline::tells_panics(kernel.cmdline()),
         };
-        let machine = Machine { _fd: fd, memory, lifecycle, com1, tells_panics, slot, tree };
+        let machine =
+            Machine { _fd: fd, memory, lifecycle, com1, virtio, tells_panics, slot, tree };
         machine.set_state(State::Created);
         Ok(Self { vcpus, machine, clock, accounting: config.accounting })
     }
@@ -210,7 +221,9 @@ impl Vm {
         kick::install_handler().map_err(host("a signal handler"))?;
         let Self { vcpus, machine, clock, accounting } = self;
         machine.set_state(State::Running);
+        // Stops again what is started, should something fail.
         let mut running = RunningVm { threads: Vec::new(), machine };
+        running.machine.virtio.as_mut().map_or(Ok(()), VirtioDevices::start)?;
         for (vcpu, slot) in vcpus {
             let (lifecycle, gate) = (running.machine.lifecycle.clone(), gate.clone());
             let thread = thread::Builder::new()
@@ -268,14 +281,18 @@ impl RunningVm {
         Ok((port.clone(), room.try_clone()?))
     }
 
-    /// Stops the machine, if it has not ended by itself, and waits for its vCPUs' threads. Its
-    /// statistics are final then, and stay in the tree until it is dropped.
+    /// Stops the machine, if it has not ended by itself, and waits for the threads of its vCPUs and devices.
+    /// Its statistics are final then, and stay in the tree until it is dropped.
     pub fn stop(&mut self) {
         self.machine.lifecycle.end(Ending::Stopped);
         self.machine.lifecycle.wait_for_threads(|| self.threads.iter().for_each(kick::kick));
         for thread in self.threads.drain(..) {
             // A panic has been noted as the machine's ending.
             let _ = thread.join();
+        }
+        // What the guest has asked of its devices by now is done.
+        if let Some(virtio) = &mut self.machine.virtio {
+            virtio.stop();
         }
         self.machine.set_state(State::Stopped);
     }

@@ -12,6 +12,7 @@ use crate::bus::BusError;
 use crate::flat::FlatError;
 use crate::kernel::KernelError;
 use crate::tree::TreeError;
+use crate::virtio::VirtioError;
 
 /// Why a machine can not be made or started.
 #[derive(Debug, Error)]
@@ -68,6 +69,9 @@ pub enum VmError {
     /// The kernel can not be loaded.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The virtio devices can not be had.
+    #[error(transparent)]
+    Virtio(#[from] VirtioError),
     /// The ACPI tables do not fit.
     #[error("the ACPI tables can not be written: {0}")]
     Acpi(GuestMemoryError),

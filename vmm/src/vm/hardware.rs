@@ -80,7 +80,7 @@ impl Com1 {
         } else {
             Output::Discard
         };
-        let source = tree.add_device_tree("serial0")?;
+        let source = tree.device("serial0")?;
         let counters = SerialCounters::new(source.add_values::<SerialStats>()?);
         let interrupt = match interrupts {
             Some(fd) => {

@@ -77,6 +77,29 @@ pub const LAST_GSI: u32 = 23;
 /// Most virtio devices: one per interrupt line.
 pub const MAX_VIRTIO: usize = (LAST_GSI - VIRTIO_GSI + 1) as usize;
 
+/// Where one device's registers are in memory, and the interrupt that it raises: what the guest's tables
+/// have to say of it. The interrupt is edge-triggered and active high.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioNode {
+    /// The first address.
+    pub base: u64,
+    /// Bytes of address space.
+    pub size: u64,
+    /// The interrupt line of the I/O APIC.
+    pub gsi: u32,
+}
+
+impl MmioNode {
+    /// Where virtio device `index` is, if there is room for so many.
+    pub fn virtio(index: usize) -> Option<Self> {
+        (index < MAX_VIRTIO).then(|| Self {
+            base: VIRTIO_MMIO.0 + index as u64 * VIRTIO_MMIO_SIZE,
+            size: VIRTIO_MMIO_SIZE,
+            gsi: VIRTIO_GSI + index as u32,
+        })
+    }
+}
+
 /// COM1's ports, where every PC has it.
 pub const COM1: u64 = 0x3f8;
 /// COM1's interrupt, where every PC has it.
@@ -96,6 +119,7 @@ const _: () = {
     assert!(PAGE_TABLES_END.0 <= ZERO_PAGE.0 && ZERO_PAGE.0 + 0x1000 < BOOT_STACK_TOP.0);
     assert!(BOOT_STACK_TOP.0 <= CMDLINE.0 && CMDLINE_END.0 <= LOW_MEMORY_END.0);
     assert!(LOW_MEMORY_END.0 <= ACPI_TABLES.0 && ACPI_TABLES_END.0 <= HIGH_MEMORY.0);
+    assert!(VIRTIO_MMIO.0 >= MMIO_GAP.0);
     assert!(VIRTIO_MMIO.0 + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= IOAPIC.0);
     assert!(KVM_TSS.0 > MMIO_GAP.0 && KVM_TSS.0 + 0x3000 <= MMIO_GAP_END.0);
 };
@@ -113,6 +137,14 @@ pub fn memory_ranges(size: u64) -> Vec<(GuestAddress, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn virtio_devices_have_a_page_and_an_interrupt_each() {
+        let node = |i| MmioNode::virtio(i).map(|node| (node.base, node.size, node.gsi));
+        assert_eq!(node(0), Some((0xd000_0000, 0x1000, 5)));
+        assert_eq!(node(18), Some((0xd001_2000, 0x1000, 23)));
+        assert_eq!(node(19), None);
+    }
 
     #[test]
     fn memory_leaves_the_gap_free() {

@@ -9,8 +9,8 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use devices::{acpi_power, pvpanic, serial};
 
-use super::{MmioNode, table};
-use crate::arch::x86_64::layout::{COM1, COM1_GSI, PVPANIC};
+use super::table;
+use crate::arch::x86_64::layout::{COM1, COM1_GSI, MmioNode, PVPANIC};
 
 /// `_STA`: present, enabled, shown, working (ACPI 6.5, 6.3.7).
 const WORKING: u8 = 0xf;
@@ -76,7 +76,7 @@ fn panic_port(aml: &mut Vec<u8>) {
 }
 
 fn virtio_mmio(index: usize, node: &MmioNode, aml: &mut Vec<u8>) {
-    // Both are below 4 GiB.
+    // It lies in the gap below 4 GiB.
     let registers = Memory32Fixed::new(true, node.base as u32, node.size as u32);
     Device::new(
         format!("VR{index:02X}").as_str().into(),

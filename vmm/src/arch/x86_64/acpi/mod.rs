@@ -14,23 +14,12 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
-use super::layout::{ACPI_TABLES, ACPI_TABLES_END};
+use super::layout::{ACPI_TABLES, ACPI_TABLES_END, MmioNode};
 
 /// Who made the tables.
 const OEM_ID: [u8; 6] = *b"STATFS";
 const OEM_TABLE_ID: [u8; 8] = *b"STATSVMM";
 const OEM_REVISION: u32 = 1;
-
-/// A virtio device's registers and interrupt, as its ACPI node describes them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MmioNode {
-    /// The guest-physical address of the registers, below 4 GiB.
-    pub base: u64,
-    /// Bytes of registers.
-    pub size: u64,
-    /// The interrupt, edge-triggered.
-    pub gsi: u32,
-}
 
 /// The tables of a machine with this many vCPUs and these virtio devices, as they are to lie in memory
 /// from [`ACPI_TABLES`] on.
