@@ -20,6 +20,12 @@ pub enum Ending {
     Exited(u8),
     /// The guest asked for it, with a status above [`MAX_STATUS`].
     BadStatus(u8),
+    /// The guest powered the machine off.
+    PoweredOff,
+    /// The guest reset the machine.
+    Reset(Reset),
+    /// The guest's kernel told that it panics.
+    Panicked,
     /// The guest can not go on.
     Crashed(Crash),
     /// The VMM can not go on with a vCPU.
@@ -28,6 +34,20 @@ pub enum Ending {
     DeviceFailed(DeviceError),
     /// It was stopped from outside.
     Stopped,
+}
+
+/// By what a guest reset its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// The keyboard controller.
+    I8042,
+    /// ACPI's reset register.
+    Acpi,
+    /// A triple fault.
+    TripleFault {
+        /// The vCPU.
+        vcpu: u32,
+    },
 }
 
 /// Holds vCPUs' threads back until all of several machines are started, so that the first do not run

@@ -3,14 +3,16 @@
 //! ```text
 //! kvm/                      totals over all machines
 //!   <pid>-<name>/           one machine
-//!     serial0/ exit0/ …     its devices
+//!     serial0/ i8042/ …     its devices
 //!     vcpu0/ …              its vCPUs
-//!       serial0/ exit0/ …   the devices as this vCPU used them
+//!       serial0/ i8042/ …   the devices as this vCPU used them
 //! ```
 
 use std::sync::Once;
 
-use devices::stats::{ExitPortStats, SerialStats};
+use devices::stats::{
+    AcpiPowerStats, ExitPortStats, I8042Stats, PvpanicStats, SerialInterruptStats, SerialStats,
+};
 use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
 use statsfs::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS};
 use statsfs::value::Group;
@@ -120,6 +122,10 @@ impl KvmTree {
             source.add_aggregates::<VmStats>()?;
             source.add_aggregates::<VmStartStats>()?;
             source.add_aggregates::<SerialStats>()?;
+            source.add_aggregates::<SerialInterruptStats>()?;
+            source.add_aggregates::<I8042Stats>()?;
+            source.add_aggregates::<PvpanicStats>()?;
+            source.add_aggregates::<AcpiPowerStats>()?;
             source.add_aggregates::<ExitPortStats>()?;
             source.add_aggregates::<VirtioStats>()?;
             source.add_aggregates::<BlockStats>()?;

@@ -42,7 +42,7 @@ fn config(bytes: Vec<u8>, entry: Entry, vcpus: u32) -> Config {
         name: "test".into(),
         memory: 2 << 20,
         vcpus,
-        program: FlatProgram { name: "test".into(), bytes, entry },
+        guest: Guest::Flat(FlatProgram { name: "test".into(), bytes, entry }),
         console: false,
         accounting: Detail::Full,
     }
@@ -328,7 +328,8 @@ fn limits_are_named() {
     assert!(error(|c| c.memory = MIN_MEMORY - 4096).contains("1048576"));
     assert!(error(|c| c.memory = MIN_MEMORY + 1).contains("whole pages"));
     assert!(error(|c| c.memory = MAX_MEMORY + 4096).contains("not 70364449214464"));
-    assert!(error(|c| c.program.bytes = vec![0; 2 << 20]).contains("--memory"));
+    let too_large = |c: &mut Config| *c = config(vec![0; 2 << 20], Entry::Long, 1);
+    assert!(error(too_large).contains("--memory"));
 }
 
 #[test]
