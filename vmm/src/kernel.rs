@@ -1,7 +1,7 @@
 //! Linux guests: a kernel (bzImage or ELF), perhaps an initial RAM disk, and a command line.
 //!
 //! Nothing in the files is trusted. What is needed of a kernel's header is copied once and checked
-//! ([`bzimage`], [`elf`]), against the file's size first and against the guest's memory when it is loaded;
+//! (`bzimage`, `elf`), against the file's size first and against the guest's memory when it is loaded;
 //! only then does `linux-loader` copy the image's parts to where they belong.
 
 mod bzimage;

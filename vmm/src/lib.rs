@@ -27,3 +27,7 @@ pub mod tree;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;
+
+#[cfg(test)]
+#[path = "../tests/common/images.rs"]
+mod images;

@@ -195,7 +195,9 @@ fn wait(
     let input = Arc::new(Mutex::new(input));
     events.add_subscriber(input.clone());
     loop {
-        events.run()?;
+        // Nothing tells that a VMM in the background has come to the foreground.
+        let in_background = terminal.as_ref().is_some_and(|terminal| !terminal.is_raw());
+        events.run_with_timeout(if in_background { 500 } else { -1 })?;
         let mut signals = signals.lock().unwrap_or_else(PoisonError::into_inner);
         let signal = signals.received();
         if signal.is_some() || vm.lifecycle().is_stopping() {
@@ -204,10 +206,15 @@ fn wait(
         if input.lock().unwrap_or_else(PoisonError::into_inner).wants_to_quit() {
             return Ok(Some(libc::SIGINT as u8));
         }
-        if let Some(terminal) = terminal.as_ref().filter(|_| signals.take_continued()) {
-            // A shell has made the terminal its own meanwhile, or given it to us for the first time.
+        if let Some(terminal) = &terminal
+            && (signals.take_continued() || in_background)
+        {
+            // After a stop, the shell's mode is in force.
             terminal.make_raw().map_err(TERMINAL)?;
-            let _ = room.write(1);
+            if terminal.is_raw() {
+                // There may be input now that could not be read before.
+                let _ = room.write(1);
+            }
         }
     }
 }

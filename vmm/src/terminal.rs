@@ -29,12 +29,20 @@ impl Terminal {
         Some(Self(()))
     }
 
-    /// Makes the terminal raw, if it is ours: not if the VMM runs in the background.
+    /// Whether it was made raw, as far as we know.
+    pub fn is_raw(&self) -> bool {
+        IS_RAW.load(Ordering::SeqCst)
+    }
+
+    /// Makes the terminal raw, or raw again, if it is ours: not if the VMM runs in the background.
     ///
     /// # Errors
     /// What tcsetattr(3) or sigaction(2) says.
     pub fn make_raw(&self) -> io::Result<()> {
-        let Some(mut mode) = FOUND.get().copied().filter(|_| is_ours()) else { return Ok(()) };
+        let Some(mut mode) = FOUND.get().copied().filter(|_| is_ours()) else {
+            IS_RAW.store(false, Ordering::SeqCst);
+            return Ok(());
+        };
         restore_at_fatal_signals()?;
         // As cfmakeraw(3), but newlines in the output stay whole: the VMM writes messages too.
         mode.c_iflag &= !(libc::IGNBRK
@@ -144,14 +152,20 @@ extern "C" fn on_fatal_signal(
     _: *mut libc::c_void,
 ) {
     restore();
-    let at = FATAL.iter().position(|fatal| *fatal == signal);
-    let (Some(at), Some(before)) = (at, BEFORE.get()) else { return };
-    // SAFETY: what is installed is what was.
-    unsafe { libc::sigaction(signal, &before[at], std::ptr::null_mut()) };
-    // A fault comes again by itself when its instruction is tried again; a signal that was sent does not.
     // SAFETY: the kernel passes a valid `siginfo_t` to a handler with SA_SIGINFO.
     if unsafe { (*info).si_code } <= 0 {
-        // SAFETY: no memory is involved.
-        unsafe { libc::raise(signal) };
+        // It was sent. Rust's own handlers would take it for a fault that comes again.
+        // SAFETY: the default installs no code, and no memory is involved.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+        return;
+    }
+    // A fault comes again when its instruction is tried again, and is then handled as it would have been.
+    let at = FATAL.iter().position(|fatal| *fatal == signal);
+    if let (Some(at), Some(before)) = (at, BEFORE.get()) {
+        // SAFETY: what is installed is what was.
+        unsafe { libc::sigaction(signal, &before[at], std::ptr::null_mut()) };
     }
 }

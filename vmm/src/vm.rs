@@ -167,8 +167,7 @@ impl Vm {
                 let entry = kernel.load(&memory)?;
                 let com1 = Com1::make(&mut devices, &tree, &lifecycle, config.console, Some(&fd))?;
                 hardware::make_kernel_devices(&mut devices, &tree, &lifecycle)?;
-                let virtio =
-                    virtio::attach(&fd, &memory, &mut devices, &tree, virtio, &lifecycle)?;
+                let virtio = virtio::attach(&fd, &memory, &mut devices, &tree, virtio, &lifecycle)?;
                 let nodes: Vec<_> = virtio.nodes().collect();
                 acpi::write(&memory, config.vcpus, &nodes).map_err(VmError::Acpi)?;
                 let tsc_deadline = hypervisor.has_tsc_deadline();

@@ -37,6 +37,8 @@ macro_rules! guest {
     };
 }
 
+mod kernel;
+
 fn config(bytes: Vec<u8>, entry: Entry, vcpus: u32) -> Config {
     Config {
         name: "test".into(),
@@ -91,8 +93,8 @@ fn run_logged(config: &Config) -> (Vec<Vec<ExitReason>>, Ending) {
     machine.lifecycle.wait_for_threads(|| threads.iter().for_each(kick::kick));
     let logs = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     let mut lifecycle = Arc::into_inner({
-        let Machine { lifecycle, com1, tree, .. } = machine;
-        drop((com1, tree));
+        let Machine { lifecycle, com1, virtio, tree, .. } = machine;
+        drop((com1, virtio, tree));
         lifecycle
     });
     let ending = lifecycle.as_mut().and_then(Lifecycle::take_ending).expect("it ended");
