@@ -9,7 +9,9 @@ use std::thread::{self, JoinHandle};
 
 use devices::BusDevice;
 use devices::virtio::stats::{TransportCounters, VirtioStats};
-use devices::virtio::{Device, Memory, Source as Event, Stopper, Transport, Worker};
+use devices::virtio::{
+    Device, Memory, NoEvents, Source as Event, Stopper, Transport, TransportEvents, Worker,
+};
 use statsfs::{Registry, Source};
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::{
@@ -47,24 +49,15 @@ pub fn memory() -> Memory {
     Memory::from_ranges(&ranges).unwrap()
 }
 
-/// Statistics of one device.
-pub struct Stats {
-    registry: Registry,
-    pub source: Source,
-}
+/// Statistics of one device, if it has any.
+pub struct Stats(Option<Registry>);
 
 impl Stats {
-    pub fn new() -> Self {
-        let registry = Registry::new().unwrap();
-        let source = registry.create_source("dev").unwrap();
-        source.register().unwrap();
-        Self { registry, source }
-    }
-
     /// The file of this name, as everybody reads it.
     pub fn get(&self, name: &str) -> u64 {
+        let registry = self.0.as_ref().expect("the device counts");
         let mut flat = Vec::new();
-        self.registry.tree().unwrap().flat(&mut flat);
+        registry.tree().unwrap().flat(&mut flat);
         let flat = String::from_utf8(flat).unwrap();
         let line = format!("dev/{name} ");
         let value = flat.lines().find_map(|text| text.strip_prefix(&line));
@@ -101,20 +94,31 @@ impl Served {
 }
 
 impl Guest {
-    /// `make` makes the device.
+    /// `make` makes the device, which counts in this source.
     pub fn new<D: Device + 'static>(make: impl FnOnce(&Source) -> D) -> Self {
-        let (memory, stats) = (memory(), Stats::new());
-        let device = make(&stats.source);
+        let registry = Registry::new().unwrap();
+        let source = registry.create_source("dev").unwrap();
+        source.register().unwrap();
+        let device = make(&source);
+        let counters = || TransportCounters::new(source.add_values::<VirtioStats>().unwrap());
+        Self::with(device, Stats(Some(registry)), [counters(), counters()])
+    }
+
+    /// With a device that counts nothing.
+    pub fn uncounted(device: impl Device + 'static) -> Self {
+        Self::with(device, Stats(None), [NoEvents; 2])
+    }
+
+    fn with<EV: TransportEvents + 'static>(
+        device: impl Device + 'static,
+        stats: Stats,
+        [vcpu, worker]: [EV; 2],
+    ) -> Self {
+        let memory = memory();
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let counters = || TransportCounters::new(stats.source.add_values::<VirtioStats>().unwrap());
-        let (transport, worker) = Transport::new(
-            device,
-            memory.clone(),
-            line.try_clone().unwrap(),
-            counters(),
-            counters(),
-        )
-        .unwrap();
+        let (transport, worker) =
+            Transport::new(device, memory.clone(), line.try_clone().unwrap(), vcpu, worker)
+                .unwrap();
         let epoll = Epoll::new().unwrap();
         let mut events = Vec::new();
         for (event, fd) in worker.sources() {
@@ -202,6 +206,12 @@ impl Guest {
 
     /// Resets the device and agrees on those of `features` that it offers.
     pub fn negotiate(&self, features: u64) -> u64 {
+        let agreed = self.try_negotiate(features);
+        agreed.unwrap_or_else(|| panic!("the device does not accept {features:#x}"))
+    }
+
+    /// As [`negotiate`](Self::negotiate), unless the device can not do with just these.
+    pub fn try_negotiate(&self, features: u64) -> Option<u64> {
         self.write(reg::VIRTIO_MMIO_STATUS, 0);
         assert_eq!(self.status(), 0);
         self.add_status(ACKNOWLEDGE);
@@ -209,8 +219,7 @@ impl Guest {
         let features = features & self.offered();
         self.set_features(features);
         self.add_status(FEATURES_OK);
-        assert_eq!(self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK);
-        features
+        (self.status() == ACKNOWLEDGE | DRIVER | FEATURES_OK).then_some(features)
     }
 
     /// Makes a queue ready, its rings from `0x1_0000 * (index + 1)` on.

@@ -178,7 +178,7 @@ impl Disk {
 
     /// Sets a range to zero, and keeps its storage.
     pub(super) fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
         match sys::zero_range(&self.file, offset, len) {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 let mut done = 0;
