@@ -2,6 +2,7 @@
 
 mod error;
 mod hardware;
+mod memory;
 mod vcpus;
 
 use std::io;
@@ -152,7 +153,7 @@ impl Vm {
         let fd = hypervisor.kvm().create_vm().map_err(kvm("a machine (KVM_CREATE_VM)"))?;
         fd.set_tss_address(layout::KVM_TSS.0 as usize).map_err(kvm("KVM_SET_TSS_ADDR"))?;
         let lifecycle = Arc::new(Lifecycle::new().map_err(host("an eventfd"))?);
-        let memory = hardware::map_memory(&fd, config.memory)?;
+        let memory = memory::map(&fd, config.memory)?;
         let mut devices = Devices::new();
         let (start_state, com1, virtio) = match &config.guest {
             Guest::Flat(program) => {

@@ -1,4 +1,4 @@
-//! What a machine consists of besides its vCPUs: memory, interrupt controllers and devices.
+//! What a machine consists of besides its vCPUs and memory: interrupt controllers, and a PC's devices.
 
 use std::sync::Arc;
 
@@ -10,9 +10,8 @@ use devices::stats::{
 };
 use devices::trigger::EventFdTrigger;
 use devices::{AcpiPower, ExitPort, I8042, Pvpanic, SerialPort, i8042, pvpanic, serial};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::error::{VmError, host, kvm};
@@ -21,31 +20,6 @@ use crate::bus::{Devices, Space};
 use crate::console::{Com, Output};
 use crate::lifecycle::{Ending, Lifecycle, MAX_STATUS, Reset};
 use crate::tree::MachineTree;
-
-/// Maps memory, and gives it to the machine.
-pub fn map_memory(fd: &VmFd, size: u64) -> Result<GuestMemoryMmap, VmError> {
-    let ranges: Vec<_> = layout::memory_ranges(size)
-        .into_iter()
-        .map(|(start, size)| (start, size as usize))
-        .collect();
-    let memory =
-        GuestMemoryMmap::from_ranges(&ranges).map_err(|error| VmError::Memory { size, error })?;
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let userspace_addr = region.as_ptr() as u64;
-        let region = kvm_userspace_memory_region {
-            slot,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr,
-            flags: 0,
-        };
-        // SAFETY: the range is a mapping of ours that stays in place until the machine's file is
-        // closed: `Machine` and `Vm` own both, and drop the files first.
-        unsafe { fd.set_user_memory_region(region) }
-            .map_err(kvm(format!("{} bytes of guest memory", region.memory_size)))?;
-    }
-    Ok(memory)
-}
 
 /// Makes KVM emulate a PC's interrupt controllers and timer, before there are vCPUs.
 pub fn make_interrupt_controllers(fd: &VmFd) -> Result<(), VmError> {
