@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use devices::stats::{
     AcpiPowerStats, ExitPortStats, I8042Stats, PvpanicStats, SerialInterruptStats, SerialStats,
 };
+use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
 use statsfs::value::Group;
 use vmm::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
 
@@ -80,6 +81,10 @@ fn every_declared_value_is_written() {
         PvpanicStats::descriptor(),
         AcpiPowerStats::descriptor(),
         ExitPortStats::descriptor(),
+        VirtioStats::descriptor(),
+        BlockStats::descriptor(),
+        NetStats::descriptor(),
+        EntropyStats::descriptor(),
     ];
     let mut with_values = BTreeSet::new();
     for value in groups.iter().flat_map(|group| group.values()) {

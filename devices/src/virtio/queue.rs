@@ -4,6 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
@@ -139,6 +140,19 @@ impl<'a> Turn<'a> {
         let queue = &self.live.queue;
         let available = queue.avail_idx(self.memory, Ordering::Relaxed)?;
         Ok(available.0.wrapping_sub(queue.next_used()).min(queue.size()))
+    }
+
+    /// How many of the queue's descriptors a chain that was taken off it has: one, if there is a table of
+    /// its own for the others.
+    pub fn descriptors(&self, chain: &Chain) -> usize {
+        let table = GuestAddress(self.live.queue.desc_table());
+        let first = table.unchecked_add(u64::from(chain.head) * size_of::<Descriptor>() as u64);
+        match self.memory.read_obj::<Descriptor>(first) {
+            Ok(first) if !first.refers_to_indirect_table() => {
+                chain.readable.count() + chain.writable.count()
+            }
+            _ => 1,
+        }
     }
 
     /// Gives a chain back, of whose memory to be written the first `len` bytes were.

@@ -98,6 +98,9 @@ pub fn attach(
     lifecycle: &Arc<Lifecycle>,
 ) -> Result<VirtioDevices, VirtioError> {
     let count = config.disks.len() + config.nets.len() + usize::from(config.rng);
+    if count > MAX_VIRTIO {
+        return Err(VirtioError::TooMany(count));
+    }
     let mut machine = Attach {
         fd,
         memory,

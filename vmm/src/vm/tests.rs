@@ -38,6 +38,7 @@ macro_rules! guest {
 }
 
 mod kernel;
+mod virtio;
 
 fn config(bytes: Vec<u8>, entry: Entry, vcpus: u32) -> Config {
     Config {

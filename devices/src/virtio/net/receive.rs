@@ -144,7 +144,7 @@ impl Receiver {
             if self.room_for_packet() >= packet.len {
                 self.waiting = None;
                 self.deliver(turn, packet, events)?;
-            } else if !self.mergeable || self.buffers.len() >= usize::from(turn.queue_size()) {
+            } else if !self.mergeable || self.has_all(turn) {
                 // It never fits.
                 self.waiting = None;
                 events.receive_dropped(packet.len - HEADER);
@@ -179,6 +179,12 @@ impl Receiver {
             self.starved = false;
         }
         Ok(())
+    }
+
+    /// Whether the driver has no descriptor left to add a buffer with.
+    fn has_all(&self, turn: &Turn<'_>) -> bool {
+        let descriptors = self.buffers.iter().map(|buffer| turn.descriptors(buffer)).sum::<usize>();
+        descriptors >= usize::from(turn.queue_size())
     }
 
     /// Bytes of the buffers that one packet can have.

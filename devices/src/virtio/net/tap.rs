@@ -17,8 +17,12 @@ const TUN: &str = "/dev/net/tun";
 #[derive(Debug, Error)]
 pub enum TapError {
     /// The kernel has no tap interfaces, or this process may not use them.
-    #[error("{TUN} can not be opened: {0}: is the module loaded (`modprobe tun`)?")]
-    Driver(#[source] io::Error),
+    #[error("the driver of tap interfaces, {TUN}, can not be opened: {error}{}", hint(.error))]
+    Driver {
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
     /// There is no such interface.
     #[error(
         "there is no network interface {0}: make it with `ip tuntap add {0} mode tap` and `ip link set {0} up`"
@@ -48,6 +52,15 @@ pub enum TapError {
     },
 }
 
+/// What to do about the driver.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => ": load it with `modprobe tun`",
+        io::ErrorKind::PermissionDenied => ": allow it with `chmod a+rw /dev/net/tun`",
+        _ => "",
+    }
+}
+
 /// A tap interface, opened for this process alone.
 #[derive(Debug)]
 pub struct Tap(File);
@@ -63,7 +76,7 @@ impl Tap {
             .write(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(TUN)
-            .map_err(TapError::Driver)?;
+            .map_err(|error| TapError::Driver { error })?;
         // It would be made, and go again with us.
         if !sys::interface_exists(name) {
             return Err(TapError::Missing(name.to_string()));
