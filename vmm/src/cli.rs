@@ -61,15 +61,17 @@ pub enum Command {
 
 const RUN_HELP: &str = "\
 Linux guests (--kernel): a bzImage (/boot/vmlinuz-*) or an ELF image (vmlinux)
-for x86-64. The first serial port is the console, on standard input and output;
+for x86-64. Its console is the first serial port, on standard input and output;
 where that is a terminal, Ctrl-A x ends the guest, and Ctrl-A Ctrl-A sends one
 Ctrl-A. Disks, network interfaces and a source of random bytes are virtio-mmio
 devices, described by ACPI: the guest needs the drivers virtio_mmio, virtio_blk
-and virtio_net, of which many distributions make modules. The kernel's command line is
+and virtio_net, of which many distributions make modules. The command line is
   console=ttyS0 panic=-1 reboot=panic_warm
-without what --cmdline sets of these, and then what --cmdline says. `poweroff` and `reboot` end the guest with status 0, a panic of the kernel
-with 124: it is told by pvpanic, where the guest has a driver, or by the kind of
-reset that reboot=panic_warm asks for. With neither, a panic is a reboot.
+without what --cmdline sets of these, and then what --cmdline says. `poweroff`
+and `reboot` end the guest with status 0, a panic of the kernel with 124. It is
+told by pvpanic, where the guest has that driver, or by the kind of reset that
+reboot=panic_warm asks for (Linux 5.2 or newer). With neither, a panic is only a
+reboot.
 
 Flat guests (--flat): a flat binary is loaded at guest-physical 0x10000 and
 entered there on every vCPU, with the vCPU's index in RDI (DI):

@@ -2,6 +2,7 @@
 
 mod error;
 mod hardware;
+mod memory;
 mod vcpus;
 
 use std::io;
@@ -16,12 +17,11 @@ use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
 pub use error::VmError;
 use error::{host, kvm};
-use hardware::Com1;
-use vcpus::Start;
+use hardware::{Board, Com1, Hardware};
 
 use crate::accounting::{Account, Counted, Detail, Off, Timed};
-use crate::arch::x86_64::{acpi, cpuid, layout};
-use crate::bus::{Devices, VcpuIo};
+use crate::arch::x86_64::layout;
+use crate::bus::VcpuIo;
 use crate::clock::{Clock, Moment};
 use crate::console::Com;
 use crate::flat::FlatProgram;
@@ -32,7 +32,7 @@ use crate::lifecycle::{Ending, Gate, Lifecycle};
 use crate::stats::{VcpuStats, VmStartStats, VmStats};
 use crate::tree::{KvmTree, MachineTree};
 use crate::vcpu::{OnShutdown, Vcpu};
-use crate::virtio::{self, VirtioConfig, VirtioDevices};
+use crate::virtio::{VirtioConfig, VirtioDevices};
 
 /// The least memory: room for tables, stacks and a program.
 pub const MIN_MEMORY: u64 = 1 << 20;
@@ -152,27 +152,13 @@ impl Vm {
         let fd = hypervisor.kvm().create_vm().map_err(kvm("a machine (KVM_CREATE_VM)"))?;
         fd.set_tss_address(layout::KVM_TSS.0 as usize).map_err(kvm("KVM_SET_TSS_ADDR"))?;
         let lifecycle = Arc::new(Lifecycle::new().map_err(host("an eventfd"))?);
-        let memory = hardware::map_memory(&fd, config.memory)?;
-        let mut devices = Devices::new();
-        let (start_state, com1, virtio) = match &config.guest {
-            Guest::Flat(program) => {
-                let mode = program.load(&memory)?;
-                let com1 = Com1::make(&mut devices, &tree, &lifecycle, config.console, None)?;
-                hardware::make_flat_devices(&mut devices, &tree, &lifecycle)?;
-                (Start::Flat(mode), com1, None)
-            }
+        let memory = memory::map(&fd, config.memory)?;
+        let board =
+            Board { hypervisor, fd: &fd, memory: &memory, tree: &tree, lifecycle: &lifecycle };
+        let Hardware { devices, com1, virtio, start: start_state } = match &config.guest {
+            Guest::Flat(program) => board.make_flat(program, config.console)?,
             Guest::Kernel { kernel, virtio } => {
-                hypervisor.check_for_kernel().map_err(VmError::Capability)?;
-                hardware::make_interrupt_controllers(&fd)?;
-                let entry = kernel.load(&memory)?;
-                let com1 = Com1::make(&mut devices, &tree, &lifecycle, config.console, Some(&fd))?;
-                hardware::make_kernel_devices(&mut devices, &tree, &lifecycle)?;
-                let virtio = virtio::attach(&fd, &memory, &mut devices, &tree, virtio, &lifecycle)?;
-                let nodes: Vec<_> = virtio.nodes().collect();
-                acpi::write(&memory, config.vcpus, &nodes).map_err(VmError::Acpi)?;
-                let tsc_deadline = hypervisor.has_tsc_deadline();
-                let machine = cpuid::Machine { vcpus: config.vcpus, tsc_deadline };
-                (Start::Kernel { entry, machine }, com1, Some(virtio))
+                board.make_kernel(kernel, virtio, config.vcpus, config.console)?
             }
         };
         let devices = Arc::new(devices);
