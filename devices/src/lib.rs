@@ -4,14 +4,22 @@
 //! bus that it sits on. It counts through an events type that is injected when it is made: the types
 //! in [`stats`] count into statistics, and the `NoEvents` types count nothing.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // but for the system calls in `sys`
 
+pub mod acpi_power;
 pub mod exit_port;
+pub mod i8042;
+pub mod pvpanic;
 pub mod serial;
 pub mod stats;
+mod sys;
 pub mod trigger;
+pub mod virtio;
 
+pub use acpi_power::AcpiPower;
 pub use exit_port::ExitPort;
+pub use i8042::I8042;
+pub use pvpanic::Pvpanic;
 pub use serial::SerialPort;
 
 /// A device as a bus sees it: something that answers reads and takes writes at offsets.

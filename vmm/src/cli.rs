@@ -5,17 +5,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::accounting::Detail;
 use crate::arch::x86_64::layout::MAX_VCPUS;
 use crate::clock::Moment;
 use crate::demo;
 use crate::flat::{Entry, FlatProgram};
+use crate::kernel::{Kernel, cmdline};
 use crate::publish::StatsOut;
 use crate::run::{Outcome, Publish, RunError, run};
 use crate::tree::check_name;
-use crate::vm::{Config, MAX_MEMORY, MIN_MEMORY, PAGE_SIZE};
+use crate::virtio::{DiskConfig, NetConfig, VirtioConfig};
+use crate::vm::{Config, Guest, MAX_MEMORY, MIN_MEMORY, PAGE_SIZE};
 
 /// Status when the guest crashed.
 pub const STATUS_CRASHED: u8 = 124;
@@ -36,14 +38,16 @@ pub struct Cli {
 const AFTER_HELP: &str = "\
 Examples:
   vmm demo                                     see live statistics of two built-in guests
-  vmm run --flat guest.bin --mount /run/stats  run a program, its statistics below /run/stats
-  vmm run --flat boot.img --entry real --no-publish --stats-out stats.txt
+  vmm run --kernel /boot/vmlinuz --initrd initrd.img --mount /run/stats
+                                               boot Linux, its statistics below /run/stats
+  vmm run --flat guest.bin --mount /run/stats  run a program without an operating system
 
 Exit status:
-  0-123  what the guest wrote to port 0xf4
-  124    the guest crashed
+  0      Linux powered its machine off, or rebooted it
+  0-123  what a flat guest wrote to port 0xf4
+  124    the guest crashed: Linux panicked, a flat guest had a triple fault
   125    the VMM failed
-  130    SIGINT (129 SIGHUP, 143 SIGTERM)
+  130    SIGINT, or Ctrl-A x on the console (129 SIGHUP, 143 SIGTERM)
   2      the command line is wrong";
 
 /// The commands.
@@ -56,38 +60,77 @@ pub enum Command {
 }
 
 const RUN_HELP: &str = "\
-A flat guest is loaded at guest-physical 0x10000 and entered there on every
-vCPU, with the vCPU's index in RDI (DI):
+Linux guests (--kernel): a bzImage (/boot/vmlinuz-*) or an ELF image (vmlinux)
+for x86-64. Its console is the first serial port, on standard input and output;
+where that is a terminal, Ctrl-A x ends the guest, and Ctrl-A Ctrl-A sends one
+Ctrl-A. Disks, network interfaces and a source of random bytes are virtio-mmio
+devices, described by ACPI: the guest needs the drivers virtio_mmio, virtio_blk
+and virtio_net, of which many distributions make modules. The command line is
+  console=ttyS0 panic=-1 reboot=panic_warm
+without what --cmdline sets of these, and then what --cmdline says. `poweroff`
+and `reboot` end the guest with status 0, a panic of the kernel with 124. It is
+told by pvpanic, where the guest has that driver, or by the kind of reset that
+reboot=panic_warm asks for (Linux 5.2 or newer). With neither, a panic is only a
+reboot.
+
+Flat guests (--flat): a flat binary is loaded at guest-physical 0x10000 and
+entered there on every vCPU, with the vCPU's index in RDI (DI):
   real  16-bit real mode, CS:IP 1000:0000, DS and ES 1000, SS 0000
   long  64-bit mode, ring 0, the low 4 GiB mapped to themselves by page tables
         at 0x1000-0x6fff; no interrupt descriptors: an exception ends the guest
-The stack of vCPU i ends at 0x10000 - i * 0x100. Memory has a gap for devices
-from 3 to 4 GiB. There is no interrupt controller: a vCPU that halts goes on at
-once. COM1 (port 0x3f8) is standard input and output. A byte from 0 to 123
-written to port 0xf4 ends the guest with that status. Ports and addresses where
-nothing is read as all ones.
+The stack of vCPU i ends at 0x10000 - i * 0x100. There is no interrupt
+controller: a vCPU that halts goes on at once. COM1 (port 0x3f8) is standard
+input and output. A byte from 0 to 123 written to port 0xf4 ends the guest with
+that status.
+
+Memory has a gap for devices from 3 to 4 GiB. Ports and addresses where nothing
+is read as all ones.
 
 Examples:
-  vmm run --flat guest.bin --mount /run/stats
+  vmm run --kernel /boot/vmlinuz-$(uname -r) --initrd /boot/initrd.img-$(uname -r)
+  vmm run --kernel vmlinuz --initrd rescue.cpio --cpus 4 --memory 8G \\
+      --cmdline 'quiet rdinit=/bin/sh' --name web1 --mount /run/stats
+  vmm run --kernel vmlinuz --initrd initrd.img --cmdline root=/dev/vda1 \\
+      --disk debian.img --disk data.img,ro --net tap=tap0
   vmm run --flat guest.bin --cpus 4 --memory 1G --name web1 --mount /run/stats
   vmm run --flat boot.img --entry real --no-publish --stats-out stats.txt";
 
+/// Memory of a guest, unless said.
+const DEFAULT_MEMORY_KERNEL: u64 = 512 << 20;
+const DEFAULT_MEMORY_FLAT: u64 = 64 << 20;
+
 /// Arguments of `vmm run`.
 #[derive(Debug, Args)]
-#[command(after_help = RUN_HELP)]
+#[command(after_help = RUN_HELP, group = ArgGroup::new("guest").required(true))]
 pub struct RunArgs {
+    /// Linux kernel to boot: a bzImage or an ELF image
+    #[arg(long, value_name = "FILE", group = "guest")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk of the kernel
+    #[arg(long, value_name = "FILE", conflicts_with = "flat")]
+    pub initrd: Option<PathBuf>,
+    /// What to add to the kernel's command line
+    #[arg(long, value_name = "STRING", conflicts_with = "flat", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// Disk of the guest: a file, read-only with ,ro after it; may be repeated, for /dev/vda and so on
+    #[arg(long, value_name = "FILE[,ro]", conflicts_with = "flat")]
+    pub disk: Vec<DiskConfig>,
+    /// Network interface of the guest: a tap interface of the host; may be repeated
+    #[arg(long, value_name = "tap=NAME[,mac=MAC]", conflicts_with = "flat")]
+    pub net: Vec<NetConfig>,
     /// Program to run: a flat binary
-    #[arg(long, value_name = "PROGRAM")]
-    pub flat: PathBuf,
-    /// Mode in which the program is entered
-    #[arg(long, value_enum, default_value_t)]
-    pub entry: Entry,
+    #[arg(long, value_name = "PROGRAM", group = "guest")]
+    pub flat: Option<PathBuf>,
+    /// Mode in which the program is entered [default: long]
+    #[arg(long, value_enum, conflicts_with = "kernel")]
+    pub entry: Option<Entry>,
     /// Number of vCPUs, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_vcpus)]
     pub cpus: u32,
-    /// Memory, in bytes or with K, M, G or T; whole pages, at least 1M
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_memory)]
-    pub memory: u64,
+    /// Memory, in bytes or with K, M, G or T; whole pages, at least 1M [default: 512M for a kernel, 64M
+    /// for a flat program]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub memory: Option<u64>,
     /// Name of the guest: its statistics are in `kvm/<pid>-<NAME>`
     #[arg(long, default_value = "vm", value_parser = parse_name)]
     pub name: String,
@@ -219,11 +262,27 @@ pub fn main() -> ExitCode {
 
 fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
     let stats_out = args.stats_out.as_deref().map(StatsOut::create).transpose()?;
+    let guest = match (&args.kernel, &args.flat) {
+        (Some(kernel), _) => {
+            let cmdline = cmdline::with_defaults(args.cmdline.as_deref().unwrap_or_default());
+            let kernel = Kernel::open(kernel, args.initrd.as_deref(), cmdline)?;
+            let virtio = VirtioConfig { disks: args.disk, nets: args.net, rng: true };
+            Guest::Kernel { kernel, virtio }
+        }
+        (None, Some(program)) => {
+            Guest::Flat(FlatProgram::read(program, args.entry.unwrap_or_default())?)
+        }
+        (None, None) => unreachable!("one of them is required"),
+    };
+    let memory = args.memory.unwrap_or(match guest {
+        Guest::Kernel { .. } => DEFAULT_MEMORY_KERNEL,
+        Guest::Flat(_) => DEFAULT_MEMORY_FLAT,
+    });
     let config = Config {
         name: args.name,
-        memory: args.memory,
+        memory,
         vcpus: args.cpus,
-        program: FlatProgram::read(&args.flat, args.entry)?,
+        guest,
         console: true,
         accounting: args.accounting,
     };
@@ -262,6 +321,10 @@ fn status(outcome: Outcome) -> u8 {
         Outcome::Failed(what) => {
             eprintln!("vmm: {what}");
             STATUS_FAILED
+        }
+        Outcome::TripleFault { vcpu } => {
+            eprintln!("vmm: the guest reset itself (triple fault, vCPU {vcpu})");
+            0
         }
         Outcome::Signal(signal) => STATUS_SIGNAL.saturating_add(signal),
     }
@@ -325,6 +388,32 @@ mod tests {
         assert!(parse(&["--flat", "p", "--mount", "m", "--no-publish"]).is_err());
         assert!(parse(&["--flat", "p", "--name", "a/b"]).is_err());
         assert!(parse(&[]).is_err());
+    }
+
+    #[test]
+    fn each_kind_of_guest_has_its_own_options() {
+        let parse = |args: &str| {
+            Cli::try_parse_from(["vmm", "run"].into_iter().chain(args.split_whitespace()))
+                .map_err(|error| error.to_string())
+        };
+        for line in [
+            "--kernel k",
+            "--kernel k --initrd i --cmdline quiet --cpus 2 --memory 1G",
+            "--kernel k --cmdline --",
+            "--flat p --entry real",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        for (line, part) in [
+            ("--cpus 2", "--kernel <FILE>|--flat <PROGRAM>"),
+            ("--kernel k --flat p", "cannot be used with"),
+            ("--flat p --initrd i", "--kernel"),
+            ("--flat p --cmdline quiet", "--kernel"),
+            ("--kernel k --entry long", "--flat"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(part), "{line}: {error}");
+        }
     }
 
     #[test]

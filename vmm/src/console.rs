@@ -1,20 +1,24 @@
 //! The guest's serial console on the VMM's standard input and output.
 
+mod escape;
+
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use devices::SerialPort;
-use devices::stats::SerialCounters;
-use devices::trigger::{EventFdTrigger, NotConnected};
+use devices::stats::{SerialCounters, SerialInterrupt};
+use devices::trigger::EventFdTrigger;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::lifecycle::Lifecycle;
+use escape::{Escape, Quit};
 
 /// The serial port as machines have it.
-pub type Com = SerialPort<NotConnected, SerialCounters, Output, EventFdTrigger>;
+pub type Com = SerialPort<SerialInterrupt, SerialCounters, Output, EventFdTrigger>;
 
 /// Where a serial port's output goes.
 pub enum Output {
@@ -93,8 +97,15 @@ pub struct Input {
     /// Whether it is being waited for now.
     waits: bool,
     /// What was read but not taken by the port yet.
-    pending: Vec<u8>,
+    pending: VecDeque<u8>,
+    /// For a user at a terminal, who may speak to the VMM.
+    escape: Option<Escape>,
+    /// The user wants to end the guest.
+    quit: Option<Quit>,
 }
+
+/// How much of what a user types waits for a guest that does not read.
+const MAX_PENDING: usize = 1 << 20;
 
 impl Input {
     /// An eventfd for a port to say that there is room for input.
@@ -105,10 +116,25 @@ impl Input {
         EventFd::new(EFD_NONBLOCK)
     }
 
-    /// From the VMM's standard input, if it has one, to `port`, whose trigger is `room`.
-    pub fn new(port: Arc<Com>, room: EventFd) -> Self {
+    /// From the VMM's standard input, if it has one, to `port`, whose trigger is `room`. If it is
+    /// `interactive`, a user at a terminal can end the guest.
+    pub fn new(port: Arc<Com>, room: EventFd, interactive: bool) -> Self {
         let stdin = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
-        Self { port, room, stdin, can_wait: true, waits: false, pending: Vec::new() }
+        Self {
+            port,
+            room,
+            stdin,
+            can_wait: true,
+            waits: false,
+            pending: VecDeque::new(),
+            escape: interactive.then(Escape::default),
+            quit: None,
+        }
+    }
+
+    /// Whether the user wants to end the guest.
+    pub fn wants_to_quit(&self) -> bool {
+        self.quit.is_some()
     }
 
     fn stdin_events(file: &File) -> Events {
@@ -132,16 +158,17 @@ impl Input {
     }
 
     /// Moves input from stdin to the port: once where reading again could block, else until the port is
-    /// full.
+    /// full. What a user types is read even then, since it may be for the VMM.
     fn feed(&mut self, ops: &mut EventOps) {
         loop {
             let room = self.port.input_room();
-            if room == 0 {
+            let interactive = self.escape.is_some() && self.pending.len() < MAX_PENDING;
+            if room == 0 && !interactive {
                 // The port will say when there is room; until then stdin would only wake us in vain.
                 return self.wait(false, ops);
             }
-            if !self.pending.is_empty() {
-                let taken = self.port.receive(&self.pending);
+            if room > 0 && !self.pending.is_empty() {
+                let taken = self.port.receive(self.pending.as_slices().0);
                 self.pending.drain(..taken);
                 continue;
             }
@@ -151,18 +178,28 @@ impl Input {
                 return;
             }
             let mut bytes = [0; 64];
-            let room = room.min(bytes.len());
-            match stdin.read(&mut bytes[..room]) {
+            let most = if interactive { bytes.len() } else { room.min(bytes.len()) };
+            match stdin.read(&mut bytes[..most]) {
                 // Offered in the next turn, when there may be less room than there was.
-                Ok(n) if n > 0 => self.pending.extend_from_slice(&bytes[..n]),
+                Ok(n) if n > 0 => match &mut self.escape {
+                    Some(escape) => self.quit = escape.filter(&bytes[..n], &mut self.pending),
+                    None => self.pending.extend(&bytes[..n]),
+                },
                 Err(error)
                     if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+                // A terminal that is not ours now, but may be later: whoever knows fires the trigger.
+                Err(error) if interactive && error.raw_os_error() == Some(libc::EIO) => {
+                    return self.wait(false, ops);
+                }
                 // The end, or an error that would only come again (a terminal that is not ours).
                 Ok(_) | Err(_) => {
                     self.wait(false, ops);
                     self.stdin = None;
                     return;
                 }
+            }
+            if self.quit.is_some() {
+                return;
             }
         }
     }
@@ -254,14 +291,21 @@ mod tests {
         let room = Input::room_event().unwrap();
         let trigger = EventFdTrigger::new(room.try_clone().unwrap());
         let counters = SerialCounters::new(Slot::dummy());
-        let port = Arc::new(SerialPort::new(NotConnected, counters, Output::Discard, trigger));
+        let port = Arc::new(SerialPort::new(
+            SerialInterrupt::not_connected(),
+            counters,
+            Output::Discard,
+            trigger,
+        ));
         let input = Input {
             port: port.clone(),
             room,
             stdin: Some(stdin),
             can_wait: true,
             waits: false,
-            pending: Vec::new(),
+            pending: VecDeque::new(),
+            escape: None,
+            quit: None,
         };
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(input);

@@ -1,6 +1,5 @@
 //! Flat guests: a program without an operating system, loaded and entered at one address.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use crate::arch::x86_64::layout::FLAT_LOAD;
 use crate::arch::x86_64::paging;
 use crate::arch::x86_64::regs::Mode;
+use crate::files::open_regular;
 
 /// The mode that a flat program is entered in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -70,14 +70,7 @@ impl FlatProgram {
     /// [`FlatError::Read`] or [`FlatError::Empty`].
     pub fn read(path: &Path, entry: Entry) -> Result<Self, FlatError> {
         let mut bytes = Vec::new();
-        let read = |bytes: &mut Vec<u8>| {
-            // A device has no end, and a pipe may never have one.
-            let file = std::fs::metadata(path)?;
-            if !file.is_file() && !file.is_dir() {
-                return Err(io::Error::other("not a regular file"));
-            }
-            File::open(path)?.take(MAX_SIZE).read_to_end(bytes)
-        };
+        let read = |bytes: &mut Vec<u8>| open_regular(path)?.take(MAX_SIZE).read_to_end(bytes);
         read(&mut bytes).map_err(|error| FlatError::Read { path: path.to_path_buf(), error })?;
         let name = path.display().to_string();
         if bytes.is_empty() {

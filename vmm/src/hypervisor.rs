@@ -52,6 +52,13 @@ pub enum HypervisorError {
 /// What a machine needs of KVM.
 const NEEDED: [Cap; 4] = [Cap::UserMemory, Cap::SetTssAddr, Cap::ImmediateExit, Cap::ExtCpuid];
 
+/// What a machine with a kernel needs as well, and what it is called in messages.
+const NEEDED_FOR_KERNEL: [(Cap, &str); 3] = [
+    (Cap::Irqchip, "interrupt controllers (KVM_CAP_IRQCHIP)"),
+    (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
+    (Cap::Irqfd, "interrupts by eventfd (KVM_CAP_IRQFD)"),
+];
+
 /// KVM, opened and found to be sufficient.
 #[derive(Debug)]
 pub struct Hypervisor {
@@ -91,6 +98,20 @@ impl Hypervisor {
     /// The system file.
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
+    }
+
+    /// Whether KVM suffices for machines with a kernel, which need more of it.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check_for_kernel(&self) -> Result<(), &'static str> {
+        let lacking = NEEDED_FOR_KERNEL.iter().find(|(cap, _)| !self.kvm.check_extension(*cap));
+        lacking.map_or(Ok(()), |(_, what)| Err(*what))
+    }
+
+    /// Whether KVM's local APICs have timers with TSC deadlines, which its CPUID does not tell.
+    pub fn has_tsc_deadline(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
     }
 
     /// The CPUID that KVM supports.

@@ -12,14 +12,22 @@ pub mod clock;
 pub mod console;
 pub mod demo;
 pub mod exit;
+pub mod files;
 pub mod flat;
 pub mod hypervisor;
+pub mod kernel;
 pub mod kick;
 pub mod lifecycle;
 pub mod publish;
 pub mod run;
 pub mod signals;
 pub mod stats;
+pub mod terminal;
 pub mod tree;
 pub mod vcpu;
+pub mod virtio;
 pub mod vm;
+
+#[cfg(test)]
+#[path = "../tests/common/images.rs"]
+mod images;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::vcpu::{Crash, VcpuError};
+use crate::virtio::DeviceError;
 
 /// The highest status that a guest can end with; those above are the VMM's.
 pub const MAX_STATUS: u8 = 123;
@@ -19,12 +20,34 @@ pub enum Ending {
     Exited(u8),
     /// The guest asked for it, with a status above [`MAX_STATUS`].
     BadStatus(u8),
+    /// The guest powered the machine off.
+    PoweredOff,
+    /// The guest reset the machine.
+    Reset(Reset),
+    /// The guest's kernel told that it panics.
+    Panicked,
     /// The guest can not go on.
     Crashed(Crash),
-    /// The VMM can not go on.
+    /// The VMM can not go on with a vCPU.
     Failed(VcpuError),
+    /// The VMM can not go on with a device.
+    DeviceFailed(DeviceError),
     /// It was stopped from outside.
     Stopped,
+}
+
+/// By what a guest reset its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// The keyboard controller.
+    I8042,
+    /// ACPI's reset register.
+    Acpi,
+    /// A triple fault.
+    TripleFault {
+        /// The vCPU.
+        vcpu: u32,
+    },
 }
 
 /// Holds vCPUs' threads back until all of several machines are started, so that the first do not run
@@ -145,6 +168,24 @@ impl Drop for RunningThread<'_> {
     fn drop(&mut self) {
         *self.0.lock() -= 1;
         self.0.one_ended.notify_all();
+    }
+}
+
+/// Ends a machine with `ending` if this is dropped by a panic, so that the other threads do not run on
+/// without this one.
+#[derive(Debug)]
+pub struct EndOnPanic<'a, F: Fn() -> Ending> {
+    /// The machine's.
+    pub lifecycle: &'a Lifecycle,
+    /// What came to its end.
+    pub ending: F,
+}
+
+impl<F: Fn() -> Ending> Drop for EndOnPanic<'_, F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.lifecycle.end((self.ending)());
+        }
     }
 }
 

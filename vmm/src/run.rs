@@ -12,11 +12,13 @@ use crate::clock::Moment;
 use crate::console::Input;
 use crate::flat::FlatError;
 use crate::hypervisor::{Hypervisor, HypervisorError};
-use crate::lifecycle::{Ending, Lifecycle, MAX_STATUS};
+use crate::kernel::KernelError;
+use crate::lifecycle::{Ending, Lifecycle, MAX_STATUS, Reset};
 use crate::publish::{Mounted, PublishError, StatsOut};
 use crate::signals::Signals;
+use crate::terminal::Terminal;
 use crate::tree::{KvmTree, TreeError, registry_for};
-use crate::vm::{Config, RunningVm, Vm, VmError};
+use crate::vm::{Config, Guest, RunningVm, Vm, VmError};
 
 /// Where the statistics of a run go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,9 @@ pub enum RunError {
     /// The program can not be read.
     #[error(transparent)]
     Flat(#[from] FlatError),
+    /// The kernel can not be used.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// The machine can not be made.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -81,6 +86,12 @@ pub enum Outcome {
     Crashed(String),
     /// The VMM could not go on.
     Failed(String),
+    /// The guest reset itself by a triple fault of this vCPU: what a kernel does that has no better way, and
+    /// what becomes of one that does not even get to its own exception handlers.
+    TripleFault {
+        /// The vCPU.
+        vcpu: u32,
+    },
     /// A signal ended it.
     Signal(u8),
 }
@@ -111,8 +122,13 @@ pub fn run(
             None
         }
     };
+    let terminal = match config.guest {
+        Guest::Kernel { .. } => console_terminal()?,
+        // A flat guest has no use for keys: they stay the user's.
+        Guest::Flat(_) => None,
+    };
     let ran = vm.start().map_err(RunError::from).map(|mut vm| {
-        let waited = wait(&vm, signals);
+        let waited = wait(&vm, signals, terminal);
         vm.stop();
         (vm, waited)
     });
@@ -127,6 +143,8 @@ pub fn run(
     Ok(outcome(&vm, signal))
 }
 
+const PANICKED: &str = "its kernel panicked";
+
 /// How a machine ended that has been stopped, by this signal if not by itself.
 pub fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
     match vm.ending() {
@@ -134,8 +152,14 @@ pub fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
         Some(Ending::BadStatus(status)) => Outcome::Crashed(format!(
             "it ended with status {status}, but a guest's status is at most {MAX_STATUS}"
         )),
+        Some(Ending::PoweredOff) => Outcome::Status(0),
+        Some(Ending::Panicked) => Outcome::Crashed(PANICKED.into()),
+        Some(Ending::Reset(_)) if vm.has_panicked() => Outcome::Crashed(PANICKED.into()),
+        Some(Ending::Reset(Reset::TripleFault { vcpu })) => Outcome::TripleFault { vcpu: *vcpu },
+        Some(Ending::Reset(Reset::I8042 | Reset::Acpi)) => Outcome::Status(0),
         Some(Ending::Crashed(crash)) => Outcome::Crashed(crash.to_string()),
         Some(Ending::Failed(error)) => Outcome::Failed(error.to_string()),
+        Some(Ending::DeviceFailed(error)) => Outcome::Failed(error.to_string()),
         Some(Ending::Stopped) | None => match signal {
             Some(signal) => Outcome::Signal(signal),
             None => Outcome::Failed("the machine stopped without a reason: this is a bug".into()),
@@ -143,20 +167,54 @@ pub fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
     }
 }
 
-/// Waits for the machine's end or a signal, feeding the machine's console meanwhile.
-fn wait(vm: &RunningVm, signals: Signals) -> Result<Option<u8>, RunError> {
+const TERMINAL: fn(io::Error) -> RunError =
+    |error| RunError::Host { what: "the terminal can not be made the guest's console", error };
+
+/// The terminal on standard input, if that is one, raw.
+fn console_terminal() -> Result<Option<Terminal>, RunError> {
+    let Some(terminal) = Terminal::of_stdin() else { return Ok(None) };
+    eprintln!("vmm: this terminal is the guest's console: Ctrl-A x ends the guest");
+    terminal.make_raw().map_err(TERMINAL)?;
+    Ok(Some(terminal))
+}
+
+/// Waits for the machine's end or a signal, feeding the machine's console meanwhile. A user at the
+/// `terminal` can end the machine as with SIGINT.
+fn wait(
+    vm: &RunningVm,
+    signals: Signals,
+    terminal: Option<Terminal>,
+) -> Result<Option<u8>, RunError> {
     let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber>>>::new()?;
     let signals = Arc::new(Mutex::new(signals));
     events.add_subscriber(signals.clone());
     events.add_subscriber(Arc::new(Mutex::new(Ends(vm.lifecycle().clone()))));
-    let (com1, room) =
-        vm.com1().map_err(|error| RunError::Host { what: "the guest's console", error })?;
-    events.add_subscriber(Arc::new(Mutex::new(Input::new(com1, room))));
+    let console = |error| RunError::Host { what: "the guest's console", error };
+    let (com1, room) = vm.com1().map_err(console)?;
+    let input = Input::new(com1, room.try_clone().map_err(console)?, terminal.is_some());
+    let input = Arc::new(Mutex::new(input));
+    events.add_subscriber(input.clone());
     loop {
-        events.run()?;
-        let signal = signals.lock().unwrap_or_else(PoisonError::into_inner).received();
+        // Nothing tells that a VMM in the background has come to the foreground.
+        let in_background = terminal.as_ref().is_some_and(|terminal| !terminal.is_raw());
+        events.run_with_timeout(if in_background { 500 } else { -1 })?;
+        let mut signals = signals.lock().unwrap_or_else(PoisonError::into_inner);
+        let signal = signals.received();
         if signal.is_some() || vm.lifecycle().is_stopping() {
             return Ok(signal);
+        }
+        if input.lock().unwrap_or_else(PoisonError::into_inner).wants_to_quit() {
+            return Ok(Some(libc::SIGINT as u8));
+        }
+        if let Some(terminal) = &terminal
+            && (signals.take_continued() || in_background)
+        {
+            // After a stop, the shell's mode is in force.
+            terminal.make_raw().map_err(TERMINAL)?;
+            if terminal.is_raw() {
+                // There may be input now that could not be read before.
+                let _ = room.write(1);
+            }
         }
     }
 }

@@ -10,11 +10,12 @@ use vmm_sys_util::signal::create_sigset;
 /// The signals that end the VMM in an orderly way.
 const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-/// Receives SIGINT, SIGTERM and SIGHUP as events instead of letting them end the process.
+/// Receives SIGINT, SIGTERM and SIGHUP as events instead of letting them end the process, and SIGCONT.
 #[derive(Debug)]
 pub struct Signals {
     file: File,
     received: Option<u8>,
+    continued: bool,
 }
 
 impl Signals {
@@ -24,7 +25,8 @@ impl Signals {
     /// # Errors
     /// What sigprocmask(2) or signalfd(2) says.
     pub fn receive() -> io::Result<Self> {
-        let signals: Vec<_> = ENDING.into_iter().filter(|s| !is_nohup(*s)).collect();
+        let ending = ENDING.into_iter().filter(|s| !is_nohup(*s));
+        let signals: Vec<_> = ending.chain([libc::SIGCONT]).collect();
         let set = create_sigset(&signals).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
         // SAFETY: `set` is an initialised signal set, and the old one is not asked for.
         let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
@@ -40,19 +42,33 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new and nobody else's.
-        Ok(Self { file: unsafe { File::from_raw_fd(fd) }, received: None })
+        Ok(Self { file: unsafe { File::from_raw_fd(fd) }, received: None, continued: false })
     }
 
-    /// The last signal received, if there was one.
+    /// The last signal received that is to end the VMM, if there was one.
     pub fn received(&mut self) -> Option<u8> {
+        self.receive_all();
+        self.received
+    }
+
+    /// Whether the VMM was stopped and goes on, or came to the foreground, since this was last asked.
+    pub fn take_continued(&mut self) -> bool {
+        self.receive_all();
+        std::mem::take(&mut self.continued)
+    }
+
+    fn receive_all(&mut self) {
         const SIZE: usize = size_of::<libc::signalfd_siginfo>();
         let mut info = [0; SIZE];
         while matches!(self.file.read(&mut info), Ok(SIZE)) {
             // The structure begins with the signal's number.
             let number = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-            self.received = u8::try_from(number).ok();
+            if number == libc::SIGCONT as u32 {
+                self.continued = true;
+            } else {
+                self.received = u8::try_from(number).ok();
+            }
         }
-        self.received
     }
 }
 
@@ -73,7 +89,7 @@ impl AsRawFd for Signals {
 
 impl MutEventSubscriber for Signals {
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        self.received();
+        self.receive_all();
     }
 
     fn init(&mut self, ops: &mut EventOps) {

@@ -84,7 +84,7 @@ statsfs::stats! {
         pub vm_memory_bytes: Gauge<u64, Bytes>,
         /// The guest's vCPUs.
         pub vm_vcpus: Gauge<u32>,
-        /// Where the machine is in its life: 0 being made, 1 running, 2 being stopped, 3 ended.
+        /// Where the machine is in its life: 0 created, 1 running, 2 paused, 3 stopped.
         pub vm_state: Gauge<u8> { aggregate: none },
     }
 }

@@ -3,14 +3,17 @@
 //! ```text
 //! kvm/                      totals over all machines
 //!   <pid>-<name>/           one machine
-//!     serial0/ exit0/ …     its devices
+//!     serial0/ i8042/ …     its devices
 //!     vcpu0/ …              its vCPUs
-//!       serial0/ exit0/ …   the devices as this vCPU used them
+//!       serial0/ i8042/ …   the devices as this vCPU used them
 //! ```
 
 use std::sync::Once;
 
-use devices::stats::{ExitPortStats, SerialStats};
+use devices::stats::{
+    AcpiPowerStats, ExitPortStats, I8042Stats, PvpanicStats, SerialInterruptStats, SerialStats,
+};
+use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
 use statsfs::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS};
 use statsfs::value::Group;
 use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
@@ -119,7 +122,15 @@ impl KvmTree {
             source.add_aggregates::<VmStats>()?;
             source.add_aggregates::<VmStartStats>()?;
             source.add_aggregates::<SerialStats>()?;
+            source.add_aggregates::<SerialInterruptStats>()?;
+            source.add_aggregates::<I8042Stats>()?;
+            source.add_aggregates::<PvpanicStats>()?;
+            source.add_aggregates::<AcpiPowerStats>()?;
             source.add_aggregates::<ExitPortStats>()?;
+            source.add_aggregates::<VirtioStats>()?;
+            source.add_aggregates::<BlockStats>()?;
+            source.add_aggregates::<NetStats>()?;
+            source.add_aggregates::<EntropyStats>()?;
             source.register()?;
             Ok(source)
         };
@@ -168,6 +179,24 @@ pub struct MachineTree {
     source: Option<Source>,
 }
 
+/// The source of one device.
+pub struct DeviceTree {
+    name: String,
+    /// `None` if the statistics are full.
+    source: Option<Source>,
+}
+
+impl DeviceTree {
+    /// Adds a group of values of the device, or another slot of one that was added: one for each thread
+    /// that counts.
+    ///
+    /// # Errors
+    /// [`TreeError`] if a name of them is taken.
+    pub fn add_values<G: Group>(&self) -> Result<Slot<G>, TreeError> {
+        values(self.source.as_ref(), &self.name)
+    }
+}
+
 /// The values of one vCPU.
 pub struct VcpuSlots {
     /// The exit loop's.
@@ -192,13 +221,21 @@ impl MachineTree {
         values(self.source.as_ref(), &self.name)
     }
 
+    /// Adds a device.
+    ///
+    /// # Errors
+    /// [`TreeError`] if the name is taken.
+    pub fn device(&self, name: &str) -> Result<DeviceTree, TreeError> {
+        let source = self.kvm.subordinate(self.source.as_ref(), name)?;
+        Ok(DeviceTree { name: name.to_string(), source })
+    }
+
     /// Adds a device with a group of values.
     ///
     /// # Errors
     /// [`TreeError`] if the name is taken.
     pub fn add_device<G: Group>(&self, name: &str) -> Result<Slot<G>, TreeError> {
-        let source = self.kvm.subordinate(self.source.as_ref(), name)?;
-        values(source.as_ref(), name)
+        self.device(name)?.add_values()
     }
 
     /// Adds vCPU `index`, which uses these devices.

@@ -15,7 +15,7 @@ use crate::bus::VcpuIo;
 use crate::clock::Moment;
 use crate::exit::ExitReason;
 use crate::kick::{InternalError, RunPage};
-use crate::lifecycle::{Ending, Lifecycle};
+use crate::lifecycle::{EndOnPanic, Ending, Lifecycle, Reset};
 use crate::stats::VmStartStats;
 
 /// Why a guest can not go on: what the guest did, or what its CPU said.
@@ -146,6 +146,15 @@ pub enum VcpuError {
     },
 }
 
+/// What it means when a vCPU shuts down, as by a triple fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnShutdown {
+    /// The guest has crashed.
+    Crash,
+    /// The machine is reset.
+    Reset,
+}
+
 /// A vCPU, ready to run on a thread of its own.
 pub struct Vcpu {
     index: u32,
@@ -153,6 +162,7 @@ pub struct Vcpu {
     page: RunPage,
     io: VcpuIo,
     lifecycle: Arc<Lifecycle>,
+    on_shutdown: OnShutdown,
     /// Where to note the time from this moment to the guest's first instruction, if it is this vCPU's
     /// to do so.
     start: Option<(Slot<VmStartStats>, Moment)>,
@@ -162,7 +172,7 @@ pub struct Vcpu {
 enum Next {
     Run,
     Crash(Cause),
-    Fail(VcpuError),
+    End(Ending),
 }
 
 impl Vcpu {
@@ -175,10 +185,11 @@ impl Vcpu {
         fd: VcpuFd,
         io: VcpuIo,
         lifecycle: Arc<Lifecycle>,
+        on_shutdown: OnShutdown,
         start: Option<(Slot<VmStartStats>, Moment)>,
     ) -> io::Result<Self> {
         let page = RunPage::map(&fd)?;
-        Ok(Self { index, fd, page, io, lifecycle, start })
+        Ok(Self { index, fd, page, io, lifecycle, on_shutdown, start })
     }
 
     /// The vCPU's number in its machine.
@@ -195,7 +206,9 @@ impl Vcpu {
     /// of KVM_RUN is accounted for.
     pub fn run(mut self, account: &mut impl Account) {
         let lifecycle = self.lifecycle.clone();
-        let _panicking = EndOnPanic { vcpu: self.index, lifecycle: &lifecycle };
+        let vcpu = self.index;
+        let panicked = || Ending::Failed(VcpuError::Panicked { vcpu });
+        let _panicking = EndOnPanic { lifecycle: &lifecycle, ending: panicked };
         if let Some((slot, start)) = self.start.take() {
             slot.vm_start_ns.set(start.time().elapsed().as_nanos() as u64);
         }
@@ -221,20 +234,24 @@ impl Vcpu {
                 }
                 Ok(VcpuExit::MmioRead(address, data)) => self.io.mmio_read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => self.io.mmio_write(address, data),
-                // Without an interrupt controller nothing could wake it: it goes on at once.
+                // Only without an interrupt controller in KVM, and then nothing could wake it: it goes on at
+                // once.
                 Ok(VcpuExit::Hlt) => {}
                 // What the kick was for, the loop's condition looks at after this.
                 Err(error) if error.errno() == libc::EINTR => armed.clear(),
+                // Among others, a vCPU that has waited to be started now is.
                 Err(error) if error.errno() == libc::EAGAIN => {}
-                Err(error) => next = Next::Fail(VcpuError::Run { vcpu: self.index, error }),
-                Ok(exit) => next = handle_rare(self.index, exit, &self.page),
+                Err(error) => {
+                    next = Next::End(Ending::Failed(VcpuError::Run { vcpu: self.index, error }));
+                }
+                Ok(exit) => next = handle_rare(self.index, exit, &self.page, self.on_shutdown),
             }
         }
         let handled = account.close();
         self.io.handled(handled);
         match next {
             Next::Run => None,
-            Next::Fail(error) => Some(Ending::Failed(error)),
+            Next::End(ending) => Some(ending),
             Next::Crash(cause) => {
                 let at = || {
                     let rip = self.fd.get_regs().ok()?.rip;
@@ -248,13 +265,16 @@ impl Vcpu {
 
 /// Handles the exits that a guest seldom or never leads to.
 #[cold]
-fn handle_rare(vcpu: u32, exit: VcpuExit<'_>, page: &RunPage) -> Next {
+fn handle_rare(vcpu: u32, exit: VcpuExit<'_>, page: &RunPage, on_shutdown: OnShutdown) -> Next {
     match exit {
-        VcpuExit::Shutdown => Next::Crash(Cause::TripleFault),
+        VcpuExit::Shutdown => match on_shutdown {
+            OnShutdown::Crash => Next::Crash(Cause::TripleFault),
+            OnShutdown::Reset => Next::End(Ending::Reset(Reset::TripleFault { vcpu })),
+        },
         VcpuExit::FailEntry(reason, _cpu) => Next::Crash(Cause::FailEntry { reason }),
         VcpuExit::InternalError => Next::Crash(Cause::Internal(page.internal_error())),
         VcpuExit::MemoryFault { gpa, size, .. } => {
-            Next::Fail(VcpuError::Memory { vcpu, address: gpa, size })
+            Next::End(Ending::Failed(VcpuError::Memory { vcpu, address: gpa, size }))
         }
         // Nothing to handle.
         VcpuExit::Intr
@@ -264,20 +284,6 @@ fn handle_rare(vcpu: u32, exit: VcpuExit<'_>, page: &RunPage) -> Next {
         | VcpuExit::IoapicEoi(_)
         | VcpuExit::Nmi => Next::Run,
         exit => Next::Crash(Cause::Unexpected(ExitReason::of(&Ok(exit)))),
-    }
-}
-
-/// Ends the machine if its thread panics, so that the others do not run on without it.
-struct EndOnPanic<'a> {
-    vcpu: u32,
-    lifecycle: &'a Lifecycle,
-}
-
-impl Drop for EndOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.lifecycle.end(Ending::Failed(VcpuError::Panicked { vcpu: self.vcpu }));
-        }
     }
 }
 

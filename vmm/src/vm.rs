@@ -1,33 +1,38 @@
 //! A virtual machine: its memory, vCPUs and devices, and its life.
 
+mod error;
+mod hardware;
+mod memory;
+mod vcpus;
+
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use devices::stats::{ExitPortCounters, ExitPortStats, SerialCounters, SerialStats};
-use devices::trigger::{EventFdTrigger, NotConnected};
-use devices::{ExitPort, SerialPort, serial};
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use statsfs::Slot;
-use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::errno;
+use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
+pub use error::VmError;
+use error::{host, kvm};
+use hardware::{Board, Com1, Hardware};
+
 use crate::accounting::{Account, Counted, Detail, Off, Timed};
-use crate::arch::x86_64::{cpuid, layout, regs};
-use crate::bus::{BusError, Devices, Space, VcpuIo};
+use crate::arch::x86_64::layout;
+use crate::bus::VcpuIo;
 use crate::clock::{Clock, Moment};
-use crate::console::{Com, Output};
-use crate::flat::{FlatError, FlatProgram};
+use crate::console::Com;
+use crate::flat::FlatProgram;
 use crate::hypervisor::Hypervisor;
+use crate::kernel::{self, Kernel};
 use crate::kick;
-use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS};
+use crate::lifecycle::{Ending, Gate, Lifecycle};
 use crate::stats::{VcpuStats, VmStartStats, VmStats};
-use crate::tree::{KvmTree, MachineTree, TreeError};
-use crate::vcpu::Vcpu;
+use crate::tree::{KvmTree, MachineTree};
+use crate::vcpu::{OnShutdown, Vcpu};
+use crate::virtio::{VirtioConfig, VirtioDevices};
 
 /// The least memory: room for tables, stacks and a program.
 pub const MIN_MEMORY: u64 = 1 << 20;
@@ -37,7 +42,7 @@ pub const MAX_MEMORY: u64 = (1 << 46) - (1 << 32);
 pub const PAGE_SIZE: u64 = 4096;
 
 /// What a machine is to be.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// Its name: as [`check_name`](crate::tree::check_name) has it.
     pub name: String,
@@ -46,80 +51,38 @@ pub struct Config {
     /// Number of vCPUs, 1 to [`MAX_VCPUS`](layout::MAX_VCPUS).
     pub vcpus: u32,
     /// What it runs.
-    pub program: FlatProgram,
+    pub guest: Guest,
     /// Whether the serial console goes to standard output, or nowhere.
     pub console: bool,
     /// How much is accounted per exit.
     pub accounting: Detail,
 }
 
+/// What a machine runs.
+#[derive(Debug)]
+pub enum Guest {
+    /// A program without an operating system, on a machine without interrupt controllers.
+    Flat(FlatProgram),
+    /// Linux, on a machine that is enough of a PC for it.
+    Kernel {
+        /// The kernel.
+        kernel: Kernel,
+        /// What the machine has beside a PC's devices.
+        virtio: VirtioConfig,
+    },
+}
+
 /// The values of [`VmStats::vm_state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
-    /// It is being made.
-    Made = 0,
+    /// It is made, and has not run yet.
+    Created = 0,
     /// Its vCPUs run.
     Running = 1,
-    /// Its vCPUs are being stopped.
-    Stopping = 2,
-    /// It has ended.
-    Ended = 3,
-}
-
-/// Why a machine can not be made or started.
-#[derive(Debug, Error)]
-pub enum VmError {
-    /// KVM refuses.
-    #[error("KVM refuses {what}: {error}")]
-    Kvm {
-        /// What it was asked for.
-        what: String,
-        /// Why.
-        error: errno::Error,
-    },
-    /// There is no memory.
-    #[error("{size} bytes of guest memory can not be mapped: {error}: give less with --memory")]
-    Memory {
-        /// How much was wanted.
-        size: u64,
-        /// Why.
-        error: vm_memory::mmap::FromRangesError,
-    },
-    /// The number of vCPUs is out of range.
-    #[error("a guest has 1 to {max} vCPUs, not {0}", max = layout::MAX_VCPUS)]
-    Vcpus(u32),
-    /// The size of memory is out of range.
-    #[error(
-        "a guest has {MIN_MEMORY} to {MAX_MEMORY} bytes of memory in whole pages of 4096 bytes, not {0}"
-    )]
-    MemorySize(u64),
-    /// A resource of the host is missing.
-    #[error("{what} can not be had: {error}")]
-    Host {
-        /// What was asked for.
-        what: &'static str,
-        /// Why.
-        #[source]
-        error: io::Error,
-    },
-    /// The program can not be loaded.
-    #[error(transparent)]
-    Flat(#[from] FlatError),
-    /// The devices do not fit together.
-    #[error(transparent)]
-    Bus(#[from] BusError),
-    /// The statistics can not be set up.
-    #[error(transparent)]
-    Tree(#[from] TreeError),
-}
-
-fn kvm(what: impl Into<String>) -> impl FnOnce(errno::Error) -> VmError {
-    move |error| VmError::Kvm { what: what.into(), error }
-}
-
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
-    move |error| VmError::Host { what, error }
+    // 2 is for machines whose vCPUs are paused; no machine can be paused yet.
+    /// Its vCPUs have stopped for good.
+    Stopped = 3,
 }
 
 /// A machine that is ready to be started.
@@ -134,12 +97,25 @@ pub struct Vm {
 /// What stays of a machine while its vCPUs run on their threads.
 struct Machine {
     _fd: VmFd,
-    _memory: GuestMemoryMmap,
+    memory: GuestMemoryMmap,
     lifecycle: Arc<Lifecycle>,
-    com1: Arc<Com>,
-    com1_room: EventFd,
+    com1: Com1,
+    virtio: Option<VirtioDevices>,
+    /// Whether the guest's kernel tells by the way it resets the machine whether it has panicked.
+    tells_panics: bool,
     slot: Slot<VmStats>,
     tree: MachineTree,
+}
+
+impl Guest {
+    /// What it means when a vCPU shuts down.
+    fn on_shutdown(&self) -> OnShutdown {
+        match self {
+            Self::Flat(_) => OnShutdown::Crash,
+            // What shuts a PC's CPU down makes its chipset reset it.
+            Self::Kernel { .. } => OnShutdown::Reset,
+        }
+    }
 }
 
 impl Machine {
@@ -175,34 +151,39 @@ impl Vm {
 
         let fd = hypervisor.kvm().create_vm().map_err(kvm("a machine (KVM_CREATE_VM)"))?;
         fd.set_tss_address(layout::KVM_TSS.0 as usize).map_err(kvm("KVM_SET_TSS_ADDR"))?;
-        let memory = map_memory(&fd, config.memory)?;
-        let mode = config.program.load(&memory)?;
-
         let lifecycle = Arc::new(Lifecycle::new().map_err(host("an eventfd"))?);
-        let (devices, com1, com1_room) = make_devices(config, &tree, &lifecycle)?;
+        let memory = memory::map(&fd, config.memory)?;
+        let board =
+            Board { hypervisor, fd: &fd, memory: &memory, tree: &tree, lifecycle: &lifecycle };
+        let Hardware { devices, com1, virtio, start: start_state } = match &config.guest {
+            Guest::Flat(program) => board.make_flat(program, config.console)?,
+            Guest::Kernel { kernel, virtio } => {
+                board.make_kernel(kernel, virtio, config.vcpus, config.console)?
+            }
+        };
         let devices = Arc::new(devices);
 
         let mut clock = None;
         let mut vcpus = Vec::new();
         for index in 0..config.vcpus {
             let slots = tree.add_vcpu(index, devices.names())?;
-            let vcpu = fd
-                .create_vcpu(index.into())
-                .map_err(kvm(format!("vCPU {index} (KVM_CREATE_VCPU)")))?;
-            vcpu.set_cpuid2(&cpuid::for_vcpu(hypervisor.cpuid(), index))
-                .map_err(kvm(format!("the CPUID of vCPU {index} (KVM_SET_CPUID2)")))?;
-            regs::set_up_flat(&vcpu, mode, index)
-                .map_err(kvm(format!("the registers of vCPU {index}")))?;
+            let vcpu = vcpus::make(&fd, hypervisor, start_state, index)?;
             clock.get_or_insert_with(|| Clock::new(vcpu.get_tsc_khz().ok(), start));
             let io = VcpuIo::new(devices.clone(), slots.devices, slots.bus);
             let start = start_slot.take().map(|slot| (slot, start));
-            let vcpu = Vcpu::new(index, vcpu, io, lifecycle.clone(), start)
+            let on_shutdown = config.guest.on_shutdown();
+            let vcpu = Vcpu::new(index, vcpu, io, lifecycle.clone(), on_shutdown, start)
                 .map_err(host("a vCPU's run page"))?;
             vcpus.push((vcpu, slots.vcpu));
         }
         let clock = clock.unwrap_or_else(Clock::monotonic);
-        let machine = Machine { _fd: fd, _memory: memory, lifecycle, com1, com1_room, slot, tree };
-        machine.set_state(State::Made);
+        let tells_panics = match &config.guest {
+            Guest::Flat(_) => false,
+            Guest::Kernel { kernel, .. } => kernel::cmdline::tells_panics(kernel.cmdline()),
+        };
+        let machine =
+            Machine { _fd: fd, memory, lifecycle, com1, virtio, tells_panics, slot, tree };
+        machine.set_state(State::Created);
         Ok(Self { vcpus, machine, clock, accounting: config.accounting })
     }
 
@@ -225,7 +206,9 @@ impl Vm {
         kick::install_handler().map_err(host("a signal handler"))?;
         let Self { vcpus, machine, clock, accounting } = self;
         machine.set_state(State::Running);
+        // Stops again what is started, should something fail.
         let mut running = RunningVm { threads: Vec::new(), machine };
+        running.machine.virtio.as_mut().map_or(Ok(()), VirtioDevices::start)?;
         for (vcpu, slot) in vcpus {
             let (lifecycle, gate) = (running.machine.lifecycle.clone(), gate.clone());
             let thread = thread::Builder::new()
@@ -240,62 +223,6 @@ impl Vm {
         }
         Ok(running)
     }
-}
-
-fn map_memory(fd: &VmFd, size: u64) -> Result<GuestMemoryMmap, VmError> {
-    let ranges: Vec<_> = layout::memory_ranges(size)
-        .into_iter()
-        .map(|(start, size)| (start, size as usize))
-        .collect();
-    let memory =
-        GuestMemoryMmap::from_ranges(&ranges).map_err(|error| VmError::Memory { size, error })?;
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let userspace_addr = region.as_ptr() as u64;
-        let region = kvm_userspace_memory_region {
-            slot,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr,
-            flags: 0,
-        };
-        // SAFETY: the range is a mapping of ours that stays in place until the machine's file is
-        // closed: `Machine` and `Vm` own both, and drop the files first.
-        unsafe { fd.set_user_memory_region(region) }
-            .map_err(kvm(format!("{} bytes of guest memory", region.memory_size)))?;
-    }
-    Ok(memory)
-}
-
-fn make_devices(
-    config: &Config,
-    tree: &MachineTree,
-    lifecycle: &Arc<Lifecycle>,
-) -> Result<(Devices, Arc<Com>, EventFd), VmError> {
-    let event = || EventFd::new(libc::EFD_NONBLOCK).map_err(host("an eventfd"));
-    let mut devices = Devices::new();
-
-    let output = if config.console {
-        Output::stdout(lifecycle.clone()).map_err(host("the standard output"))?
-    } else {
-        Output::Discard
-    };
-    let room = event()?;
-    let trigger = EventFdTrigger::new(room.try_clone().map_err(host("an eventfd"))?);
-    let counters = SerialCounters::new(tree.add_device::<SerialStats>("serial0")?);
-    let com1: Arc<Com> = Arc::new(SerialPort::new(NotConnected, counters, output, trigger));
-    devices.insert("serial0", Space::Port, layout::COM1, serial::REGISTERS, com1.clone())?;
-
-    let counters = ExitPortCounters::new(tree.add_device::<ExitPortStats>("exit0")?);
-    let ends = lifecycle.clone();
-    let exit = ExitPort::new(counters, move |status| {
-        ends.end(if status <= MAX_STATUS {
-            Ending::Exited(status)
-        } else {
-            Ending::BadStatus(status)
-        });
-    });
-    devices.insert("exit0", Space::Port, layout::EXIT_PORT, 1, Arc::new(exit))?;
-    Ok((devices, com1, room))
 }
 
 fn run_vcpu(vcpu: Vcpu, slot: Slot<VcpuStats>, clock: Clock, accounting: Detail) {
@@ -335,25 +262,38 @@ impl RunningVm {
     /// # Errors
     /// If the process has no file descriptor left.
     pub fn com1(&self) -> io::Result<(Arc<Com>, EventFd)> {
-        Ok((self.machine.com1.clone(), self.machine.com1_room.try_clone()?))
+        let Com1 { port, room } = &self.machine.com1;
+        Ok((port.clone(), room.try_clone()?))
     }
 
-    /// Stops the machine, if it has not ended by itself, and waits for its vCPUs' threads. Its
-    /// statistics are final then, and stay in the tree until it is dropped.
+    /// Stops the machine, if it has not ended by itself, and waits for the threads of its vCPUs and devices.
+    /// Its statistics are final then, and stay in the tree until it is dropped.
     pub fn stop(&mut self) {
-        self.machine.set_state(State::Stopping);
         self.machine.lifecycle.end(Ending::Stopped);
         self.machine.lifecycle.wait_for_threads(|| self.threads.iter().for_each(kick::kick));
         for thread in self.threads.drain(..) {
             // A panic has been noted as the machine's ending.
             let _ = thread.join();
         }
-        self.machine.set_state(State::Ended);
+        // What the guest has asked of its devices by now is done.
+        if let Some(virtio) = &mut self.machine.virtio {
+            virtio.stop();
+        }
+        self.machine.set_state(State::Stopped);
     }
 
     /// How the machine ended, once it has.
     pub fn ending(&self) -> Option<&Ending> {
         self.machine.lifecycle.ending()
+    }
+}
+
+impl RunningVm {
+    /// Whether a kernel that has reset the machine did so because it panicked, as far as it tells. Looked
+    /// for when the machine has [stopped](Self::stop).
+    pub fn has_panicked(&self) -> bool {
+        let flag = || self.machine.memory.read_obj::<u16>(layout::RESET_FLAG).ok();
+        self.machine.tells_panics && flag() == Some(layout::WARM_RESET)
     }
 }
 

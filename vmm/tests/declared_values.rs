@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use devices::stats::{ExitPortStats, SerialStats};
+use devices::stats::{
+    AcpiPowerStats, ExitPortStats, I8042Stats, PvpanicStats, SerialInterruptStats, SerialStats,
+};
+use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
 use statsfs::value::Group;
 use vmm::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
 
@@ -73,7 +76,15 @@ fn every_declared_value_is_written() {
         VmStats::descriptor(),
         VmStartStats::descriptor(),
         SerialStats::descriptor(),
+        SerialInterruptStats::descriptor(),
+        I8042Stats::descriptor(),
+        PvpanicStats::descriptor(),
+        AcpiPowerStats::descriptor(),
         ExitPortStats::descriptor(),
+        VirtioStats::descriptor(),
+        BlockStats::descriptor(),
+        NetStats::descriptor(),
+        EntropyStats::descriptor(),
     ];
     let mut with_values = BTreeSet::new();
     for value in groups.iter().flat_map(|group| group.values()) {

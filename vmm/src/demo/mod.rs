@@ -21,7 +21,7 @@ use crate::publish::Mounted;
 use crate::run::{Ends, Outcome, RunError, outcome};
 use crate::signals::Signals;
 use crate::tree::{KvmTree, registry_for};
-use crate::vm::{Config, MIN_MEMORY, RunningVm, Vm};
+use crate::vm::{Config, Guest, MIN_MEMORY, RunningVm, Vm};
 
 /// How often the table is shown.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
                 name: format!("demo{i}"),
                 memory: MIN_MEMORY,
                 vcpus: options.vcpus,
-                program: guest::program(),
+                guest: Guest::Flat(guest::program()),
                 console: false,
                 accounting: Detail::Full,
             };

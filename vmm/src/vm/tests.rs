@@ -37,12 +37,15 @@ macro_rules! guest {
     };
 }
 
+mod kernel;
+mod virtio;
+
 fn config(bytes: Vec<u8>, entry: Entry, vcpus: u32) -> Config {
     Config {
         name: "test".into(),
         memory: 2 << 20,
         vcpus,
-        program: FlatProgram { name: "test".into(), bytes, entry },
+        guest: Guest::Flat(FlatProgram { name: "test".into(), bytes, entry }),
         console: false,
         accounting: Detail::Full,
     }
@@ -91,8 +94,8 @@ fn run_logged(config: &Config) -> (Vec<Vec<ExitReason>>, Ending) {
     machine.lifecycle.wait_for_threads(|| threads.iter().for_each(kick::kick));
     let logs = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     let mut lifecycle = Arc::into_inner({
-        let Machine { lifecycle, com1, tree, .. } = machine;
-        drop((com1, tree));
+        let Machine { lifecycle, com1, virtio, tree, .. } = machine;
+        drop((com1, virtio, tree));
         lifecycle
     });
     let ending = lifecycle.as_mut().and_then(Lifecycle::take_ending).expect("it ended");
@@ -328,7 +331,8 @@ fn limits_are_named() {
     assert!(error(|c| c.memory = MIN_MEMORY - 4096).contains("1048576"));
     assert!(error(|c| c.memory = MIN_MEMORY + 1).contains("whole pages"));
     assert!(error(|c| c.memory = MAX_MEMORY + 4096).contains("not 70364449214464"));
-    assert!(error(|c| c.program.bytes = vec![0; 2 << 20]).contains("--memory"));
+    let too_large = |c: &mut Config| *c = config(vec![0; 2 << 20], Entry::Long, 1);
+    assert!(error(too_large).contains("--memory"));
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! The registers that a vCPU starts with.
 
-use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::errno;
 
-use super::layout::{FLAT_LOAD, FLAT_STACK_SIZE, FLAT_STACK_TOP};
+use super::layout::{
+    BOOT_GDT, BOOT_IDT, BOOT_STACK_TOP, FLAT_LOAD, FLAT_STACK_SIZE, FLAT_STACK_TOP, ZERO_PAGE,
+};
 
 /// The CPU mode that a guest is entered in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,14 +53,55 @@ fn flat(selector: u16, type_: u8) -> kvm_segment {
     }
 }
 
-fn long_sregs(mut sregs: kvm_sregs, page_tables: GuestAddress) -> kvm_sregs {
-    sregs.cs = flat(0x8, CODE_ACCESSED);
-    let data = flat(0x10, DATA_ACCESSED);
+/// What a vCPU that starts in long mode has by way of descriptors.
+struct Descriptors {
+    code: u16,
+    data: u16,
+    gdt: kvm_dtable,
+    idt: kvm_dtable,
+}
+
+/// No tables: the segments are loaded already, and an exception shuts the CPU down.
+const FLAT_DESCRIPTORS: Descriptors = Descriptors {
+    code: 0x8,
+    data: 0x10,
+    gdt: kvm_dtable { base: 0, limit: 0, padding: [0; 3] },
+    idt: kvm_dtable { base: 0, limit: 0, padding: [0; 3] },
+};
+
+/// What a kernel is entered with: the 64-bit boot protocol wants these selectors, and a table that has
+/// them.
+const BOOT_DESCRIPTORS: Descriptors = Descriptors {
+    code: 0x10,
+    data: 0x18,
+    gdt: kvm_dtable { base: BOOT_GDT.0, limit: (8 * GDT.len() - 1) as u16, padding: [0; 3] },
+    idt: kvm_dtable { base: BOOT_IDT.0, limit: 15, padding: [0; 3] },
+};
+
+/// Two empty descriptors, then [`flat`] code and data in the form that a table has.
+const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+/// Writes the tables that a kernel is entered with.
+///
+/// # Errors
+/// If there is no memory where they are to be.
+pub fn write_boot_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    for (descriptor, at) in GDT.into_iter().zip((BOOT_GDT.0..).step_by(8)) {
+        memory.write_obj(descriptor.to_le(), GuestAddress(at))?;
+    }
+    memory.write_obj(0u128, BOOT_IDT)
+}
+
+fn long_sregs(
+    mut sregs: kvm_sregs,
+    page_tables: GuestAddress,
+    descriptors: Descriptors,
+) -> kvm_sregs {
+    sregs.cs = flat(descriptors.code, CODE_ACCESSED);
+    let data = flat(descriptors.data, DATA_ACCESSED);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = kvm_segment { limit: 0x67, type_: TSS_BUSY, present: 1, ..Default::default() };
-    // No tables: the segments are loaded already, and an exception shuts the CPU down.
-    (sregs.gdt.base, sregs.gdt.limit) = (0, 0);
-    (sregs.idt.base, sregs.idt.limit) = (0, 0);
+    (sregs.gdt, sregs.idt) = (descriptors.gdt, descriptors.idt);
     sregs.cr0 = CR0_PG | CR0_NE | CR0_ET | CR0_MP | CR0_PE;
     sregs.cr3 = page_tables.0;
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
@@ -87,6 +130,11 @@ fn flat_regs(mode: Mode, index: u32) -> kvm_regs {
     kvm_regs { rip, rsp, rdi: u64::from(index), rflags: RFLAGS, ..Default::default() }
 }
 
+/// The state after FNINIT, and SSE's exceptions masked.
+fn set_fpu(vcpu: &VcpuFd) -> Result<(), errno::Error> {
+    vcpu.set_fpu(&kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() })
+}
+
 /// Sets the registers with which vCPU `index` enters a flat program: at [`FLAT_LOAD`], with its index in
 /// RDI (DI) and its stack below the program. In real mode CS, DS and ES begin at the program.
 ///
@@ -96,12 +144,33 @@ pub fn set_up_flat(vcpu: &VcpuFd, mode: Mode, index: u32) -> Result<(), errno::E
     let sregs = vcpu.get_sregs()?;
     let sregs = match mode {
         Mode::Real => real_sregs(sregs),
-        Mode::Long(page_tables) => long_sregs(sregs, page_tables),
+        Mode::Long(page_tables) => long_sregs(sregs, page_tables, FLAT_DESCRIPTORS),
     };
     vcpu.set_sregs(&sregs)?;
-    // The state after FNINIT, and SSE's exceptions masked.
-    vcpu.set_fpu(&kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() })?;
+    set_fpu(vcpu)?;
     vcpu.set_regs(&flat_regs(mode, index))
+}
+
+/// Sets the registers with which the boot processor enters a kernel in 64-bit mode at `entry`, as Linux'
+/// boot protocol has it (`Documentation/arch/x86/boot.rst`, "64-bit boot protocol"): the boot parameters'
+/// address in RSI. Other processors are left as they are: they wait for the kernel to start them.
+///
+/// # Errors
+/// What KVM says to KVM_GET_SREGS, KVM_SET_SREGS, KVM_SET_REGS or KVM_SET_FPU.
+pub fn set_up_kernel(
+    vcpu: &VcpuFd,
+    page_tables: GuestAddress,
+    entry: GuestAddress,
+) -> Result<(), errno::Error> {
+    vcpu.set_sregs(&long_sregs(vcpu.get_sregs()?, page_tables, BOOT_DESCRIPTORS))?;
+    set_fpu(vcpu)?;
+    vcpu.set_regs(&kvm_regs {
+        rip: entry.0,
+        rsi: ZERO_PAGE.0,
+        rsp: BOOT_STACK_TOP.0,
+        rflags: RFLAGS,
+        ..Default::default()
+    })
 }
 
 #[cfg(test)]
@@ -123,5 +192,30 @@ mod tests {
         let sregs = real_sregs(kvm_sregs::default());
         assert_eq!((sregs.cs.selector, sregs.cs.base), (0x1000, 0x1_0000));
         assert_eq!(sregs.cr0 & (CR0_PE | CR0_PG), 0);
+    }
+
+    #[test]
+    fn the_table_describes_the_segments_that_are_loaded() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        write_boot_tables(&memory).unwrap();
+        let sregs = long_sregs(kvm_sregs::default(), GuestAddress(0x1000), BOOT_DESCRIPTORS);
+        for segment in [sregs.cs, sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs] {
+            let at = sregs.gdt.base + u64::from(segment.selector);
+            assert!(u64::from(segment.selector) + 7 <= u64::from(sregs.gdt.limit));
+            let descriptor: u64 = memory.read_obj(GuestAddress(at)).unwrap();
+            let bits = |from: u32, count: u32| descriptor >> from & ((1 << count) - 1);
+            assert_eq!(bits(0, 16) | bits(48, 4) << 16, 0xf_ffff, "the limit, in pages");
+            assert_eq!(bits(16, 24) | bits(56, 8) << 24, segment.base);
+            let expected = [segment.type_, segment.s, segment.dpl, segment.present];
+            assert_eq!(
+                [bits(40, 4), bits(44, 1), bits(45, 2), bits(47, 1)],
+                expected.map(u64::from)
+            );
+            let expected = [segment.l, segment.db, segment.g];
+            assert_eq!([bits(53, 1), bits(54, 1), bits(55, 1)], expected.map(u64::from));
+        }
+        // The boot protocol's selectors.
+        assert_eq!((sregs.cs.selector, sregs.ds.selector), (0x10, 0x18));
+        assert_eq!(memory.read_obj::<u64>(BOOT_GDT).unwrap(), 0);
     }
 }
