@@ -426,6 +426,7 @@ fn a_driver_can_not_have_more_chains_with_the_device_than_there_are() {
     }
     // The ninth was never given to the device.
     while guest.status() != READY | NEEDS_RESET {
+        assert_eq!(heads.try_recv(), Err(mpsc::TryRecvError::Empty));
         thread::yield_now();
     }
     assert_eq!(heads.try_recv(), Err(mpsc::TryRecvError::Empty));
