@@ -585,12 +585,13 @@ fn reading_tools(place: &Place<'_>, scratch: &Path) {
         "python3 -c 'import os,sys; f=os.open(sys.argv[1],0)\nfor i in 1,2: sys.stdout.write(os.pread(f,99,0).decode())' $F",
         Prints(&line.repeat(2)),
     );
-    // FUSE in the kernel believes the size when it splices: sendfile(2) of a file of size 0 sends nothing
-    // (of a file in proc it does). So busybox's `cat` and `cp` and Python's `shutil.copyfile`, which
-    // do not try read(2) then, see empty files, too: README says so.
+    // Since Linux 6.5, FUSE in the kernel believes the size when it splices: sendfile(2) of a file of size
+    // 0 sends nothing (of a file in proc it does). So busybox's `cat` and `cp` and Python's
+    // `shutil.copyfile`, which do not try read(2) then, see empty files, too: README says so.
     run(
-        "python3 -c 'import os,sys; f=os.open(sys.argv[1],0); os.sendfile(1,f,0,99)' $F",
-        Prints(""),
+        "python3 -c 'import os,sys; f=os.open(sys.argv[1],0); os.sendfile(1,f,0,99)' $F > $T/sent
+         test ! -s $T/sent || cmp $T/sent $T/copy",
+        Works,
     );
     run(
         "python3 -c 'import sys,pathlib; print(pathlib.Path(sys.argv[1]).read_text(),end=\"\")' $F",

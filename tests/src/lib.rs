@@ -3,6 +3,7 @@
 //!
 //! * [`binary`] builds the commands that are tested, so that no test ever runs a stale one.
 //! * [`guest`] makes guests that do a known number of exits of each kind.
+//! * [`linux`] makes guests that run Linux, and [`tap`] their network.
 //! * [`vmm`] starts them, [`running`] looks at them, waits for them and cleans up after them, in all cases.
 //! * [`flat`] reads the statistics' bulk form.
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
@@ -10,29 +11,25 @@
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
 //! * [`fs_matrix`] is what every call and every usual tool makes of a mounted tree.
 //!
+//! * [`nested`] runs tests in a Debian host that is emulated, and [`newc`] packs its file system.
+//!
 //! The tests need root, `/dev/kvm` and `/dev/fuse`. What is missing fails the test with the line that fixes
-//! it: nothing is ever skipped. `STATSFS_SOAK=N` multiplies counts and rounds by N.
+//! it: nothing is ever skipped. `STATSFS_SOAK=N` multiplies counts and rounds by N: [`soak`].
 
 pub mod binary;
 pub mod flat;
 pub mod fs_matrix;
 pub mod guest;
+pub mod linux;
 pub mod namespace;
+pub mod nested;
+pub mod newc;
 pub mod outside;
 pub mod running;
+pub mod soak;
+pub mod tap;
 pub mod tracepoint;
 pub mod vmm;
-
-/// How much more than usual to do: what the environment variable `STATSFS_SOAK` says, else 1.
-pub fn soak() -> u32 {
-    match std::env::var("STATSFS_SOAK") {
-        Ok(text) => match text.parse() {
-            Ok(n) if n >= 1 => n,
-            _ => panic!("STATSFS_SOAK={text:?}: it is a number that rounds are multiplied by"),
-        },
-        Err(_) => 1,
-    }
-}
 
 /// A small generator of random numbers, for random moments: xorshift64*, seeded by the time, or by the
 /// environment variable `STATSFS_SEED`.
@@ -65,5 +62,23 @@ impl Random {
 impl Default for Random {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::soak::scaled;
+
+    #[test]
+    fn numbers_and_fractions_multiply() {
+        assert_eq!(scaled(300, "1"), Some(300));
+        assert_eq!(scaled(300, "10"), Some(3000));
+        assert_eq!(scaled(300, "1/5"), Some(60));
+        assert_eq!(scaled(300, "10/5"), Some(600));
+        assert_eq!(scaled(3, "1/5"), Some(1));
+        assert_eq!(scaled(u32::MAX, "2"), Some(u32::MAX));
+        for text in ["", "0", "-1", "1.5", "1/0", "0/5", "1/", "/5", "many"] {
+            assert_eq!(scaled(300, text), None, "{text:?}");
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! A `vmm` that runs, and one that has ended.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -12,8 +14,8 @@ use tempfile::TempDir;
 use crate::flat::Flat;
 use crate::namespace;
 
-/// Longer than anything takes on a busy machine: what is not there by then does not come.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than anything takes on a busy or emulated machine: what is not there by then does not come.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until `done` says so.
 ///
@@ -38,7 +40,7 @@ pub(crate) const FILL: usize = 4096;
 pub(crate) enum Stdout {
     /// Not read yet; whether it was filled.
     Held(io::PipeReader, bool),
-    Read(JoinHandle<Vec<u8>>),
+    Read(Arc<Mutex<Vec<u8>>>, JoinHandle<()>),
     /// Closed from the beginning, or moved elsewhere.
     Deaf,
 }
@@ -50,6 +52,8 @@ pub struct Running {
     pub(crate) child: Child,
     pub(crate) stdout: Stdout,
     pub(crate) stderr: Option<JoinHandle<String>>,
+    /// A file that gets what the console sends, too.
+    pub(crate) log: Option<File>,
     pub(crate) mount: PathBuf,
     /// What was mounted there before, and is not ours to take away.
     pub(crate) mounts_before: usize,
@@ -107,15 +111,60 @@ impl Running {
         let Stdout::Held(reader, filled) = std::mem::replace(&mut self.stdout, Stdout::Deaf) else {
             panic!("the console has been released");
         };
-        self.stdout = Stdout::Read(thread::spawn(move || {
+        let mut log = self.log.take();
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let bytes = sent.clone();
+        let thread = thread::spawn(move || {
             let mut reader = reader;
-            let mut bytes = Vec::new();
-            reader.read_to_end(&mut bytes).expect("a pipe can be read");
+            let mut buffer = [0; FILL];
             if filled {
-                bytes.drain(..FILL);
+                reader.read_exact(&mut buffer).expect("it was filled");
             }
-            bytes
-        }));
+            loop {
+                let n = reader.read(&mut buffer).expect("a pipe can be read");
+                if n == 0 {
+                    break;
+                }
+                if let Some(log) = &mut log {
+                    log.write_all(&buffer[..n]).expect("a file can be written");
+                }
+                bytes
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend_from_slice(&buffer[..n]);
+            }
+        });
+        self.stdout = Stdout::Read(sent, thread);
+    }
+
+    /// What the guest has sent to the console so far.
+    ///
+    /// # Panics
+    /// If the console is not read.
+    pub fn console(&self) -> Vec<u8> {
+        let Stdout::Read(sent, _) = &self.stdout else { panic!("the console is not read") };
+        sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the guest has sent this text, at the beginning of a line, and returns the rest of that
+    /// line.
+    ///
+    /// # Panics
+    /// If it does not, within [`PATIENCE`], or ends before.
+    pub fn wait_for_line(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ended = self.has_ended();
+            let console = self.console();
+            if let Some(line) = line_after(&console, text) {
+                return line;
+            }
+            let late = Instant::now() > deadline;
+            let why = if ended { "the VMM has ended" } else { "not in time" };
+            let console = String::from_utf8_lossy(&console);
+            assert!(!ended && !late, "{text:?} is not sent, {why}; the console:\n{console}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Sends it a signal.
@@ -153,7 +202,10 @@ impl Running {
         let status = wait_until("the end of the VMM", || self.child.try_wait().expect("a child"));
         let took = started.elapsed();
         let stdout = match std::mem::replace(&mut self.stdout, Stdout::Deaf) {
-            Stdout::Read(stdout) => stdout.join().expect("it could be read"),
+            Stdout::Read(sent, thread) => {
+                thread.join().expect("it could be read");
+                std::mem::take(&mut *sent.lock().unwrap_or_else(PoisonError::into_inner))
+            }
             _ => Vec::new(),
         };
         let stderr = self.stderr();
@@ -183,6 +235,13 @@ impl Drop for Running {
             }
         }
     }
+}
+
+/// The rest of the first whole line that begins with a text.
+fn line_after(console: &[u8], text: &str) -> Option<String> {
+    let console = String::from_utf8_lossy(console);
+    let mut lines = console.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    lines.find_map(|line| Some(line.strip_prefix(text)?.trim().to_string()))
 }
 
 /// A `vmm` that has ended.
@@ -257,6 +316,18 @@ impl Ended {
         for part in parts {
             assert!(line.contains(part), "{part:?} is not in: {line}");
         }
+    }
+
+    /// The rest of the first line on the console that begins with this text.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn line(&self, text: &str) -> String {
+        line_after(&self.stdout, text).unwrap_or_else(|| {
+            let console = String::from_utf8_lossy(&self.stdout);
+            panic!("no line begins with {text:?}; {}; the console:\n{console}", self.stderr)
+        })
     }
 
     /// The private directory, which is still there.

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::thread;
 
+use crate::flat::Flat;
 use crate::namespace;
 
 /// KVM_EXIT_IO: a port was read or written.
@@ -152,6 +153,32 @@ impl KvmReturns {
                 .map(|reason| (*reason, open(Some(&format!("reason=={reason} && errno>=0")))))
                 .collect(),
         }
+    }
+
+    /// Counts all that the VMM tells apart and can lead to on the machines that are tested.
+    ///
+    /// # Panics
+    /// As for [`KvmReturns::watch`].
+    pub fn watch_all() -> Self {
+        Self::watch(&[IO, HLT, MMIO, SHUTDOWN])
+    }
+
+    /// Asserts that a VMM that has been waited for counted as many returns, by reason, as the kernel did.
+    ///
+    /// # Panics
+    /// If it did not.
+    #[track_caller]
+    pub fn assert_agrees(&self, flat: &Flat) {
+        let exits = flat.exits("kvm");
+        let of = |reason: &str| exits.get(reason).copied().unwrap_or(0);
+        assert_eq!(of("io_in") + of("io_out"), self.with_reason(IO), "io");
+        assert_eq!(of("mmio_read") + of("mmio_write"), self.with_reason(MMIO), "mmio");
+        assert_eq!(of("hlt"), self.with_reason(HLT), "hlt");
+        assert_eq!(of("shutdown"), self.with_reason(SHUTDOWN), "shutdown");
+        assert_eq!(of("intr"), self.interrupted(), "intr");
+        assert_eq!(of("intr") + of("again") + of("error"), self.failed(), "failed");
+        // Whatever it was, it was counted.
+        assert_eq!(flat.get("kvm/user_exits"), self.all(), "all returns of KVM_RUN: {exits:?}");
     }
 
     /// All returns.

@@ -44,6 +44,7 @@ pub struct Vmm {
     blocked: bool,
     deaf: bool,
     stdin: Option<Stdio>,
+    log: Option<File>,
     mount: PathBuf,
 }
 
@@ -60,13 +61,19 @@ impl Vmm {
 
     /// Of a guest with this program, mounted, with the final statistics written.
     pub fn of_program(bytes: &[u8]) -> Self {
+        let vmm = Self::of_nothing();
+        let file = vmm.directory().join("guest.bin");
+        std::fs::write(&file, bytes).expect("a program");
+        vmm.args(["--flat".as_ref(), file.as_os_str()])
+    }
+
+    /// Of no guest yet, mounted, with the final statistics written.
+    pub(crate) fn of_nothing() -> Self {
         require_host();
         let directory =
             tempfile::Builder::new().prefix("statsfs-test-").tempdir().expect("a place");
         let mut command = Command::new(binary::vmm());
-        let file = directory.path().join("guest.bin");
-        std::fs::write(&file, bytes).expect("a program");
-        command.args(["run", "--name", "test", "--flat"]).arg(file);
+        command.args(["run", "--name", "test"]);
         command.arg("--stats-out").arg(directory.path().join("final"));
         command.env_remove("XDG_RUNTIME_DIR");
         let mount = directory.path().join("mount");
@@ -78,6 +85,7 @@ impl Vmm {
             blocked: false,
             deaf: false,
             stdin: None,
+            log: None,
             mount,
         }
     }
@@ -154,6 +162,13 @@ impl Vmm {
         self
     }
 
+    /// With what the console sends written to a file, too.
+    #[must_use]
+    pub fn log(mut self, file: File) -> Self {
+        self.log = Some(file);
+        self
+    }
+
     /// With a change to the command, such as another user, or another view of the machine.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Command)) -> Self {
@@ -168,7 +183,7 @@ impl Vmm {
 
     /// Starts it, without waiting for anything.
     pub fn start(self) -> Running {
-        let Self { directory, mut command, cpus, mounted, blocked, deaf, stdin, mount } = self;
+        let Self { directory, mut command, cpus, mounted, blocked, deaf, stdin, log, mount } = self;
         if mounted {
             command.arg("--mount").arg(&mount);
         } else {
@@ -203,7 +218,7 @@ impl Vmm {
             text
         });
         let mut running =
-            Running { directory, child, stdout, stderr: Some(stderr), mount, mounts_before };
+            Running { directory, child, stdout, stderr: Some(stderr), log, mount, mounts_before };
         if !blocked && !deaf {
             running.release();
         }

@@ -43,7 +43,10 @@ fn a_status_that_means_something_else_is_a_crash() {
 #[test]
 fn a_guest_that_crashes_is_told_with_its_place() {
     let ended = Vmm::new(Mode::Long, &[Step::new(Op::Crash, 1, 0)]).run().assert(124);
-    ended.assert_says(&["crashed", "vCPU 0", "triple fault", "RIP 0x1"]);
+    ended.assert_says(&["crashed", "vCPU 0", "triple fault"]);
+    // Processors of AMD forget the place.
+    let amd = std::path::Path::new("/sys/module/kvm_amd").exists();
+    assert_eq!(ended.stderr.contains("RIP 0x1"), !amd, "{}", ended.stderr);
     assert_eq!(ended.flat().get("kvm/user_exit_shutdown"), 1);
     assert_closed(&ended.flat());
 

@@ -8,13 +8,13 @@ use tests::guest::{
     COM1, EXIT_PORT, Mode, NO_MEMORY, NO_MEMORY_REAL, NO_PORT, Op, Step, end, park, program,
 };
 use tests::running::{Ended, Running};
-use tests::soak;
-use tests::tracepoint::{HLT, IO, KvmReturns, MMIO, SHUTDOWN};
+use tests::soak::rounds;
+use tests::tracepoint::KvmReturns;
 use tests::vmm::Vmm;
 
 /// The kinds of exit that one access makes, and how often a vCPU makes them.
 fn kinds(mode: Mode) -> Vec<(&'static str, Step)> {
-    let n = 300 * soak().min(100);
+    let n = rounds(300).min(30_000);
     let memory = if mode == Mode::Real { NO_MEMORY_REAL } else { NO_MEMORY };
     let mut kinds = vec![
         ("io_out", Step::new(Op::Out8, n + 1, NO_PORT)),
@@ -47,24 +47,6 @@ fn assert_exits(flat: &Flat, directory: &str, expected: &BTreeMap<&str, u64>) {
     assert_eq!(flat.get(&format!("{directory}/user_exits")), expected.values().sum::<u64>());
 }
 
-/// The kernel's counts, of a VMM that has been waited for.
-fn assert_kernel_agrees(kernel: &KvmReturns, flat: &Flat) {
-    let exits = flat.exits("kvm");
-    let of = |reason: &str| exits.get(reason).copied().unwrap_or(0);
-    assert_eq!(of("io_in") + of("io_out"), kernel.with_reason(IO), "io");
-    assert_eq!(of("mmio_read") + of("mmio_write"), kernel.with_reason(MMIO), "mmio");
-    assert_eq!(of("hlt"), kernel.with_reason(HLT), "hlt");
-    assert_eq!(of("shutdown"), kernel.with_reason(SHUTDOWN), "shutdown");
-    assert_eq!(of("intr"), kernel.interrupted(), "intr");
-    assert_eq!(of("intr") + of("again") + of("error"), kernel.failed(), "failed");
-    // Whatever it was, it was counted.
-    assert_eq!(flat.get("kvm/user_exits"), kernel.all(), "all returns of KVM_RUN: {exits:?}");
-}
-
-fn watch() -> KvmReturns {
-    KvmReturns::watch(&[IO, HLT, MMIO, SHUTDOWN])
-}
-
 /// Waits until all vCPUs of a guest are parked, which is their last exit, and gives the values.
 fn parked(running: &Running, exits: u64) -> Flat {
     running.wait_for_exits(exits);
@@ -94,7 +76,7 @@ fn all_kinds(mode: Mode, cpus: u32, scale: impl Fn(Step) -> Step) {
     }
     let total: u64 = sums.values().sum();
 
-    let kernel = watch();
+    let kernel = KvmReturns::watch_all();
     let mut running = Vmm::new(mode, &steps).cpus(cpus).blocked_console().start_mounted();
     let machine = running.machine();
     let flat = parked(&running, total);
@@ -137,7 +119,7 @@ fn all_kinds(mode: Mode, cpus: u32, scale: impl Fn(Step) -> Step) {
     for histogram in ["user_run_time", "user_handle_time"] {
         assert_eq!(last.get(&format!("kvm/{histogram}/count")), last.get("kvm/user_exits"));
     }
-    assert_kernel_agrees(&kernel, &last);
+    kernel.assert_agrees(&last);
 }
 
 /// What devices and buses were asked for: every access is on exactly one account.
@@ -200,14 +182,14 @@ fn each_kind_on_sixty_four_vcpus() {
 fn each_kind_alone() {
     for mode in [Mode::Long, Mode::Real] {
         for (name, step) in kinds(mode) {
-            let kernel = watch();
+            let kernel = KvmReturns::watch_all();
             let ended = Vmm::new(mode, &[step, end(0)]).unmounted().run().assert(0);
             let flat = ended.flat();
             let mut expected = BTreeMap::from([("io_out", 1)]);
             *expected.entry(name).or_default() += step.times(0);
             assert_exits(&flat, "kvm", &expected);
             flat.assert_sums();
-            assert_kernel_agrees(&kernel, &flat);
+            kernel.assert_agrees(&flat);
             assert_eq!(kernel.failed(), 0, "one vCPU that ends itself is not kicked");
         }
     }
@@ -216,7 +198,7 @@ fn each_kind_alone() {
 #[test]
 fn an_access_across_pages_is_as_many_exits_as_kvm_makes_of_it() {
     let n = 100;
-    let kernel = watch();
+    let kernel = KvmReturns::watch_all();
     let steps =
         [Step::new(Op::Read64, n, NO_MEMORY + 0xffc), Step::new(Op::Write64, n, NO_MEMORY + 0xffc)];
     let ended = Vmm::new(Mode::Long, &[steps[0], steps[1], end(0)]).unmounted().run().assert(0);
@@ -226,7 +208,7 @@ fn an_access_across_pages_is_as_many_exits_as_kvm_makes_of_it() {
         assert!(exits >= n.into(), "{kind}: {exits}");
         assert_eq!(exits, flat.get(&format!("kvm/bus_unclaimed_mmio_{kind}s")));
     }
-    assert_kernel_agrees(&kernel, &flat);
+    kernel.assert_agrees(&flat);
 }
 
 #[test]
@@ -242,12 +224,12 @@ fn string_instructions_move_every_byte_in_as_many_exits_as_the_kernel_says() {
             (false, Op::Ins32, 4),
         ] {
             for port in [COM1, NO_PORT] {
-                let kernel = watch();
+                let kernel = KvmReturns::watch_all();
                 let steps = [Step::new(op, n, port), end(0)];
                 let ended = Vmm::new(mode, &steps).unmounted().run().assert(0);
                 let flat = ended.flat();
                 assert_strings(&ended, &flat, mode, (out, n.into(), size), port, &steps);
-                assert_kernel_agrees(&kernel, &flat);
+                kernel.assert_agrees(&flat);
                 assert_eq!(kernel.failed(), 0);
             }
         }
@@ -298,7 +280,7 @@ fn assert_strings(
 fn a_shutdown_is_one_exit_and_the_last() {
     for (mode, cpus) in [(Mode::Long, 1), (Mode::Real, 1), (Mode::Long, 4)] {
         let n = 50;
-        let kernel = watch();
+        let kernel = KvmReturns::watch_all();
         let steps = [Step::new(Op::Hlt, n, 0), Step::new(Op::Crash, 1, 0)];
         let ended = Vmm::new(mode, &steps).cpus(cpus).run().assert(124);
         ended.assert_says(&["crashed", "triple fault"]);
@@ -311,15 +293,15 @@ fn a_shutdown_is_one_exit_and_the_last() {
             assert!((1..=u64::from(cpus)).contains(&exits["shutdown"]), "{exits:?}");
         }
         flat.assert_sums();
-        assert_kernel_agrees(&kernel, &flat);
+        kernel.assert_agrees(&flat);
     }
 }
 
 #[test]
 fn cpuid_is_no_exit() {
-    let kernel = watch();
+    let kernel = KvmReturns::watch_all();
     let steps = [Step::new(Op::Cpuid, 2000, 0), end(0)];
     let ended = Vmm::new(Mode::Long, &steps).unmounted().run().assert(0);
     assert_eq!(ended.flat().exits("kvm"), BTreeMap::from([("io_out", 1)]));
-    assert_kernel_agrees(&kernel, &ended.flat());
+    kernel.assert_agrees(&ended.flat());
 }

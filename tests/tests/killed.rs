@@ -4,13 +4,14 @@
 use std::thread;
 use std::time::Duration;
 
+use tests::Random;
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_MEMORY, NO_PORT, Op, Step};
 use tests::outside::Outside;
 use tests::running::{Running, wait_until};
+use tests::soak::rounds;
 use tests::tracepoint::KvmReturns;
 use tests::vmm::Vmm;
-use tests::{Random, soak};
 
 const CPUS: u32 = 4;
 
@@ -57,7 +58,7 @@ fn a_stopped_process_leaves_consistent_groups() {
     let (running, outside) = start();
     let mut random = Random::new();
     let mut before = 0;
-    for _ in 0..50 * soak() {
+    for _ in 0..rounds(50) {
         thread::sleep(Duration::from_micros(random.below(5000)));
         running.signal(libc::SIGSTOP);
         // While threads are still on their way, too.
@@ -82,7 +83,7 @@ fn a_stopped_process_leaves_consistent_groups() {
 #[test]
 fn a_killed_process_leaves_every_count_it_made() {
     let mut random = Random::new();
-    for round in 0..50 * soak() {
+    for round in 0..rounds(50) {
         let kernel = KvmReturns::watch(&[]);
         let (running, outside) = start();
         thread::sleep(Duration::from_micros(random.below(20_000)));

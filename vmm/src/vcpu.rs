@@ -25,7 +25,8 @@ pub struct Crash {
     pub vcpu: u32,
     /// What happened.
     pub cause: Cause,
-    /// Where the guest was, if KVM still knows.
+    /// Where the guest was, if KVM still knows. After a triple fault on AMD processors it does not: the
+    /// registers are then those of a reset.
     pub at: Option<CodeAddress>,
 }
 
@@ -36,6 +37,11 @@ pub struct CodeAddress {
     pub rip: u64,
     /// The code segment's base, which is 0 in long mode.
     pub cs_base: u64,
+}
+
+impl CodeAddress {
+    /// Where a CPU begins after a reset.
+    const RESET: Self = Self { rip: 0xfff0, cs_base: 0xffff_0000 };
 }
 
 impl fmt::Display for CodeAddress {
@@ -255,9 +261,12 @@ impl Vcpu {
             Next::Crash(cause) => {
                 let at = || {
                     let rip = self.fd.get_regs().ok()?.rip;
-                    Some(CodeAddress { rip, cs_base: self.fd.get_sregs().ok()?.cs.base })
+                    let at = CodeAddress { rip, cs_base: self.fd.get_sregs().ok()?.cs.base };
+                    let lost = cause == Cause::TripleFault && at == CodeAddress::RESET;
+                    (!lost).then_some(at)
                 };
-                Some(Ending::Crashed(Crash { vcpu: self.index, cause, at: at() }))
+                let at = at();
+                Some(Ending::Crashed(Crash { vcpu: self.index, cause, at }))
             }
         }
     }

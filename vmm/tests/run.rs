@@ -214,9 +214,12 @@ fn a_crash_is_status_124_and_one_line_and_leaves_statistics() {
     command.args(["--no-publish", "--stats-out"]).arg(&out);
     let (status, stderr) = output(command);
     assert_eq!(status, 124);
+    // Processors of AMD forget the place.
+    let amd = Path::new("/sys/module/kvm_amd").exists();
+    let place = if amd { "" } else { ", RIP 0x10000" };
     assert_eq!(
         stderr,
-        "vmm: the guest crashed: vCPU 0: triple fault (KVM_EXIT_SHUTDOWN), RIP 0x10000\n"
+        format!("vmm: the guest crashed: vCPU 0: triple fault (KVM_EXIT_SHUTDOWN){place}\n")
     );
     assert_eq!(flat(&out)["kvm/user_exit_shutdown"], 1);
 

@@ -167,13 +167,12 @@ pub fn seed() -> u64 {
     seed
 }
 
-/// How many times to do what is done `n` times by default: `STATSFS_SOAK` times as often, if it is set.
+#[path = "../../../tests/src/soak.rs"]
+mod soak;
+
+/// How many times to do what is done `n` times unless `STATSFS_SOAK` says otherwise.
 pub fn rounds(n: usize) -> usize {
-    let times = std::env::var("STATSFS_SOAK").map_or(1, |text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("STATSFS_SOAK={text:?}: rounds are multiplied by it"))
-    });
-    n * times
+    soak::rounds(n as u32) as usize
 }
 
 pub mod child;

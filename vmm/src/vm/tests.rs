@@ -254,7 +254,8 @@ fn a_triple_fault_is_told_with_vcpu_and_place() {
     assert_eq!((crash.vcpu, &crash.cause), (0, &Cause::TripleFault));
     assert_eq!(logs, [[Hlt, Shutdown]]);
     let text = crash.to_string();
-    assert!(text.contains("vCPU 0") && text.contains("RIP 0x"), "{text}");
+    // Processors of AMD forget the place.
+    assert!(text.contains("vCPU 0") && text.contains("RIP 0x") == crash.at.is_some(), "{text}");
 }
 
 guest!(

@@ -1,0 +1,433 @@
+//! The test program outside: as those that Rust's own harness makes, with its arguments and its output.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::host::Host;
+use super::image::Image;
+use super::packages::require;
+use super::report::{Message, Outcome};
+use super::{Plan, Planned, Suite};
+use crate::binary::Cargo;
+use crate::soak::rounds;
+
+/// How long a test may take: several times what the slowest takes on a quiet machine.
+fn patience() -> Duration {
+    Duration::from_secs(rounds(300).into())
+}
+
+/// Variables that tests in the host see as they are outside.
+const PASSED_ON: [&str; 2] = ["STATSFS_SEED", "RUST_BACKTRACE"];
+
+/// The part of the usual rounds and counts that test programs do in the host, where all takes many times
+/// as long.
+const PART: &str = "5";
+
+/// What the command line asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Arguments {
+    list: bool,
+    exact: bool,
+    ignored: bool,
+    filters: Vec<String>,
+    skipped: Vec<String>,
+}
+
+impl Arguments {
+    /// Those of Rust's harness, as far as they mean anything here.
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
+        let mut parsed = Self::default();
+        while let Some(arg) = args.next() {
+            let (name, value) = match arg.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => (name, Some(value.to_string())),
+                _ => (&*arg, None),
+            };
+            let mut value =
+                || value.clone().or_else(|| args.next()).context(format!("{name} what?"));
+            match name {
+                "--list" => parsed.list = true,
+                "--exact" => parsed.exact = true,
+                "--ignored" => parsed.ignored = true,
+                "--skip" => parsed.skipped.push(value()?),
+                // One host runs as many at a time as it has CPUs, and output is kept in files.
+                "--test-threads" | "--format" | "--color" | "--logfile" | "-Z" => drop(value()?),
+                "--bench" | "--nocapture" | "--no-capture" | "--show-output"
+                | "--include-ignored" | "--quiet" | "-q" | "--report-time" | "--test" => {}
+                _ if name.starts_with('-') => bail!("{name} is not known to this test program"),
+                _ => parsed.filters.push(arg),
+            }
+        }
+        Ok(parsed)
+    }
+
+    fn selects(&self, name: &str) -> bool {
+        let matches =
+            |filter: &String| if self.exact { name == filter } else { name.contains(&**filter) };
+        (self.filters.is_empty() || self.filters.iter().any(matches))
+            && !self.skipped.iter().any(matches)
+    }
+}
+
+/// What came of each test.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Those that have begun and not ended.
+    running: BTreeSet<String>,
+    ended: BTreeMap<String, Outcome>,
+    /// What is known about the failures besides their outputs.
+    remarks: BTreeMap<String, String>,
+}
+
+impl Tally {
+    fn begin(&mut self, test: &str) {
+        self.running.insert(test.to_string());
+    }
+
+    fn end(&mut self, test: &str, outcome: Outcome) {
+        self.running.remove(test);
+        self.ended.insert(test.to_string(), outcome);
+        if outcome == Outcome::TimedOut {
+            self.remarks.insert(test.to_string(), "it did not end, and was killed".into());
+        }
+    }
+
+    /// The host has ended, for this reason: what still ran has failed. If nothing had even begun, nor has
+    /// ended since, so has everything that waits, which there is no sense in trying again.
+    fn host_ended(&mut self, waiting: &[Planned], progress: bool, reason: &str) {
+        let mut failed: Vec<_> = std::mem::take(&mut self.running).into_iter().collect();
+        if failed.is_empty() && !progress {
+            failed.extend(waiting.iter().map(|test| test.name.clone()));
+        }
+        for test in failed {
+            self.remarks.insert(test.clone(), format!("while it ran, {reason}"));
+            self.ended.insert(test, Outcome::Failed);
+        }
+    }
+
+    fn waiting(&self, tests: &[Planned]) -> Vec<Planned> {
+        tests.iter().filter(|test| !self.ended.contains_key(&test.name)).cloned().collect()
+    }
+
+    fn count(&self, passed: bool) -> usize {
+        self.ended.values().filter(|outcome| (**outcome == Outcome::Passed) == passed).count()
+    }
+}
+
+/// The tests of a suite: what there is, and why some of it is not run.
+struct Cases {
+    tests: Vec<Planned>,
+    ignored: BTreeMap<String, String>,
+}
+
+/// Runs a suite as a test program does.
+///
+/// # Errors
+/// If the host can not be made. Tests that fail are no error of this.
+pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
+    let arguments = Arguments::parse(std::env::args().skip(1))?;
+    for (command, package) in [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("apt-get", "apt"),
+        ("dpkg", "dpkg"),
+        ("strip", "binutils"),
+    ] {
+        require(command, package)?;
+    }
+    let cargo = Cargo::of_this_test();
+    let place = cargo.target().join("nested");
+    let files = place.join("files");
+    fs::create_dir_all(&place).with_context(|| format!("{} can not be made", place.display()))?;
+    // Two at a time would use each other's files.
+    let lock = fs::File::create(place.join("lock"))?;
+    lock.lock().context("the lock can not be taken")?;
+
+    let started = Instant::now();
+    let mut image = say("Debian's packages", || Image::new(&place))?;
+    let mut cases = say("test programs", || programs(suite, &cargo, &mut image))?;
+    for (name, _) in suite.functions {
+        let mut function = Planned::function(name, patience());
+        function.live = suite.live;
+        cases.tests.push(function);
+    }
+    let all = cases.tests.len() + cases.ignored.len();
+    cases.tests.retain(|test| arguments.selects(&test.name) && !arguments.ignored);
+    cases.ignored.retain(|name, _| arguments.selects(name));
+    if arguments.list {
+        for name in cases.tests.iter().map(|test| &test.name).chain(cases.ignored.keys()) {
+            println!("{name}: test");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !cases.tests.is_empty() {
+        let vmm = say("vmm, optimised", || Ok(cargo.command("vmm", &["--release"])))?;
+        image.command(&vmm)?;
+        // Tests of its own package have this path built in.
+        let built = cargo.command("vmm", &[]);
+        image.link(&built, &Path::new(super::BIN).join("vmm"));
+        image.guests()?;
+    }
+    if !suite.packages.is_empty() {
+        say("more packages", || image.packages(&place, suite.packages))?;
+    }
+
+    println!("\nrunning {} tests", cases.tests.len() + cases.ignored.len());
+    for (name, reason) in &cases.ignored {
+        println!("test {name} ... ignored, {reason}");
+    }
+    let tally = run_all(&mut image, suite.live, &cases.tests, &place, &files)?;
+    tell_failures(&tally, &files);
+    let (passed, failed) = (tally.count(true), tally.count(false));
+    println!(
+        "\ntest result: {}. {passed} passed; {failed} failed; {} ignored; 0 measured; {} filtered out; \
+         finished in {:.2}s\n",
+        if failed == 0 { "ok" } else { "FAILED" },
+        cases.ignored.len(),
+        all - cases.tests.len() - cases.ignored.len(),
+        started.elapsed().as_secs_f64()
+    );
+    assert_eq!(passed + failed, cases.tests.len(), "every test has an outcome");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) })
+}
+
+/// Does a part of the preparation, and says how long it took.
+fn say<T>(what: &str, prepare: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    let done = prepare()?;
+    println!("nested: {what}: ready after {:.1} s", started.elapsed().as_secs_f64());
+    Ok(done)
+}
+
+/// Builds the workspace's test programs, puts those of the suite into the image, and asks them which tests
+/// they have.
+fn programs(suite: &Suite, cargo: &Cargo, image: &mut Image) -> Result<Cases> {
+    let mut cases = Cases { tests: Vec::new(), ignored: BTreeMap::new() };
+    let mut excluded: BTreeMap<_, _> = suite.excluded.iter().copied().collect();
+    let built = if suite.programs.is_empty() { Vec::new() } else { cargo.integration_tests() };
+    for (package, target) in suite.programs {
+        let program = built.iter().find(|built| built.package == *package && built.name == *target);
+        let program =
+            program.with_context(|| format!("cargo has not built {package}'s {target}"))?;
+        let path = image.test(program)?;
+        let ignored = list(&program.path, &["--ignored"])?;
+        for test in list(&program.path, &[])? {
+            let name = format!("{package}::{target}::{test}");
+            if let Some(reason) = excluded.remove(&*name) {
+                cases.ignored.insert(name, reason.to_string());
+            } else if ignored.contains(&test) {
+                cases.ignored.insert(name, "as outside".to_string());
+            } else {
+                cases.tests.push(Planned::test(&name, patience(), path.clone(), &test));
+            }
+        }
+    }
+    ensure!(excluded.is_empty(), "there are no such tests: {:?}", excluded.keys());
+    let soak = std::env::var("STATSFS_SOAK").unwrap_or_else(|_| "1".into());
+    for test in &mut cases.tests {
+        test.environment.push(("STATSFS_SOAK".into(), format!("{soak}/{PART}")));
+        for name in PASSED_ON {
+            test.environment
+                .extend(std::env::var(name).ok().map(|value| (name.to_string(), value)));
+        }
+    }
+    Ok(cases)
+}
+
+/// The tests of a test program.
+fn list(program: &Path, args: &[&str]) -> Result<Vec<String>> {
+    let output = Command::new(program).args(["--list", "--format", "terse"]).args(args).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let tests: Vec<_> =
+        text.lines().filter_map(|line| line.strip_suffix(": test")).map(String::from).collect();
+    ensure!(output.status.success(), "{} can not be asked for its tests", program.display());
+    Ok(tests)
+}
+
+/// Runs tests, in one host after the other if one ends before it should.
+fn run_all(
+    image: &mut Image,
+    alone: bool,
+    tests: &[Planned],
+    place: &Path,
+    files: &Path,
+) -> Result<Tally> {
+    let _ = fs::remove_dir_all(files);
+    fs::create_dir_all(files)?;
+    let mut tally = Tally::default();
+    for number in 1.. {
+        let waiting = tally.waiting(tests);
+        if waiting.is_empty() {
+            break;
+        }
+        let directory = files.join(format!("host{number}"));
+        fs::create_dir_all(&directory)?;
+        let initrd = place.join("host.cpio");
+        image.write(&Plan { alone, tests: waiting.clone() }, &initrd)?;
+        println!(
+            "nested: host {number} boots; consoles and outputs are kept in {}",
+            files.display()
+        );
+        let mut host = Host::boot(image.kernel(), &initrd, &directory)?;
+        let ended_before = tally.ended.len();
+        match follow(&mut host, &mut tally, files) {
+            Ok(()) => {
+                host.finish()?;
+                // It says that all is done: what has not reported then never will.
+                tally.host_ended(&tally.waiting(tests), false, "the host said that it was done");
+            }
+            Err(error) => {
+                println!("nested: {error:#}");
+                let progress = tally.ended.len() > ended_before;
+                tally.host_ended(&tally.waiting(tests), progress, "the host ended");
+            }
+        }
+    }
+    Ok(tally)
+}
+
+/// Takes what a host reports until it says that it is done.
+fn follow(host: &mut Host, tally: &mut Tally, files: &Path) -> Result<()> {
+    loop {
+        match host.message()? {
+            Message::Up(uptime) => println!(
+                "nested: host up after {:.1} s, by its own clock {:.1} s",
+                host.started().elapsed().as_secs_f64(),
+                uptime.as_secs_f64()
+            ),
+            Message::Alive => {}
+            Message::Begin(test) => tally.begin(&test),
+            Message::Line(line) => println!("{line}"),
+            Message::File(name, bytes) => keep(files, &name, &bytes)?,
+            Message::End(test, outcome, took) => {
+                let told = match outcome {
+                    Outcome::Passed => "ok",
+                    Outcome::Failed => "FAILED",
+                    Outcome::TimedOut => "FAILED (timed out)",
+                };
+                println!("test {test} ... {told} <{:.3}s>", took.as_secs_f64());
+                tally.end(&test, outcome);
+            }
+            Message::Done => return Ok(()),
+        }
+    }
+}
+
+/// Where the files of a test are kept.
+fn kept(files: &Path, name: &str) -> PathBuf {
+    files.join(name.replace("::", "/"))
+}
+
+/// Keeps a file.
+fn keep(files: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = kept(files, name);
+    let below = path.strip_prefix(files)?;
+    ensure!(
+        below.components().all(|part| matches!(part, Component::Normal(_))),
+        "{name:?} is no name"
+    );
+    fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
+    fs::write(&path, bytes).with_context(|| format!("{} can not be written", path.display()))
+}
+
+/// Shows what failed tests have said.
+fn tell_failures(tally: &Tally, files: &Path) {
+    let failed: Vec<_> =
+        tally.ended.iter().filter(|(_, outcome)| **outcome != Outcome::Passed).collect();
+    if failed.is_empty() {
+        return;
+    }
+    println!("\nfailures:\n");
+    for (name, _) in &failed {
+        let directory = kept(files, name);
+        println!("---- {name} ---- (all of its files: {})", directory.display());
+        if let Some(remark) = tally.remarks.get(*name) {
+            println!("{remark}");
+        }
+        let mut paths: Vec<_> = fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        paths.sort();
+        for path in paths {
+            println!("--- the end of {}:", path.display());
+            println!("{}", super::host::tail(&path, 40));
+        }
+    }
+    println!("\nfailures:");
+    failed.iter().for_each(|(name, _)| println!("    {name}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(line: &str) -> Result<Arguments> {
+        Arguments::parse(line.split_whitespace().map(String::from))
+    }
+
+    #[test]
+    fn arguments_are_those_of_rusts_harness() {
+        let parsed =
+            arguments("--nocapture boot --skip=net --test-threads 2 --exact x --skip y").unwrap();
+        let expected = Arguments {
+            exact: true,
+            filters: vec!["boot".into(), "x".into()],
+            skipped: vec!["net".into(), "y".into()],
+            ..Arguments::default()
+        };
+        assert_eq!(parsed, expected);
+        assert!(arguments("--list --format terse").unwrap().list);
+        assert!(arguments("--frobnicate").is_err() && arguments("--skip").is_err());
+    }
+
+    #[test]
+    fn names_are_selected_as_there() {
+        let selects = |line: &str, name: &str| arguments(line).unwrap().selects(name);
+        assert!(selects("", "a::b") && selects("b", "a::b") && selects("x b", "a::b"));
+        assert!(!selects("c", "a::b") && !selects("b --exact", "a::b"));
+        assert!(selects("a::b --exact", "a::b") && !selects("--skip b", "a::b"));
+    }
+
+    fn planned(names: &[&str]) -> Vec<Planned> {
+        names.iter().map(|name| Planned::function(name, Duration::ZERO)).collect()
+    }
+
+    #[test]
+    fn what_ran_when_the_host_ended_has_failed_and_the_rest_is_run_again() {
+        let tests = planned(&["a", "b", "c", "d"]);
+        let mut tally = Tally::default();
+        tally.begin("a");
+        tally.begin("b");
+        tally.end("a", Outcome::Passed);
+        tally.begin("c");
+        tally.host_ended(&tally.waiting(&tests), true, "the host ended");
+        let names: Vec<_> = tally.waiting(&tests).into_iter().map(|test| test.name).collect();
+        assert_eq!(names, ["d"]);
+        assert_eq!((tally.count(true), tally.count(false)), (1, 2));
+        assert!(tally.remarks["b"].contains("the host ended"));
+    }
+
+    #[test]
+    fn a_host_that_runs_nothing_is_not_tried_again() {
+        let tests = planned(&["a", "b"]);
+        let mut tally = Tally::default();
+        tally.host_ended(&tally.waiting(&tests), false, "it ended");
+        assert!(tally.waiting(&tests).is_empty());
+        assert_eq!((tally.count(true), tally.count(false)), (0, 2));
+    }
+
+    #[test]
+    fn a_test_that_timed_out_has_failed() {
+        let mut tally = Tally::default();
+        tally.begin("a");
+        tally.end("a", Outcome::TimedOut);
+        assert_eq!((tally.count(true), tally.count(false)), (0, 1));
+        assert!(tally.running.is_empty() && tally.remarks["a"].contains("killed"));
+    }
+}

@@ -1,0 +1,234 @@
+//! Tests in a stock Debian host that this machine emulates, with its virtualization, in software: so a real
+//! `kvm_amd` and the distribution's FUSE, as root, whatever this machine has.
+//!
+//! One executable has all roles. Outside, it is a test program that cargo runs ([`harness`]): it fetches
+//! Debian's packages ([`packages`]), composes the host's file system ([`image`]) with itself as the first
+//! process and what is tested, and boots it ([`host`]). Inside, it sets the host up and runs what is planned
+//! ([`agent`]), which reports over a serial port ([`report`]): test programs of the workspace, each test in a
+//! process of its own, and functions of the executable itself.
+//!
+//! A test that does not report has failed, also if the host ended while it ran; those that had not begun are
+//! then run in another host.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+pub mod agent;
+pub mod harness;
+pub mod host;
+pub mod image;
+pub mod packages;
+pub mod report;
+
+/// What runs in the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Suite {
+    /// Integration tests of the workspace: package and target.
+    pub programs: &'static [(&'static str, &'static str)],
+    /// Those of their tests that can not hold there, each with the reason.
+    pub excluded: &'static [(&'static str, &'static str)],
+    /// Functions of this executable, which fail by a panic.
+    pub functions: &'static [Function],
+    /// Debian's packages that these need besides what is always there.
+    pub packages: &'static [&'static str],
+    /// Whether to run one after the other, with what they print on the terminal: for measurements.
+    pub live: bool,
+}
+
+/// A function that runs in the host: its name and itself.
+pub type Function = (&'static str, fn());
+
+/// Where commands under test are in the host.
+pub const BIN: &str = "/nested/bin";
+/// Where test programs are, by package.
+pub const TESTS: &str = "/nested/tests";
+/// What guests are made of: `modules`, in files whose names say their order.
+pub const GUEST: &str = "/nested/guest";
+/// The kernel's image, for guests.
+pub const LINUX: &str = "/nested/guest/vmlinuz";
+/// What is to be run.
+const PLAN: &str = "/nested/plan";
+/// Where each test has a directory, by its name.
+const FILES: &str = "/nested/files";
+
+/// The environment variable that names a test's directory in the host: files in it are kept outside.
+pub const KEPT: &str = "STATSFS_NESTED_FILES";
+/// The environment variable that says what this executable is to be.
+const ROLE: &str = "STATSFS_NESTED";
+
+/// What this executable is to be, when it is neither a test program nor the first process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Agent,
+    Function,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Function => "function",
+        }
+    }
+}
+
+/// The whole test program, in whatever role it was started.
+pub fn main(suite: &Suite) -> ExitCode {
+    if std::process::id() == 1 {
+        agent::init();
+    }
+    let role = std::env::var(ROLE).ok();
+    let is = |asked: Role| role.as_deref() == Some(asked.name());
+    let done = if is(Role::Agent) {
+        agent::run().map(|()| ExitCode::SUCCESS)
+    } else if is(Role::Function) {
+        run_function(suite.functions).map(|()| ExitCode::SUCCESS)
+    } else {
+        harness::run(suite)
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("nested: {error:#}");
+        ExitCode::from(101)
+    })
+}
+
+fn run_function(functions: &[Function]) -> Result<()> {
+    let name = std::env::args().nth(1).unwrap_or_default();
+    let (_, function) = functions
+        .iter()
+        .find(|(is, _)| *is == name)
+        .with_context(|| format!("no function {name}"))?;
+    function();
+    Ok(())
+}
+
+/// A test that is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Its name.
+    pub name: String,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Whether what it prints is for the terminal.
+    pub live: bool,
+    /// The program, in the host.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// More variables of its environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Planned {
+    /// A function of this executable.
+    pub fn function(name: &str, timeout: Duration) -> Self {
+        Self {
+            name: name.into(),
+            timeout,
+            live: false,
+            program: "/init".into(),
+            args: vec![name.into()],
+            environment: vec![(ROLE.into(), Role::Function.name().into())],
+        }
+    }
+
+    /// A test of a test program.
+    pub fn test(name: &str, timeout: Duration, program: PathBuf, test: &str) -> Self {
+        Self {
+            name: name.into(),
+            timeout,
+            live: false,
+            program,
+            args: vec!["--exact".into(), test.into()],
+            environment: Vec::new(),
+        }
+    }
+}
+
+/// What a host is to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// One after the other, instead of one per CPU at a time.
+    pub alone: bool,
+    /// The tests.
+    pub tests: Vec<Planned>,
+}
+
+impl Plan {
+    /// As lines of fields with tabs between them.
+    fn to_text(&self) -> String {
+        let mut text = format!("{}\n", if self.alone { "alone" } else { "together" });
+        for test in &self.tests {
+            let live = if test.live { "live" } else { "kept" };
+            let program = test.program.to_str().expect("paths in the host are text");
+            let mut fields = vec![
+                test.name.clone(),
+                test.timeout.as_secs().to_string(),
+                live.into(),
+                program.into(),
+            ];
+            fields.push(test.args.len().to_string());
+            fields.extend(test.args.iter().cloned());
+            for (name, value) in &test.environment {
+                fields.push(format!("{name}={value}"));
+            }
+            text.push_str(&(fields.join("\t") + "\n"));
+        }
+        text
+    }
+
+    fn from_text(text: &str) -> Result<Self> {
+        let (first, lines) = text.split_once('\n').context("an empty plan")?;
+        let tests = lines.lines().map(|line| {
+            let parse = || {
+                let mut fields = line.split('\t').map(String::from);
+                let (name, timeout) = (fields.next()?, fields.next()?.parse().ok()?);
+                let (live, program) = (fields.next()? == "live", fields.next()?.into());
+                let args = fields.next()?.parse().ok()?;
+                let args = fields.by_ref().take(args).collect();
+                let environment = fields
+                    .map(|field| {
+                        field.split_once('=').map(|(name, value)| (name.into(), value.into()))
+                    })
+                    .collect::<Option<_>>()?;
+                let timeout = Duration::from_secs(timeout);
+                Some(Planned { name, timeout, live, program, args, environment })
+            };
+            parse().with_context(|| format!("this is no test: {line:?}"))
+        });
+        Ok(Self { alone: first == "alone", tests: tests.collect::<Result<_>>()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_text() {
+        let second = Duration::from_secs(1);
+        let mut plan = Plan {
+            alone: false,
+            tests: vec![
+                Planned::function("guests::boot", second * 30),
+                Planned::test(
+                    "tests::exact::one",
+                    second,
+                    "/nested/tests/tests/exact".into(),
+                    "one",
+                ),
+            ],
+        };
+        plan.tests[1].environment =
+            vec![("STATSFS_SOAK".into(), "2".into()), ("EMPTY".into(), "".into())];
+        assert_eq!(Plan::from_text(&plan.to_text()).unwrap(), plan);
+        plan.alone = true;
+        plan.tests.pop();
+        plan.tests[0].live = true;
+        assert_eq!(Plan::from_text(&plan.to_text()).unwrap(), plan);
+        assert!(Plan::from_text("alone\nguests::boot\tsoon").is_err());
+    }
+}
