@@ -1,7 +1,7 @@
 //! The steps of the shared-memory protocol, both sides, as [`layout`](super::layout) states it.
 //!
 //! Nothing here allocates, locks or decides: the writer's bookkeeping (`registry`) and the reader's
-//! (`reader`) call these steps, and the loom tests below explore the same code.
+//! (`reader`) call these steps, and the models in `tests/models` explore the same code under loom.
 
 use super::latch;
 use super::layout::{

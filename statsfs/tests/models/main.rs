@@ -1,8 +1,8 @@
 //! Models of the protocol for loom, which runs every interleaving and every value that a relaxed load may
-//! answer, on the code of [`latch`](super::latch) and [`protocol`](super::protocol) itself:
+//! answer, on the code of `segment/latch.rs` and `segment/protocol.rs` itself, compiled here with loom's atomics:
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p statsfs --release --lib loom
+//! RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p statsfs --release --test models
 //! ```
 //!
 //! A block's cells are written by the thread that changes the structure. In a program they are different
@@ -10,17 +10,29 @@
 //! whatever handed the slot over, which the C++ model does not carry on to a third thread that reads
 //! the relaxed counts; every processor's memory model does.
 
+#![cfg(loom)]
+
+#[path = "../../src/segment/latch.rs"]
+mod latch;
+#[path = "../../src/segment/layout.rs"]
+#[allow(dead_code)]
+mod layout;
+#[path = "../../src/segment/protocol.rs"]
+#[allow(dead_code)]
+mod protocol;
+mod region;
+mod sync;
+
 use loom::sync::Arc;
 use loom::thread;
 
-use super::latch;
-use super::layout::{
+use layout::{
     BLOCK_HEADER, UNIT, block_shape, head, header, is_published, kind, pair, role, unit_offset,
     word,
 };
-use super::protocol::{self, Selected};
-use super::region::Region;
-use super::sync::{AtomicU64, Ordering, kill_after, only_writer};
+use protocol::Selected;
+use region::Region;
+use sync::{AtomicU64, Ordering, kill_after, only_writer};
 
 /// The units of the model: two accumulators, of which the second departs, and one that blocks use in
 /// turn.
@@ -178,7 +190,7 @@ fn with_writer(
 }
 
 #[test]
-fn loom_latch_gives_whole_copies() {
+fn latch_gives_whole_copies() {
     explore(Some(4), || {
         let sequence = Arc::new(AtomicU64::new(0));
         let cells: Arc<[AtomicU64; 4]> = Arc::new(std::array::from_fn(|_| AtomicU64::new(0)));
@@ -211,7 +223,7 @@ fn loom_latch_gives_whole_copies() {
 }
 
 #[test]
-fn loom_latch_survives_the_writer() {
+fn latch_survives_the_writer() {
     for life in 0..=8 {
         explore(None, move || {
             let sequence = AtomicU64::new(0);
@@ -233,7 +245,7 @@ fn loom_latch_survives_the_writer() {
 }
 
 #[test]
-fn loom_records_are_whole() {
+fn records_are_whole() {
     explore(Some(3), || {
         let region = Arc::new(Region::new(unit_offset(0), UNIT / 8));
         let writing = region.clone();
@@ -254,7 +266,7 @@ fn loom_records_are_whole() {
 }
 
 #[test]
-fn loom_cells_belong_to_their_record() {
+fn cells_belong_to_their_record() {
     explore(None, || {
         let model = Model::new();
         model.start(20, &[5]);
@@ -277,7 +289,7 @@ fn loom_cells_belong_to_their_record() {
 }
 
 #[test]
-fn loom_departure_loses_nothing() {
+fn departure_loses_nothing() {
     // 3 counts are folded and their block reused by another source, which counts 4.
     with_writer(
         Some(4),
@@ -295,7 +307,7 @@ fn loom_departure_loses_nothing() {
 }
 
 #[test]
-fn loom_a_second_fold_tears_nothing() {
+fn a_second_fold_tears_nothing() {
     with_writer(
         Some(3),
         |model| {
@@ -318,7 +330,7 @@ fn loom_a_second_fold_tears_nothing() {
 }
 
 #[test]
-fn loom_folds_follow_each_other() {
+fn folds_follow_each_other() {
     // Nothing new is published in between, whose fences would hide that a fold lacks its own.
     with_writer(
         Some(4),
@@ -356,7 +368,7 @@ fn prepare_two_levels(model: &Model) {
 }
 
 #[test]
-fn loom_a_chain_of_folds_is_exact() {
+fn a_chain_of_folds_is_exact() {
     for order in [[INNER, OUTER], [OUTER, INNER]] {
         with_writer(Some(4), prepare_two_levels, fold_twice_up, order, &[3]);
     }
@@ -365,7 +377,7 @@ fn loom_a_chain_of_folds_is_exact() {
 /// Shows that the models find holes, and why *folds* is bumped between dependent folds.
 #[test]
 #[should_panic(expected = "a sweep found")]
-fn loom_a_chain_must_be_announced() {
+fn a_chain_must_be_announced() {
     with_writer(
         Some(3),
         prepare_two_levels,
@@ -385,7 +397,7 @@ fn loom_a_chain_must_be_announced() {
 /// Shows why a block is judged by the copy of its accumulator that the sweep reads.
 #[test]
 #[should_panic(expected = "lost or twice")]
-fn loom_a_later_upto_must_not_judge() {
+fn a_later_upto_must_not_judge() {
     explore(Some(3), || {
         let model = Model::new();
         model.start(20, &[3]);
@@ -413,7 +425,7 @@ fn loom_a_later_upto_must_not_judge() {
 }
 
 #[test]
-fn loom_every_count_survives_the_writer() {
+fn every_count_survives_the_writer() {
     // Everything above in one life, ended after each of its stores: whoever reads then finds every count
     // that was stored, once.
     let lives = 200;
