@@ -1,5 +1,7 @@
 //! Where records and blocks are: memory in the segments, found, reserved and given back.
 
+use std::time::Instant;
+
 use super::RegistryOptions;
 use super::state::{Accumulator, Block, GroupKey, Place, State, random};
 use crate::error::{RegistryError, SourceError};
@@ -7,8 +9,8 @@ use crate::segment::arena::Arena;
 use crate::segment::layout::{accumulator_copy, head, header, kind, pair, role, word};
 
 impl State {
-    /// Allocates in the first segment that has room: after a fold if none has, in a new segment if
-    /// that did not help.
+    /// Allocates in the first segment that has room; if none has, after a fold or in a new segment. A fold
+    /// makes readers start again: before it is due there is none as long as there may be more segments.
     pub(super) fn allocate<T>(
         &mut self,
         options: &RegistryOptions,
@@ -21,7 +23,9 @@ impl State {
                     return Ok((segment, taken));
                 }
             }
-            if round == 0 && !self.fold() {
+            let may_fold =
+                self.arenas.len() >= options.max_segments || self.fold_due() <= Instant::now();
+            if round > 0 || !may_fold || !self.fold() {
                 break;
             }
         }
@@ -85,18 +89,25 @@ impl State {
         Ok(Block { place: Place { segment, unit }, offset, len })
     }
 
-    /// Whether a slot still counts in a block though its source was revoked.
-    pub(crate) fn is_cut_off(&self, block: &Block) -> bool {
-        let region = self.arenas[block.place.segment].region();
-        self.cut_off.contains_key(&(region.address(block.offset).as_ptr() as usize))
+    /// The address of a block's memory, by which it is known in `cut_off`.
+    fn address(&self, block: &Block) -> usize {
+        self.arenas[block.place.segment].region().address(block.offset).as_ptr() as usize
     }
 
-    pub(crate) fn free_block(&mut self, block: &Block) {
-        let cut_off = block.len > 0 && self.is_cut_off(block);
+    /// Whether a slot still counts in a block though its source was revoked.
+    pub(super) fn is_cut_off(&self, block: &Block) -> bool {
+        !self.cut_off.is_empty() && self.cut_off.contains_key(&self.address(block))
+    }
+
+    /// Frees a block's record, and its memory unless a slot still counts there.
+    pub(super) fn free_block(&mut self, block: &Block) {
+        let address = (block.len > 0).then(|| self.address(block));
         let arena = &mut self.arenas[block.place.segment];
         arena.free(block.place.unit);
-        if block.len > 0 && !cut_off {
-            arena.give(block.offset, block.len);
+        match address.map(|address| self.cut_off.get_mut(&address)) {
+            Some(Some(cut_off)) => cut_off.record_freed = true,
+            Some(None) => arena.give(block.offset, block.len),
+            None => {}
         }
     }
 

@@ -40,6 +40,14 @@ pub(crate) struct SlotBlock {
     pub(crate) slot: Option<Arc<SlotInner>>,
 }
 
+/// A block whose source was revoked and whose slot is still held.
+#[derive(Debug)]
+pub(crate) struct CutOff {
+    pub(crate) block: Block,
+    /// Whether its record is freed, so that its memory goes with the slot.
+    pub(crate) record_freed: bool,
+}
+
 /// What departed sources left here of one group.
 #[derive(Debug)]
 pub(crate) struct Accumulator {
@@ -97,9 +105,11 @@ pub(crate) struct State {
     pub(crate) next_retire: u64,
     /// Retired blocks by the accumulator that they go to.
     pub(crate) pending: HashMap<(u64, GroupKey), Vec<Retired>>,
+    /// Blocks that are to be freed: those that were folded, and those that had nothing to fold.
+    pub(crate) folded: Vec<Retired>,
     pub(crate) last_fold: Instant,
     /// Blocks, by the address of their memory, whose source was revoked and whose slot is still held.
-    pub(crate) cut_off: HashMap<usize, Block>,
+    pub(crate) cut_off: HashMap<usize, CutOff>,
 }
 
 pub(super) fn random() -> Result<[u64; 2], RegistryError> {
@@ -158,6 +168,7 @@ impl State {
             next_id: ROOT_ID + 1,
             next_retire: 1,
             pending: HashMap::new(),
+            folded: Vec::new(),
             last_fold: Instant::now(),
             cut_off: HashMap::new(),
         })

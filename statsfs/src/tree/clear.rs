@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::files::IdentityId;
 use super::inode::DirId;
 use super::model::counting_slots;
-use super::sweep::{Account, Cells, Sweep, Want};
+use super::sweep::{Account, Cells, Request, Sweep, Want};
 use super::{GroupId, SourceKey, State};
 use crate::aggregate::since;
 use crate::segment::process::Reading;
@@ -42,6 +42,17 @@ pub(crate) enum Scope {
     Subtree,
     /// Everything that departed right below the directory.
     DepartedSubtree,
+}
+
+impl Scope {
+    /// What must be read for it.
+    pub(crate) fn request(self, dir: DirId) -> Request {
+        let want = match self {
+            Self::Own(value) | Self::All(value) | Self::Departed(value) => Want::Value(value),
+            Self::Subtree | Self::DepartedSubtree => Want::All,
+        };
+        Request { dir, below: !matches!(self, Self::Own(_)), want }
+    }
 }
 
 impl Baselines {
@@ -171,22 +182,10 @@ impl State {
         shown.collect()
     }
 
-    /// Clears, from one sweep, and answers what that took away; `None`, and nothing is cleared, if the
-    /// model is outdated or a block was torn.
-    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope) -> Option<Cleared> {
+    /// Clears, from a sweep of what the scope requests, and answers what that took away.
+    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope, sweep: &Sweep) -> Cleared {
         let members = self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default();
-        let sources = match scope {
-            Scope::Own(_) => members.clone(),
-            _ => self.sources_of(dir),
-        };
-        let want = match scope {
-            Scope::Own(value) | Scope::All(value) | Scope::Departed(value) => Want::Value(value),
-            Scope::Subtree | Scope::DepartedSubtree => Want::All,
-        };
-        let sweep = self.sweep(&sources, want);
-        if sweep.outdated || sweep.torn > 0 {
-            return None;
-        }
+        let want = scope.request(dir).want;
         let mut cleared = Cleared::default();
         for cells in &sweep.cells {
             let included = match (scope, cells.account) {
@@ -199,10 +198,10 @@ impl State {
                 (Scope::All(_) | Scope::Subtree, _) => true,
             };
             if included {
-                self.clear_cells(&sweep, cells, want, &mut cleared);
+                self.clear_cells(sweep, cells, want, &mut cleared);
             }
         }
-        Some(cleared)
+        cleared
     }
 
     fn clear_cells(&mut self, sweep: &Sweep, cells: &Cells, want: Want, cleared: &mut Cleared) {

@@ -11,6 +11,7 @@ pub(crate) mod inode;
 mod model;
 mod nodes;
 mod render;
+mod settle;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ use self::clear::{Baselines, Scope};
 use self::files::Identities;
 use self::inode::DirId;
 use self::model::{Dir, SourceModel};
-use self::sweep::{Plan, Sweep};
+use self::sweep::{Plan, Request, Sweep};
 
 /// Names that the kernel must forget are collected up to about this number.
 const MAX_GONE: usize = 1 << 16;
@@ -148,6 +149,11 @@ impl Snapshot {
     }
 }
 
+/// Attempts to settle until a writer is taken for one that will never let it; about half a second.
+const ATTEMPTS: u32 = 500;
+/// Attempts to clear where blocks are torn.
+const CLEAR_ATTEMPTS: u32 = 10;
+
 /// Before one more attempt: whoever is in the middle of a change may wait for a processor.
 fn let_writers_run(attempt: u32) {
     match attempt {
@@ -209,6 +215,12 @@ impl Tree {
     pub(crate) fn write(&self, force: bool) -> RwLockWriteGuard<'_, State> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.refresh(&*self.feed, force);
+        self.collect_gone(&mut state);
+        state
+    }
+
+    /// Takes over the names that the kernel must forget.
+    fn collect_gone(&self, state: &mut State) {
         let gone = std::mem::take(&mut state.gone);
         if !gone.is_empty() {
             let mut all = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,42 +230,76 @@ impl Tree {
                 all.extend(gone);
             }
         }
-        state
     }
 
     /// Reads every cell.
     pub fn snapshot(&self, snapshot: &mut Snapshot) {
-        self.settled(|state| {
-            state.read_plan(state.whole_plan(), &mut snapshot.sweep);
-            if snapshot.groups.len() != state.groups.len() {
-                snapshot.groups.clone_from(&state.groups);
+        let Snapshot { sweep, groups } = snapshot;
+        self.show(Request::WHOLE, sweep, |state, _| {
+            if groups.len() != state.groups.len() {
+                groups.clone_from(&state.groups);
             }
-            ((), snapshot.sweep.outdated)
         });
     }
 
-    /// Runs `look` until the model that it looked at was not outdated; at most so often that a writer
-    /// that never rests cannot keep us, in which case its last answer stands.
-    fn settled<T>(&self, mut look: impl FnMut(&State) -> (T, bool)) -> T {
-        let (mut answer, mut outdated) = look(&self.read());
-        for attempt in 0..100 {
-            if !outdated {
-                break;
+    /// Reads what is asked for, and shows it as part of the tree that it was read from. Every count is in
+    /// there once, however fast sources come and go.
+    fn show<T>(
+        &self,
+        request: Request,
+        sweep: &mut Sweep,
+        show: impl FnOnce(&State, &Sweep) -> T,
+    ) -> T {
+        // A fold that overtakes a sweep is seldom followed by one that overtakes the next.
+        for again in [false, true] {
+            if again {
+                drop(self.write(true));
             }
-            let_writers_run(attempt);
-            drop(self.write(true));
-            (answer, outdated) = look(&self.read());
+            let state = self.read();
+            state.sweep(request, sweep);
+            if !sweep.outdated {
+                return show(&state, sweep);
+            }
         }
-        answer
+        show(&self.settle(request, sweep), sweep)
+    }
+
+    /// Reads what is asked for whatever is folded meanwhile, and keeps everybody else out of the tree as
+    /// long as the answer is held. The sweep is outdated only if a hostile writer wants it so.
+    fn settle(&self, request: Request, sweep: &mut Sweep) -> RwLockWriteGuard<'_, State> {
+        for attempt in 0.. {
+            let mut state = self.write(true);
+            state.sweep_settled(&*self.feed, request, sweep);
+            self.collect_gone(&mut state);
+            if !sweep.outdated || attempt > ATTEMPTS {
+                return state;
+            }
+            if let Some((process, cut)) = sweep.cut
+                && state.processes[process].has_waited_enough(cut, attempt)
+            {
+                continue;
+            }
+            drop(state);
+            let_writers_run(attempt);
+        }
+        unreachable!("there is an end to attempts")
     }
 
     /// Clears, and answers what that took away. `None` if a writer changed the structure, or the cells,
     /// faster than they could be read, again and again: only a hostile one can.
     fn clear_scope(&self, dir: DirId, scope: Scope) -> Option<Cleared> {
-        (0..1000).find_map(|attempt| {
+        let (request, mut sweep) = (scope.request(dir), Sweep::default());
+        let mut state = self.write(false);
+        state.sweep(request, &mut sweep);
+        for attempt in 0..CLEAR_ATTEMPTS {
+            if !sweep.outdated && sweep.torn == 0 {
+                return Some(state.clear(dir, scope, &sweep));
+            }
+            drop(state);
             let_writers_run(attempt);
-            self.write(attempt > 0).clear(dir, scope)
-        })
+            state = self.settle(request, &mut sweep);
+        }
+        None
     }
 
     /// Makes a running [`wait`](Self::wait) return early.

@@ -1,6 +1,6 @@
 //! A segment's words as loom's atomics, in place of the library's `segment/region.rs`.
 
-use super::sync::{AtomicU64, Ordering};
+use super::sync::AtomicU64;
 
 /// The same words, as loom's atomics.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ impl Region {
     }
 
     pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset % 8 == 0);
+        assert!(offset.is_multiple_of(8));
         &self.words[(offset - self.first) / 8]
     }
 

@@ -18,7 +18,8 @@ pub(crate) fn kill_after(stores: usize) {
     LIFE.with(|life| life.set(stores));
 }
 
-/// Says that from here on no other thread stores to anything, until this one ends.
+/// Says that from here on no other thread stores to anything that this one loads, until this one ends, but
+/// for what [has several writers](AtomicU64::has_several_writers).
 ///
 /// Its own loads then answer what was stored last, so they are no choice to explore. More than that:
 /// loom looks for races with the last access to an atomic only, so that a writer's own load before
@@ -29,15 +30,20 @@ pub(crate) fn only_writer() {
 
 /// Loom's atomic, for a thread that can be killed.
 #[derive(Debug)]
-pub(crate) struct AtomicU64(loom::sync::atomic::AtomicU64);
+pub(crate) struct AtomicU64(loom::sync::atomic::AtomicU64, std::sync::atomic::AtomicBool);
 
 impl AtomicU64 {
     pub(crate) fn new(value: u64) -> Self {
-        Self(loom::sync::atomic::AtomicU64::new(value))
+        Self(loom::sync::atomic::AtomicU64::new(value), std::sync::atomic::AtomicBool::new(false))
+    }
+
+    /// Says, before any thread is spawned, that several threads store to this one.
+    pub(crate) fn has_several_writers(&self) {
+        self.1.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn load(&self, order: Ordering) -> u64 {
-        if WRITER.with(Cell::get) {
+        if WRITER.with(Cell::get) && !self.1.load(Ordering::Relaxed) {
             // SAFETY: nobody else stores while this thread runs, and what was stored before was
             // stored before it was spawned; loom checks both.
             return unsafe { self.0.unsync_load() };
