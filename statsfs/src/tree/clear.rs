@@ -25,7 +25,12 @@ pub(crate) struct Baselines {
     departed: HashMap<SourceKey, OfGroups>,
 }
 
-/// What a clear took away, by value name, summed over all that it cleared; a histogram by its count.
+/// What a clear took away, by the name of the file that showed it, summed over all that it cleared; of a
+/// histogram `name/count` and, if it has one, `name/sum`.
+///
+/// All that clears took away and what is left is what was counted, to the last one. While somebody counts,
+/// a histogram's sum and its count may be apart by what is just being recorded, which is two stores, so a
+/// clear may take one and leave the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleared(pub BTreeMap<String, u64>);
 
@@ -224,13 +229,18 @@ impl State {
             let shown = self.shown(cells, value, raw);
             let baseline = self.baselines.entry(cells.account, cells.group, group.words());
             baseline[range].copy_from_slice(raw);
-            let taken = if descriptor.ty.is_histogram() {
-                crate::aggregate::Buckets::new(descriptor.ty, &shown).count()
-            } else {
-                shown[0]
+            let mut take = |name: String, taken: u64| {
+                let total = cleared.0.entry(name).or_default();
+                *total = total.wrapping_add(taken);
             };
-            let total = cleared.0.entry(descriptor.name.to_string()).or_default();
-            *total = total.wrapping_add(taken);
+            if descriptor.ty.is_histogram() {
+                let buckets = crate::aggregate::Buckets::new(descriptor.ty, &shown);
+                take(format!("{}/count", descriptor.name), buckets.count());
+                let sum = buckets.sum();
+                sum.into_iter().for_each(|sum| take(format!("{}/sum", descriptor.name), sum));
+            } else {
+                take(descriptor.name.to_string(), shown[0]);
+            }
         }
     }
 }
