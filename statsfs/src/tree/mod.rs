@@ -5,6 +5,7 @@
 //! `render` writes them, `nodes` serves them to the file system. The tree is brought up to date when
 //! someone looks, by comparing the segments' change counters; nothing else runs.
 
+mod clashes;
 mod clear;
 mod files;
 pub(crate) mod inode;
@@ -31,6 +32,7 @@ use crate::segment::layout::ROOT_ID;
 use crate::segment::{Limits, Process};
 use crate::value::GroupDescriptor;
 
+use self::clashes::Clashes;
 pub use self::clear::Cleared;
 use self::clear::{Baselines, Scope};
 use self::files::Identities;
@@ -96,6 +98,11 @@ pub struct TreeUsage {
     pub directories: usize,
     /// Baselines that clears left, one for each group of each source, or of what departed from one.
     pub baselines: usize,
+    /// Sources and values that are not shown in a directory that several processes share, since another
+    /// has their name there. What they count is in the totals.
+    pub left_out: usize,
+    /// How often something was left out so far.
+    pub clashes: u64,
 }
 
 /// The tree; shared by the threads of the file system.
@@ -123,6 +130,7 @@ pub(crate) struct State {
     groups: Vec<Arc<GroupDescriptor>>,
     identities: Identities,
     baselines: Baselines,
+    clashes: Clashes,
     /// Names that the kernel must forget, collected by a refresh.
     gone: Vec<Gone>,
     /// Processes that are refused, whose sources are gone.
@@ -191,6 +199,8 @@ impl Tree {
             sources: state.sources.keys().filter(|key| key.1 != ROOT_ID).count(),
             directories: state.dirs.len(),
             baselines: state.baselines.count(),
+            left_out: state.left_out(),
+            clashes: state.clashes.so_far(),
         }
     }
 

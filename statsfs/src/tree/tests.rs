@@ -202,15 +202,40 @@ fn a_subordinate_and_a_value_of_two_processes_do_not_share_a_name() {
     assert_eq!(number(&tree, "kvm/n"), 1);
     let named = two.create_source("n").unwrap();
     tops[1].add_subordinate(&named).unwrap();
-    let shown = names(&tree, "kvm");
-    assert_eq!(shown.iter().filter(|name| *name == "n").count(), 1, "{shown:?}");
+    let below = publish(&named, &two, "below", &group("other", &[counter("m", ValueType::U64)]));
+    below.add(0, 7);
+    // Whoever came first has the name; the other is not there, nor is what is below it, but it counts.
+    let is_one = |names: Vec<String>, others: &[&str]| {
+        let mut names: Vec<_> =
+            names.into_iter().filter(|name| !others.contains(&&**name)).collect();
+        names.sort();
+        assert_eq!(names, ["n"]);
+    };
+    is_one(names(&tree, "kvm"), &["a", "m"]);
+    assert_eq!((number(&tree, "kvm/n"), number(&tree, "kvm/m")), (1, 7));
+    assert_eq!((tree.usage().left_out, tree.usage().clashes), (2, 1));
     flat(&tree);
+    assert_eq!(tree.usage().clashes, 1, "counted once");
+    // Until the name is free.
+    tops[0].revoke().unwrap();
+    one.usage();
+    is_one(names(&tree, "kvm"), &["m"]);
+    assert_eq!(number(&tree, "kvm/n/below/m"), 7);
+    assert_eq!((tree.usage().left_out, tree.usage().clashes), (0, 1));
+    // And the other way round.
+    let again = top(&one);
+    let slot = publish(&again, &one, "a", &group("vm", &[counter("n", ValueType::U64)]));
+    slot.add(0, 2);
+    is_one(names(&tree, "kvm"), &["a", "m"]);
+    assert_eq!(number(&tree, "kvm/n/m"), 7);
+    assert_eq!((tree.usage().left_out, tree.usage().clashes), (1, 2));
     tops[1].remove_subordinate(&named).unwrap();
-    assert_eq!(number(&tree, "kvm/n"), 1);
+    assert_eq!((number(&tree, "kvm/n"), number(&tree, "kvm/m")), (2, 7));
+    assert_eq!((tree.usage().left_out, tree.usage().clashes), (0, 2));
 }
 
 #[test]
-fn subordinates_of_one_name_are_one_processs_and_count_both() {
+fn subordinates_of_one_name_are_one_processs_and_both_count() {
     let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
     let tops = [top(&one), top(&two)];
     let of = group("vm", &[counter("n", ValueType::U64)]);
@@ -223,6 +248,44 @@ fn subordinates_of_one_name_are_one_processs_and_count_both() {
     assert_eq!(number(&tree, "kvm/same/n"), 1);
     assert_eq!(number(&tree, "kvm/n"), 11);
     assert_eq!(flat(&tree)["kvm/n"], "11");
+    assert_eq!((tree.usage().left_out, tree.usage().clashes), (1, 1));
+    // A clear of all takes that along, too, and a baseline survives that it appears.
+    assert_eq!(tree.clear("kvm/n").unwrap().0["n"], 11);
+    b.add(0, 5);
+    tops[0].revoke().unwrap();
+    assert_eq!(number(&tree, "kvm/same/n"), 5);
+    assert_eq!(number(&tree, "kvm/n"), 5);
+    assert_eq!((tree.usage().left_out, tree.usage().clashes), (0, 1));
+}
+
+#[test]
+fn a_hidden_source_brings_no_name_that_another_process_has() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    let of = group("vm", &[counter("n", ValueType::U64)]);
+    let a = publish(&tops[0], &one, "same", &of);
+    a.add(0, 1);
+    let tree = tree(&[&one, &two]);
+    assert_eq!(number(&tree, "kvm/same/n"), 1);
+    let hidden = two.source("hidden").hidden().create().unwrap();
+    tops[1].add_subordinate(&hidden).unwrap();
+    let b = publish(&hidden, &two, "same", &of);
+    let c = publish(&hidden, &two, "other", &of);
+    b.add(0, 10);
+    c.add(0, 100);
+    assert_eq!((number(&tree, "kvm/same/n"), number(&tree, "kvm/other/n")), (1, 100));
+    assert_eq!(number(&tree, "kvm/n"), 111);
+    assert_eq!((tree.usage().left_out, tree.usage().clashes), (1, 1));
+    tops[1].remove_subordinate(&hidden).unwrap();
+    assert_eq!(number(&tree, "kvm/n"), 111);
+    assert_eq!(tree.usage().left_out, 0);
+    // At the top level as well.
+    let hidden = two.source("hidden").hidden().create().unwrap();
+    hidden.register().unwrap();
+    publish(&hidden, &two, "kvm2", &of).add(0, 3);
+    publish(&hidden, &two, "other", &of).add(0, 4);
+    assert_eq!((number(&tree, "kvm2/n"), number(&tree, "other/n")), (3, 4));
+    assert_eq!(tree.usage().left_out, 0);
 }
 
 #[test]
