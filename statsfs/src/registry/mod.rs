@@ -1,9 +1,12 @@
 //! The registry: a process's sources, and the segments that they live in.
 
 pub(crate) mod departure;
+mod directory;
 mod keeper;
+mod memory;
 pub(crate) mod names;
 pub(crate) mod state;
+mod structure;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -12,9 +15,10 @@ use std::time::{Duration, Instant};
 pub(crate) use self::keeper::Callback;
 use self::keeper::Keeper;
 use self::state::State;
+use crate::error::{RegistryError, SourceError};
 use crate::fork;
 use crate::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS, MIN_SEGMENT};
-use crate::source::{RegistryError, Source, SourceBuilder, SourceError};
+use crate::source::{Source, SourceBuilder};
 
 /// How a registry uses memory.
 #[derive(Clone, Debug)]
