@@ -304,6 +304,23 @@ fn ranges_are_discarded_and_set_to_zero() {
 }
 
 #[test]
+fn a_range_has_the_size_that_is_offered() {
+    // All of it a hole.
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(2 << 30).unwrap();
+    let (guest, mut queue) = start(file.path());
+    for (kind, field) in [(11, 36), (13, 48)] {
+        let most = u32::from_le_bytes(guest.config(field));
+        assert!((1 << 17..1 << 22).contains(&most), "{most}");
+        for (sectors, status) in [(most, OK), (most + 1, IOERR)] {
+            guest.put(DATA, &range(1, sectors, 0));
+            let answer = request(&guest, &mut queue, kind, 0, &[out(DATA, 16)]);
+            assert_eq!(answer, (status, 1), "{kind}: {sectors}");
+        }
+    }
+}
+
+#[test]
 fn a_file_that_has_become_shorter_fails_to_be_read() {
     let file = file();
     let (guest, mut queue) = start(file.path());

@@ -425,6 +425,27 @@ fn both_directions_go_on_under_load() {
 }
 
 #[test]
+fn a_full_queue_is_worked_off_and_the_next_notification_is_asked_for() {
+    in_network(|| {
+        let (guest, wire) = guest();
+        for features in [VERSION_1, VERSION_1 | EVENT_IDX] {
+            let [_, mut tx] = guest.start::<2>(features, 256);
+            guest.put(BUFFERS, &[&[0; HEADER], &frame(60, 1)[..]].concat());
+            for _ in 0..3 {
+                (0..256).for_each(|_| _ = tx.add(&[out(BUFFERS, 72)]));
+                guest.notify(&tx);
+                guest.serve();
+                assert_eq!(tx.take().len(), 256);
+                assert!(tx.is_notification_wanted());
+                while wire.receive().is_some() {}
+            }
+        }
+        assert_eq!(guest.stats.get("net_tx_packets"), 2 * 3 * 256);
+        assert_counts_are_those_of_the_tap(&guest);
+    });
+}
+
+#[test]
 fn an_interface_that_is_no_tap_is_refused_with_what_to_do() {
     in_network(|| {
         let refused = |name: &str| {

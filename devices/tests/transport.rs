@@ -438,6 +438,7 @@ fn a_driver_can_not_have_more_chains_with_the_device_than_there_are() {
 #[test]
 fn interrupts_are_acknowledged_while_the_device_works_and_a_reset_waits_for_it() {
     struct Slow {
+        stopped: mpsc::Sender<usize>,
         started: mpsc::Sender<()>,
         finish: mpsc::Receiver<()>,
         chain: Chain,
@@ -464,10 +465,14 @@ fn interrupts_are_acknowledged_while_the_device_works_and_a_reset_waits_for_it()
             }
             Ok(Progress::Done)
         }
-        fn queue_stopped(&mut self, _: usize) {}
+        fn queue_stopped(&mut self, queue: usize) {
+            self.stopped.send(queue).unwrap();
+        }
     }
     let ((started, has_started), (finish, may_finish)) = (mpsc::channel(), mpsc::channel());
-    let device = Slow { started, finish: may_finish, chain: Chain::default() };
+    let (has_stopped, stopped) = mpsc::channel();
+    let device =
+        Slow { stopped: has_stopped, started, finish: may_finish, chain: Chain::default() };
     let mut guest = Guest::new(|_| device);
     guest.spawn();
     let [mut queue] = guest.start(VERSION_1, 8);
@@ -490,8 +495,16 @@ fn interrupts_are_acknowledged_while_the_device_works_and_a_reset_waits_for_it()
         assert!(!reset.is_finished());
         assert_eq!(guest.status(), READY, "not before it is quiet");
         finish.send(()).unwrap();
-        reset.join().unwrap();
+        while !reset.is_finished() {
+            if has_started.try_recv().is_ok() {
+                // So that this ends.
+                (0..3).for_each(|_| finish.send(()).unwrap());
+                panic!("another request was begun");
+            }
+            thread::yield_now();
+        }
     });
+    assert_eq!(stopped.try_iter().collect::<Vec<_>>(), [0], "the device was told");
     assert_eq!(guest.status(), 0);
     assert_eq!(queue.take(), [(0, 0)], "the others were not begun");
     assert_eq!(has_started.try_recv(), Err(mpsc::TryRecvError::Empty));
