@@ -71,7 +71,9 @@ fn a_signal_stops_every_guest_promptly() {
     let never_exits = [Step::new(Op::Spin, 1, 0)];
     let always_exits = [Step::new(Op::Out8, 1000, NO_PORT), Step::new(Op::Again, 1, 0)];
     let halts = [Step::new(Op::Hlt, 1000, 0), Step::new(Op::Again, 1, 0)];
-    for (signal, status) in [(libc::SIGINT, 130), (libc::SIGTERM, 143), (libc::SIGHUP, 129)] {
+    let signals =
+        [(libc::SIGINT, 130), (libc::SIGTERM, 143), (libc::SIGHUP, 129), (libc::SIGQUIT, 131)];
+    for (signal, status) in signals {
         for (steps, cpus) in [(&never_exits[..], 8), (&always_exits, 3), (&halts, 1)] {
             let running = Vmm::new(Mode::Long, steps).cpus(cpus).start_mounted();
             // So that there is something to stop.

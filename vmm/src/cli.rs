@@ -47,7 +47,7 @@ Exit status:
   0-123  what a flat guest wrote to port 0xf4
   124    the guest crashed: Linux panicked, a flat guest had a triple fault
   125    the VMM failed
-  130    SIGINT, or Ctrl-A x on the console (129 SIGHUP, 143 SIGTERM)
+  130    SIGINT, or Ctrl-A x on the console (129 SIGHUP, 131 SIGQUIT, 143 SIGTERM)
   2      the command line is wrong";
 
 /// The commands.

@@ -54,6 +54,15 @@ pub enum MountError {
         /// The mount point.
         path: PathBuf,
     },
+    /// The mount point is a symbolic link to a directory that is missing.
+    #[error("{at} is a symbolic link to {to}, which is missing: create that directory, or remove the \
+        link", at = .path.display(), to = .target.display())]
+    Dangling {
+        /// The mount point.
+        path: PathBuf,
+        /// Where the link leads.
+        target: PathBuf,
+    },
     /// The mount point could not be created.
     #[error("{at} can not be created: {source}; create it, or choose another place", at = .path.display())]
     Create {
