@@ -363,6 +363,22 @@ fn requests_of_a_batch_have_one_interrupt_and_the_driver_may_want_none() {
 }
 
 #[test]
+fn a_long_batch_is_told_of_in_parts() {
+    let file = file();
+    let (guest, mut queue) = start(file.path());
+    header(&guest, 0, 0);
+    // No machine reads 20 MiB before it is time to tell.
+    let pieces = [out(HEADER, 16), into(DATA, SECTORS as u32 * 512), into(STATUS, 1)];
+    (0..20).for_each(|_| _ = queue.add(&pieces));
+    guest.notify(&queue);
+    guest.serve();
+    assert_eq!(queue.take().len(), 20);
+    let (times, _) = guest.interrupts();
+    assert!((2..=20).contains(&times), "{times}");
+    assert_eq!(guest.stats.get("virtio_interrupts"), times);
+}
+
+#[test]
 fn the_driver_says_for_which_request_it_wants_an_interrupt() {
     let file = file();
     let guest = guest(file.path(), false);

@@ -297,6 +297,58 @@ fn a_device_without_buffers_does_not_read_and_does_not_wake_up_for_ever() {
 }
 
 #[test]
+fn buffers_may_be_in_more_pieces_than_one_system_call_takes() {
+    in_network(|| {
+        let (guest, wire) = guest();
+        let large = VERSION_1 | INDIRECT | MERGEABLE | GUEST_CSUM | GUEST_TSO4;
+        let [mut rx, _tx] = guest.start::<2>(large, 64);
+        for number in 0..60 {
+            let (table, at) = (0x10_0000 + number * 0x1000, 0x20_0000 + number * 0x1000);
+            let pieces: Vec<_> = (0..200).map(|i| into(at + 10 * i, 7)).collect();
+            rx.add_table(table, &pieces);
+        }
+        guest.notify(&rx);
+        guest.serve();
+        wire.send(&frame(1500, 1));
+        guest.serve();
+        let used: Vec<_> = rx.take().iter().map(|(_, len)| *len).collect();
+        assert_eq!(used, [1400, 1500 + HEADER as u32 - 1400]);
+        let bytes = |number: u64| {
+            let at = 0x20_0000 + number * 0x1000;
+            (0..200).flat_map(|i| guest.get(at + 10 * i, 7)).collect::<Vec<_>>()
+        };
+        let got = [bytes(0), bytes(1)].concat();
+        assert_eq!(got[HEADER..HEADER + 1500], frame(1500, 1));
+        assert_eq!(guest.stats.get("net_rx_errors"), 0);
+    });
+}
+
+/// virtio 1.2, 5.1.6.4: a driver that sees one of the buffers of a packet sees all of them.
+#[test]
+fn the_buffers_of_a_frame_are_given_back_together() {
+    in_network(|| {
+        let (mut guest, wire) = guest();
+        guest.spawn();
+        let [mut rx, _tx] = guest.start::<2>(VERSION_1 | MERGEABLE, 256);
+        // 1000 bytes and a header are eleven buffers.
+        for round in 0..100_u16 {
+            (0..220).for_each(|i| _ = rx.add(&[into(BUFFERS + 100 * i, 92)]));
+            guest.notify(&rx);
+            (0..20).for_each(|mark| wire.send(&frame(1000, mark)));
+            let all = 220 * (round + 1);
+            loop {
+                let index = rx.load16(rx.used + 2);
+                assert_eq!(index % 11, 0, "in the middle of a frame");
+                if index == all {
+                    break;
+                }
+            }
+            assert_eq!(rx.take().len(), 220);
+        }
+    });
+}
+
+#[test]
 fn a_frame_waits_for_the_buffers_that_it_still_needs() {
     in_network(|| {
         let (guest, wire) = guest();

@@ -406,13 +406,18 @@ impl Queue {
 
     /// As [`add`](Self::add), but the descriptors are in a table of their own at `tables`.
     pub fn add_indirect(&mut self, pieces: &[Piece]) -> u16 {
+        self.add_table(self.tables, pieces)
+    }
+
+    /// As [`add`](Self::add), but the descriptors are in a table of their own.
+    pub fn add_table(&mut self, table: u64, pieces: &[Piece]) -> u16 {
         let last = pieces.len() - 1;
         for (i, piece) in pieces.iter().enumerate() {
             let flags = piece.2 | if i < last { NEXT } else { 0 };
             let next = if i < last { i as u16 + 1 } else { 0 };
-            self.describe(self.tables, i as u16, Piece(piece.0, piece.1, flags), next);
+            self.describe(table, i as u16, Piece(piece.0, piece.1, flags), next);
         }
-        self.add(&[Piece(self.tables, 16 * pieces.len() as u32, TABLE)])
+        self.add(&[Piece(table, 16 * pieces.len() as u32, TABLE)])
     }
 
     /// Takes back what the device has used: the heads, and the bytes written.
