@@ -173,7 +173,9 @@ fn one_round(seed: u64) {
     writer.signal(libc::SIGKILL);
     writer.wait();
 
-    // Through the tree that has seen it live, and through one that has not.
+    // Through the tree that has seen it live, and through one that has not. The writer may have been
+    // killed between a change and its announcement.
+    tree.refresh();
     let fresh = child::tree(&segments);
     for (pool, taken) in taken.iter().enumerate() {
         for (file, taken) in taken.iter().enumerate() {

@@ -10,6 +10,7 @@ mod elf;
 mod error;
 
 use std::fs::File;
+use std::io::Seek;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,7 @@ const PAGE: u64 = 4096;
 pub struct Kernel {
     path: PathBuf,
     file: File,
-    image: Image,
+    image: Box<Image>,
     initrd: Option<Initrd>,
     cmdline: String,
 }
@@ -84,7 +85,7 @@ impl Kernel {
         let file = open_regular(path).map_err(read)?;
         let size = file.metadata().map_err(read)?.len();
         let head = read_head(&file).map_err(read)?;
-        let image = Image::find(path, &file, &head, size)?;
+        let image = Box::new(Image::find(path, &file, &head, size)?);
 
         let most =
             (image.header.cmdline_size as usize).min((CMDLINE_END.0 - CMDLINE.0 - 1) as usize);
@@ -107,7 +108,7 @@ impl Kernel {
     /// [`KernelError`] says what does not fit, or can not be read.
     pub fn load(&self, memory: &GuestMemoryMmap) -> Result<Entry, KernelError> {
         let low_end = low_memory_end(memory);
-        let Image { format, header, load, entry, end } = self.image;
+        let Image { format, header, load, entry, end } = *self.image;
         if end > low_end {
             return Err(self.too_small(low_end, end.0));
         }
@@ -130,6 +131,7 @@ impl Kernel {
         loaded.map_err(|error| KernelError::Load { path: self.path.clone(), error })?;
         if let (Some(initrd), Some((address, size))) = (&self.initrd, initrd) {
             let mut file = &initrd.file;
+            file.rewind().map_err(|error| initrd.unreadable(error))?;
             memory
                 .read_exact_volatile_from(address, &mut file, size as usize)
                 .map_err(|error| KernelError::Initrd { path: initrd.path.clone(), error })?;
@@ -173,6 +175,10 @@ impl Kernel {
 }
 
 impl Initrd {
+    fn unreadable(&self, error: std::io::Error) -> KernelError {
+        KernelError::Read { what: "RAM disk", path: self.path.clone(), error }
+    }
+
     fn open(path: &Path) -> Result<Self, KernelError> {
         let read = |error| KernelError::Read { what: "RAM disk", path: path.to_path_buf(), error };
         let file = open_regular(path).map_err(read)?;

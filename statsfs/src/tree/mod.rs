@@ -221,6 +221,12 @@ impl Tree {
         state
     }
 
+    /// Looks at every record, whatever the change counters say: what a writer changed but did not live to
+    /// announce is seen as well. To be called when a process is known to have died.
+    pub fn refresh(&self) {
+        drop(self.write(true));
+    }
+
     /// Reads every cell.
     pub fn snapshot(&self, snapshot: &mut Snapshot) {
         self.settled(|state| {

@@ -48,8 +48,11 @@ fn everything_is_where_the_kernel_is_told_that_it_is() {
     let files = Files::new();
     let initrd: Vec<u8> = (0..5000u32).map(|i| i as u8 | 1).collect();
     for (image, has_own_header) in [(bzimage(CODE), true), (elf(CODE), false)] {
+        let kernel = files.open(&image, Some(&initrd)).unwrap();
+        // As often as one likes.
+        kernel.load(&memory(8 * MIB)).unwrap();
         let memory = memory(8 * MIB);
-        let entry = files.open(&image, Some(&initrd)).unwrap().load(&memory).unwrap();
+        let entry = kernel.load(&memory).unwrap();
         assert_eq!(entry.address.0, LOAD + ENTRY);
         assert_eq!(bytes(&memory, entry.address.0, CODE.len()), CODE);
 
@@ -290,7 +293,7 @@ proptest! {
         let memory = memory(mib * MIB);
         let files = Files::new();
         let Ok(kernel) = files.open(&image, Some(b"initrd")) else { return Ok(()) };
-        let Image { load, entry, end, .. } = kernel.image;
+        let Image { load, entry, end, .. } = *kernel.image;
         prop_assert!(HIGH_MEMORY <= load && load <= entry && entry < end);
         if let Ok(loaded) = kernel.load(&memory) {
             prop_assert_eq!(loaded.address, entry);
