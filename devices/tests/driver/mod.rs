@@ -27,6 +27,8 @@ pub const DRIVER_OK: u32 = 4;
 pub const FEATURES_OK: u32 = 8;
 pub const NEEDS_RESET: u32 = 64;
 pub const FAILED: u32 = 128;
+/// The status of a device that works.
+pub const READY: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
 pub const INDIRECT: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
