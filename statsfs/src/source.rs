@@ -36,7 +36,8 @@ impl SourceBuilder {
         self
     }
 
-    /// Adds a label: a key of at most 32 bytes and a value of at most 64, up to 8 of them.
+    /// Adds a label: a key of at most 32 bytes and a value of at most 64, up to 8 of them. Labels tell
+    /// sources apart where they are exported by labels; the file tree does not show them.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.push((key.into(), value.into()));
         self
@@ -66,14 +67,24 @@ impl Drop for Handle {
     fn drop(&mut self) {
         // A source that has a parent stays in the tree. Its callbacks' slots are dropped after the
         // lock is released.
-        let mut callbacks = Vec::new();
+        let (mut callbacks, mut lost) = (Vec::new(), false);
         let _ = self.shared.change(|state, _| {
             if state.live(self.id).is_ok_and(|node| node.parent.is_none()) {
-                callbacks = self.shared.keeper.take(&state.subtree(self.id));
+                let members = state.subtree(self.id);
+                callbacks = self.shared.keeper.take(&members);
+                lost =
+                    callbacks.is_empty() && members.iter().any(|member| state.has_slots(*member));
                 state.abandon(self.id);
             }
             Ok(())
         });
+        if lost {
+            let source = &*self.name;
+            tracing::warn!(
+                source,
+                "a source in which is counted was never registered, and is gone"
+            );
+        }
     }
 }
 
@@ -82,7 +93,8 @@ impl Drop for Handle {
 ///
 /// A source is in no tree until it is [registered](Self::register) at the top level or
 /// [added](Self::add_subordinate) to another, with all that is below it. Dropping the last handle of a
-/// source that has a parent leaves it in the tree; of one that has none, frees it.
+/// source that has a parent leaves it in the tree; of one that has none, frees it: what slots go on to
+/// count in it is seen by nobody, which is logged.
 #[derive(Clone, Debug)]
 pub struct Source(Arc<Handle>);
 

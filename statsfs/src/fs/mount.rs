@@ -34,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A mounted file system. Unmounted when dropped.
 #[derive(Debug)]
+#[must_use = "the mount goes when this is dropped"]
 pub struct Mount {
     server: Arc<Server>,
     entry: MountEntry,

@@ -198,6 +198,11 @@ impl State {
         self.nodes.get_mut(&id).expect("a source that the structure lock protects")
     }
 
+    /// Whether slots of a source are held.
+    pub(crate) fn has_slots(&self, id: u64) -> bool {
+        self.nodes[&id].groups.values().flatten().any(|block| block.slot.is_some())
+    }
+
     /// A source's ancestors, nearest first, itself excluded.
     pub(crate) fn ancestors(&self, id: u64) -> Vec<u64> {
         let mut all = Vec::new();
