@@ -97,6 +97,8 @@ mod slot;
 #[cfg(not(loom))]
 mod source;
 #[cfg(not(loom))]
+mod threads;
+#[cfg(not(loom))]
 pub mod tree;
 pub mod value;
 
@@ -108,6 +110,8 @@ pub use registry::{Registry, RegistryOptions, Usage};
 pub use slot::{DynSlot, Slot};
 #[cfg(not(loom))]
 pub use source::{RegistryError, Source, SourceBuilder, SourceError};
+#[cfg(not(loom))]
+pub use threads::{ThreadKind, ThreadStart};
 
 /// Makes an enum without fields a [set of label values](value::LabelSet), so that a family of values
 /// can be declared over it and indexed by it.

@@ -28,7 +28,11 @@ pub fn registry_for(vcpus: u32) -> Result<Registry, RegistryError> {
     let room = vcpus as usize * EACH;
     let segment_size =
         (room / MAX_SEGMENTS * 2).next_multiple_of(4096).clamp(DEFAULT_SEGMENT, MAX_SEGMENT);
-    Registry::with_options(RegistryOptions { segment_size, max_segments: MAX_SEGMENTS })
+    Registry::with_options(RegistryOptions {
+        segment_size,
+        max_segments: MAX_SEGMENTS,
+        ..Default::default()
+    })
 }
 
 /// Longest name of a machine: with `<pid>-` before it, it is a source's name of at most 63 bytes.
@@ -249,7 +253,8 @@ mod tests {
 
     #[test]
     fn full_statistics_do_not_keep_a_machine_from_being_made() {
-        let options = RegistryOptions { segment_size: 64 << 10, max_segments: 1 };
+        let options =
+            RegistryOptions { segment_size: 64 << 10, max_segments: 1, ..Default::default() };
         let registry = Registry::with_options(options).unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
         let machine = kvm.add_machine("a").unwrap();

@@ -15,8 +15,9 @@ use self::state::State;
 use crate::fork;
 use crate::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS, MIN_SEGMENT};
 use crate::source::{RegistryError, Source, SourceBuilder, SourceError};
+use crate::threads::ThreadStart;
 
-/// How a registry uses memory.
+/// How a registry uses memory and threads.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
     /// Size of a segment in bytes, a multiple of 4096; 256 KiB unless set. A larger one is made where
@@ -24,11 +25,17 @@ pub struct RegistryOptions {
     pub segment_size: usize,
     /// Most segments; 64 unless set.
     pub max_segments: usize,
+    /// What the registry's own thread calls first; nothing unless set.
+    pub thread_start: ThreadStart,
 }
 
 impl Default for RegistryOptions {
     fn default() -> Self {
-        Self { segment_size: DEFAULT_SEGMENT, max_segments: 64 }
+        Self {
+            segment_size: DEFAULT_SEGMENT,
+            max_segments: 64,
+            thread_start: ThreadStart::default(),
+        }
     }
 }
 
@@ -63,7 +70,7 @@ pub struct Registry(pub(crate) Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
-    options: RegistryOptions,
+    pub(crate) options: RegistryOptions,
     changes: Mutex<u64>,
     changed: Condvar,
     pub(crate) keeper: Keeper,
