@@ -13,6 +13,7 @@ use crate::console::Input;
 use crate::flat::FlatError;
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::lifecycle::{Ending, Lifecycle, MAX_STATUS};
+use crate::limits::raise_open_files;
 use crate::publish::{Mounted, PublishError, StatsOut};
 use crate::signals::Signals;
 use crate::tree::{KvmTree, TreeError, registry_for};
@@ -96,6 +97,7 @@ pub fn run(
     stats_out: Option<StatsOut>,
     start: Moment,
 ) -> Result<Outcome, RunError> {
+    raise_open_files();
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
     let registry = registry_for(config.vcpus)?;

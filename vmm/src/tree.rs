@@ -16,7 +16,8 @@ use statsfs::value::Group;
 use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
 use thiserror::Error;
 
-use crate::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
+use crate::sched::{Sampled, VcpuSched};
+use crate::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
 
 /// A registry with room for this many vCPUs, and the machines that they are in.
 ///
@@ -103,6 +104,7 @@ fn values<G: Group>(source: Option<&Source>, name: &str) -> Result<Slot<G>, Tree
 pub struct KvmTree {
     registry: Registry,
     source: Source,
+    sampled: Sampled,
 }
 
 impl KvmTree {
@@ -114,10 +116,14 @@ impl KvmTree {
     /// # Errors
     /// [`TreeError`] if it exists, or the registry is too small even for this.
     pub fn register(registry: &Registry) -> Result<Self, TreeError> {
+        let sampled = Sampled::none();
         let build = || {
             let source = registry.create_source(Self::NAME)?;
             // Explicit, so that the totals exist (as 0) before the first machine and after the last.
             source.add_aggregates::<VcpuStats>()?;
+            if sampled.is_possible() {
+                source.add_aggregates::<SchedStats>()?;
+            }
             source.add_aggregates::<VcpuDeviceStats>()?;
             source.add_aggregates::<BusStats>()?;
             source.add_aggregates::<VmStats>()?;
@@ -128,7 +134,7 @@ impl KvmTree {
             Ok(source)
         };
         let source = build().map_err(during(Self::NAME))?;
-        Ok(Self { registry: registry.clone(), source })
+        Ok(Self { registry: registry.clone(), source, sampled })
     }
 
     /// Adds a machine of this process called `name`.
@@ -180,6 +186,8 @@ pub struct VcpuSlots {
     pub bus: Slot<BusStats>,
     /// Each device as this vCPU used it.
     pub devices: Vec<Slot<VcpuDeviceStats>>,
+    /// What the scheduler does with its thread; `None` where that is not to be had, or not to be shown.
+    pub sched: Option<VcpuSched>,
 }
 
 impl MachineTree {
@@ -222,7 +230,11 @@ impl MachineTree {
         let devices = devices
             .map(|device| values(self.kvm.subordinate(source, device)?.as_ref(), device))
             .collect::<Result<_, _>>()?;
-        Ok(VcpuSlots { vcpu, bus, devices })
+        let sched = match source {
+            Some(source) => unless_full(self.kvm.sampled.add(source)).map_err(during(&name))?,
+            None => None,
+        };
+        Ok(VcpuSlots { vcpu, bus, devices, sched: sched.flatten() })
     }
 }
 

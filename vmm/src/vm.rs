@@ -25,6 +25,7 @@ use crate::flat::{FlatError, FlatProgram};
 use crate::hypervisor::Hypervisor;
 use crate::kick;
 use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS};
+use crate::sched::VcpuSched;
 use crate::stats::{VcpuStats, VmStartStats, VmStats};
 use crate::tree::{KvmTree, MachineTree, TreeError};
 use crate::vcpu::Vcpu;
@@ -125,7 +126,7 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 /// A machine that is ready to be started.
 pub struct Vm {
     // In the order in which they must go: the vCPUs' files before the memory that their guest uses.
-    vcpus: Vec<(Vcpu, Slot<VcpuStats>)>,
+    vcpus: Vec<(Vcpu, Slot<VcpuStats>, Option<VcpuSched>)>,
     machine: Machine,
     clock: Clock,
     accounting: Detail,
@@ -198,7 +199,7 @@ impl Vm {
             let start = start_slot.take().map(|slot| (slot, start));
             let vcpu = Vcpu::new(index, vcpu, io, lifecycle.clone(), start)
                 .map_err(host("a vCPU's run page"))?;
-            vcpus.push((vcpu, slots.vcpu));
+            vcpus.push((vcpu, slots.vcpu, slots.sched));
         }
         let clock = clock.unwrap_or_else(Clock::monotonic);
         let machine = Machine { _fd: fd, _memory: memory, lifecycle, com1, com1_room, slot, tree };
@@ -226,12 +227,13 @@ impl Vm {
         let Self { vcpus, machine, clock, accounting } = self;
         machine.set_state(State::Running);
         let mut running = RunningVm { threads: Vec::new(), machine };
-        for (vcpu, slot) in vcpus {
+        for (vcpu, slot, sched) in vcpus {
             let (lifecycle, gate) = (running.machine.lifecycle.clone(), gate.clone());
             let thread = thread::Builder::new()
                 .name(format!("vcpu{}", vcpu.index()))
                 .spawn(move || {
                     let _running = lifecycle.thread();
+                    let _watched = sched.map(VcpuSched::start);
                     gate.pass();
                     run_vcpu(vcpu, slot, clock, accounting);
                 })

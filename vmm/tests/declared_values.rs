@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use devices::stats::{ExitPortStats, SerialStats};
 use statsfs::value::Group;
-use vmm::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
+use vmm::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
 
 const KINDS: [&str; 6] = ["Counter", "Gauge", "Peak", "Flag", "Histogram", "PerLabel"];
 const WRITES: [&str; 5] = ["inc(", "add(", "sub(", "set(", "record("];
@@ -68,6 +68,7 @@ fn every_declared_value_is_written() {
     // values.
     let groups = [
         VcpuStats::descriptor(),
+        SchedStats::descriptor(),
         VcpuDeviceStats::descriptor(),
         BusStats::descriptor(),
         VmStats::descriptor(),
