@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub enum ThreadKind {
     /// A registry's own, `statsfs-keeper`: calls the program's
     /// [callbacks](crate::Source::add_callback) and folds what departed sources left. Started when there is
-    /// first one of both to do.
+    /// first one of both to do, or [before](crate::Registry::start_thread).
     Keeper,
     /// Of a mount, `statsfs-fuse`: opens `/dev/fuse` for the threads that answer requests, starts those
     /// threads, and waits for their end.

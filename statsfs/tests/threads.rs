@@ -45,6 +45,9 @@ fn every_thread_calls_the_hook() {
     let options = RegistryOptions { thread_start: hook(&called), ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     assert!(called.lock().unwrap().is_empty(), "there is nothing to be done yet");
+    // Before it is needed, and only once.
+    registry.start_thread().unwrap();
+    registry.start_thread().unwrap();
     let source = registry.create_source("top").unwrap();
     source.register().unwrap();
     source
@@ -79,6 +82,10 @@ fn every_thread_calls_the_hook() {
         ("statsfs-bulk-2", ThreadKind::Bulk),
         ("statsfs-inval", ThreadKind::Invalidation),
     ];
+    while called.lock().unwrap().len() < expected.len() {
+        assert!(Instant::now() < deadline, "{called:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let mut found: Vec<_> = threads()
         .into_iter()
         .filter(|(_, name)| name.starts_with("statsfs-") || name.starts_with("fuser-"))

@@ -50,7 +50,7 @@ struct Live {
     joins: Vec<JoinHandle<()>>,
     /// None where it can not be had.
     abort: Option<Abort>,
-    /// Only of a mount by `fusermount3`.
+    /// Only of a mount by `fusermount3`, until it has tried to unmount.
     keeper: Option<Keeper>,
     by_fusermount: bool,
     /// Dropped last.
@@ -76,7 +76,7 @@ impl Mount {
         let source = source_name();
         let mut keeper = None;
         let device = if by_fusermount {
-            keeper = start_keeper(&point.path, &source);
+            keeper = Some(start_keeper(&point.path, &source)?);
             let text = user_options(&source, options.allow_other);
             fusermount::mount(&point.path, &text)?
         } else {
@@ -241,6 +241,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        // If the keeper could not do it, whoever tried was told.
+        let tried = |live: &Live| live.by_fusermount && live.keeper.is_none();
+        if self.live().as_ref().is_some_and(tried) {
+            return;
+        }
         if let Err(error) = self.unmount() {
             tracing::error!(%error, "the mount stays");
         }
@@ -324,17 +329,11 @@ fn user_options(source: &str, allow_other: bool) -> String {
     text
 }
 
-fn start_keeper(point: &Path, source: &str) -> Option<Keeper> {
-    match Keeper::start(point, source) {
-        Ok(keeper) => {
-            tracing::debug!(pid = keeper.pid(), "the keeper of the mount");
-            Some(keeper)
-        }
-        Err(error) => {
-            tracing::warn!(%error, "no keeper: if this process is killed its mount stays");
-            None
-        }
-    }
+fn start_keeper(point: &Path, source: &str) -> Result<Keeper, MountError> {
+    let keeper = Keeper::start(point, source)
+        .map_err(|source| MountError::Keeper { path: point.to_owned(), source })?;
+    tracing::debug!(pid = keeper.pid(), "the keeper of the mount");
+    Ok(keeper)
 }
 
 fn serve(transport: impl Transport, server: &Server, path: &Path) {
@@ -389,23 +388,22 @@ fn detach(
             let point = now.point.clone();
             // Else it would be us who are using it.
             drop(place);
-            *keeper = None;
-            if MountTable::read()?.find(entry).is_none() {
-                return Ok(());
+            match keeper.take() {
+                Some(keeper) => keeper.unmount(),
+                // It has tried before.
+                None => fusermount::unmount(&point),
             }
-            fusermount::unmount(&point)
         } else {
             // Lazy, as files may be open; by force, which ends the session and lets go who waits in it.
             // By this path nothing else can be meant, whatever has come to the mount point meanwhile.
             nix::mount::umount2(&place.link(), MntFlags::MNT_DETACH | MntFlags::MNT_FORCE)
                 .map_err(|errno| errno.desc().to_owned())
         };
-        return match result {
-            Ok(()) => Ok(()),
-            // Someone else was faster.
-            Err(_) if MountTable::read()?.find(entry).is_none() => Ok(()),
-            Err(message) => Err(failed(message)),
-        };
+        // Someone else may have been faster.
+        if MountTable::read()?.find(entry).is_none() {
+            return Ok(());
+        }
+        return Err(failed(result.err().unwrap_or_else(|| "it is still there".to_owned())));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -140,14 +141,14 @@ impl Keeper {
         if work.fold.is_none_or(|at| due < at) {
             work.fold = Some(due);
         }
-        self.start(&mut work, shared);
+        self.wake(&mut work, shared);
     }
 
     /// Has the thread sample a callback group from now on.
     pub(crate) fn sample(&self, shared: &Arc<Shared>, callback: Callback) {
         let mut work = self.desk.lock();
         work.callbacks.push(callback);
-        self.start(&mut work, shared);
+        self.wake(&mut work, shared);
     }
 
     /// Takes the callbacks of these sources away: they are not sampled any more, but for
@@ -164,23 +165,34 @@ impl Keeper {
         gone
     }
 
-    fn start(&self, work: &mut Work, shared: &Arc<Shared>) {
+    /// Starts the thread, unless it runs.
+    pub(crate) fn start(&self, shared: &Arc<Shared>) -> io::Result<()> {
+        self.run(&mut self.desk.lock(), shared)
+    }
+
+    /// Has the thread look at its work, which may be the first.
+    fn wake(&self, work: &mut Work, shared: &Arc<Shared>) {
+        // Otherwise folds happen with the next change of structure, and samples are taken at removal.
+        if let Err(error) = self.run(work, shared) {
+            tracing::warn!(%error, "cannot start the thread that samples statistics");
+        }
+        self.desk.wake.notify_one();
+    }
+
+    fn run(&self, work: &mut Work, shared: &Arc<Shared>) -> io::Result<()> {
         if work.running {
-            self.desk.wake.notify_one();
-            return;
+            return Ok(());
         }
         let desk = self.desk.clone();
         let start = shared.options.thread_start.clone();
         let shared = Arc::downgrade(shared);
         let thread = std::thread::Builder::new().name("statsfs-keeper".into());
-        match thread.spawn(move || {
+        thread.spawn(move || {
             start.call(ThreadKind::Keeper);
             keep(&desk, &shared);
-        }) {
-            Ok(_) => work.running = true,
-            // Folds happen with the next change of structure instead; samples are taken at removal.
-            Err(error) => tracing::warn!(%error, "cannot start the thread that samples statistics"),
-        }
+        })?;
+        work.running = true;
+        Ok(())
     }
 }
 

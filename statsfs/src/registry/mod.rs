@@ -136,6 +136,20 @@ impl Registry {
         SourceBuilder::new(self, name)
     }
 
+    /// Starts the registry's own thread now, and not when there is first something for it to do: for a process
+    /// that is about to forbid itself to start threads.
+    ///
+    /// # Errors
+    /// [`RegistryError::Thread`] if there can be none, as in a forked child.
+    pub fn start_thread(&self) -> Result<(), RegistryError> {
+        let started = if self.0.is_forked() {
+            Err(std::io::ErrorKind::Unsupported.into())
+        } else {
+            self.0.keeper.start(&self.0)
+        };
+        started.map_err(RegistryError::Thread)
+    }
+
     /// Descriptors of the sealed memfds that hold the segments, in order; whoever gets them can read
     /// everything that this registry publishes, now and later.
     ///
