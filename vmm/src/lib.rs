@@ -20,6 +20,7 @@ pub mod limits;
 pub mod publish;
 pub mod run;
 pub mod sched;
+pub mod seccomp;
 pub mod signals;
 pub mod stats;
 pub mod tree;

@@ -12,9 +12,10 @@ use crate::clock::Moment;
 use crate::console::Input;
 use crate::flat::FlatError;
 use crate::hypervisor::{Hypervisor, HypervisorError};
-use crate::lifecycle::{Ending, Lifecycle, MAX_STATUS};
+use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS, OpenOnDrop};
 use crate::limits::raise_open_files;
 use crate::publish::{Mounted, PublishError, StatsOut};
+use crate::seccomp::{self, ConfineError, Duties, EnableError, Thread};
 use crate::signals::Signals;
 use crate::tree::{KvmTree, TreeError, registry_for};
 use crate::vm::{Config, RunningVm, Vm, VmError};
@@ -56,6 +57,12 @@ pub enum RunError {
         "XDG_RUNTIME_DIR is not set, so there is no place to mount: say where with --mount DIR"
     )]
     NoMountPoint,
+    /// Forbidden system calls can not be caught.
+    #[error(transparent)]
+    Seccomp(#[from] EnableError),
+    /// The main thread can not be confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// Signals can not be received.
     #[error("signals can not be received: {0}")]
     Signals(#[source] io::Error),
@@ -113,8 +120,10 @@ pub fn run(
             None
         }
     };
-    let ran = vm.start().map_err(RunError::from).map(|mut vm| {
-        let waited = wait(&vm, signals);
+    let duties = Duties { mount: mounted.is_some(), stats_out: stats_out.is_some() };
+    let gate = Arc::new(Gate::default());
+    let ran = vm.start_behind(&gate).map_err(RunError::from).map(|mut vm| {
+        let waited = wait(&vm, signals, &gate, duties);
         vm.stop();
         (vm, waited)
     });
@@ -145,8 +154,16 @@ pub fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
     }
 }
 
-/// Waits for the machine's end or a signal, feeding the machine's console meanwhile.
-fn wait(vm: &RunningVm, signals: Signals) -> Result<Option<u8>, RunError> {
+/// Opens the gate that the vCPUs wait at, and waits for the machine's end or a signal, feeding the machine's
+/// console meanwhile.
+fn wait(
+    vm: &RunningVm,
+    signals: Signals,
+    gate: &Gate,
+    duties: Duties,
+) -> Result<Option<u8>, RunError> {
+    // Whatever goes wrong: stopping the machine waits for that.
+    let all_ready = OpenOnDrop(gate);
     let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber>>>::new()?;
     let signals = Arc::new(Mutex::new(signals));
     events.add_subscriber(signals.clone());
@@ -154,6 +171,8 @@ fn wait(vm: &RunningVm, signals: Signals) -> Result<Option<u8>, RunError> {
     let (com1, room) =
         vm.com1().map_err(|error| RunError::Host { what: "the guest's console", error })?;
     events.add_subscriber(Arc::new(Mutex::new(Input::new(com1, room))));
+    seccomp::confine(Thread::Main(duties))?;
+    drop(all_ready);
     loop {
         events.run()?;
         let signal = signals.lock().unwrap_or_else(PoisonError::into_inner).received();

@@ -17,23 +17,27 @@ use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceErro
 use thiserror::Error;
 
 use crate::sched::{Sampled, VcpuSched};
+use crate::seccomp::thread_start;
 use crate::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
 
-/// A registry with room for this many vCPUs, and the machines that they are in.
+/// A registry with room for this many vCPUs, and the machines that they are in. Its thread runs.
 ///
 /// # Errors
-/// [`RegistryError`] if its first segment can not be made.
+/// [`RegistryError`] if its first segment can not be made, or its thread can not be had.
 pub fn registry_for(vcpus: u32) -> Result<Registry, RegistryError> {
     // A vCPU takes up to 8 KiB, and a machine no more than two of them beside.
     const EACH: usize = 3 * (8 << 10);
     let room = vcpus as usize * EACH;
     let segment_size =
         (room / MAX_SEGMENTS * 2).next_multiple_of(4096).clamp(DEFAULT_SEGMENT, MAX_SEGMENT);
-    Registry::with_options(RegistryOptions {
+    let registry = Registry::with_options(RegistryOptions {
         segment_size,
         max_segments: MAX_SEGMENTS,
-        ..Default::default()
-    })
+        thread_start: thread_start(),
+    })?;
+    // It could not be started any more once this thread is confined.
+    registry.start_thread()?;
+    Ok(registry)
 }
 
 /// Longest name of a machine: with `<pid>-` before it, it is a source's name of at most 63 bytes.

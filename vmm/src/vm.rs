@@ -26,6 +26,7 @@ use crate::hypervisor::Hypervisor;
 use crate::kick;
 use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS};
 use crate::sched::VcpuSched;
+use crate::seccomp::{Thread, confine};
 use crate::stats::{VcpuStats, VmStartStats, VmStats};
 use crate::tree::{KvmTree, MachineTree, TreeError};
 use crate::vcpu::Vcpu;
@@ -234,6 +235,9 @@ impl Vm {
                 .spawn(move || {
                     let _running = lifecycle.thread();
                     let _watched = sched.map(VcpuSched::start);
+                    if let Err(error) = confine(Thread::Vcpu) {
+                        return lifecycle.end(Ending::Failed(error.into()));
+                    }
                     gate.pass();
                     run_vcpu(vcpu, slot, clock, accounting);
                 })
