@@ -8,6 +8,7 @@
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
+//! * [`inject`] has a thread of a running `vmm` make a system call.
 //! * [`fs_matrix`] is what every call and every usual tool makes of a mounted tree.
 //!
 //! The tests need root, `/dev/kvm` and `/dev/fuse`. What is missing fails the test with the line that fixes
@@ -17,6 +18,7 @@ pub mod binary;
 pub mod flat;
 pub mod fs_matrix;
 pub mod guest;
+pub mod inject;
 pub mod namespace;
 pub mod outside;
 pub mod running;
