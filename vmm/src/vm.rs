@@ -281,7 +281,7 @@ impl RunningVm {
             // A panic has been noted as the machine's ending.
             let _ = thread.join();
         }
-        // What the guest has asked of its devices by now is done.
+        // The requests that they are at are still done.
         if let Some(virtio) = &mut self.machine.virtio {
             virtio.stop();
         }
