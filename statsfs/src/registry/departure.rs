@@ -341,29 +341,52 @@ impl State {
     }
 }
 
+/// Rounds of attempts to get a whole copy of what a slot still writes.
+const LATCH_ROUNDS: u32 = 100;
+
 /// A slot block's cumulative cells, in the order of the group's words; 0 for the others.
 fn cells(region: &Region, block: usize, known: &KnownGroup) -> Vec<u64> {
     let group = &known.group;
     let BlockShape { copy1, plain, .. } = block_shape(group.latched_size(), group.plain_size());
-    let mut cells = vec![0; known.words];
-    // A slot that was cut off may be in the middle of an update.
-    protocol::latched(region, block, copy1, LATCH_TRIES, |latched| {
-        let mut word = 0;
-        for (value, place) in group.values().iter().zip(group.places()) {
-            let width = value.ty.width();
-            let area = match place.area {
-                Area::Latched => latched,
-                Area::Plain => block + plain,
-            };
-            for cell in 0..value.ty.cells() {
-                if value.semantics == Semantics::Cumulative {
-                    cells[word] = region.cell(area + place.offset as usize + cell * width, width);
-                }
-                word += 1;
-            }
+    // A slot that was cut off goes on counting. Between two of its updates there is little time: only to
+    // copy, not to look at what is copied.
+    let mut latched = vec![0; group.latched_size() / 8];
+    let whole = (0..LATCH_ROUNDS).any(|round| {
+        if round > 0 {
+            std::thread::sleep(Duration::from_micros(20));
         }
+        protocol::latched(region, block, copy1, LATCH_TRIES, |copy| {
+            protocol::copy_words(region, copy, &mut latched);
+        })
     });
+    if !whole {
+        tracing::error!(
+            group = group.name(),
+            "a slot that was revoked is never at rest: its counts may not agree"
+        );
+    }
+    let mut cells = vec![0; known.words];
+    let mut word = 0;
+    for (value, place) in group.values().iter().zip(group.places()) {
+        let width = value.ty.width();
+        for cell in 0..value.ty.cells() {
+            if value.semantics == Semantics::Cumulative {
+                let at = place.offset as usize + cell * width;
+                cells[word] = match place.area {
+                    Area::Latched => part(&latched, at, width),
+                    Area::Plain => region.cell(block + plain + at, width),
+                };
+            }
+            word += 1;
+        }
+    }
     cells
+}
+
+/// The cell of `width` bytes at an offset in a copy.
+fn part(words: &[u64], offset: usize, width: usize) -> u64 {
+    let from = words[offset / 8] >> (offset % 8 * 8);
+    from & u64::MAX >> (64 - width * 8)
 }
 
 fn add_words(to: &mut [u64], words: &[u64]) {
