@@ -22,6 +22,9 @@ pub enum RegistryError {
     /// The segment's memory could not be had.
     #[error(transparent)]
     Create(#[from] CreateError),
+    /// The registry's thread could not be started.
+    #[error("cannot start the thread that samples statistics: {0}")]
+    Thread(#[source] io::Error),
 }
 
 /// Why an operation on a source failed. Nothing has changed then.

@@ -89,6 +89,7 @@ mod registry;
 pub mod segment;
 mod slot;
 mod source;
+mod threads;
 pub mod tree;
 pub mod value;
 
@@ -97,6 +98,7 @@ pub use error::{RegistryError, SourceError};
 pub use registry::{Registry, RegistryOptions, Usage};
 pub use slot::{DynSlot, Slot};
 pub use source::{Source, SourceBuilder};
+pub use threads::{ThreadKind, ThreadStart};
 
 /// Makes an enum without fields a [set of label values](value::LabelSet), so that a family of values
 /// can be declared over it and indexed by it.

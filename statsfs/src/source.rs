@@ -149,12 +149,14 @@ impl Source {
 
     /// Adds a group whose values no loop writes: `sample` is called with its slot by the registry's own
     /// thread, at once and then every `interval` (a millisecond at least), and a last time by whoever
-    /// removes the source, before it goes. It is dropped, with its slot, when the source is removed or
-    /// was attached to nothing and goes.
+    /// removes the source, before it goes. All callbacks of one interval are called together, so the second
+    /// call comes earlier. `sample` is dropped, with its slot, when the source is removed or was attached to
+    /// nothing and goes.
     ///
     /// `sample` may call the library, and even remove its own source. If it takes long, other samples wait
-    /// for it, and so does the removal of its source. If it panics it is not called again. It should hold no [`Registry`](crate::Registry) or
-    /// [`Source`] longer than its own source is there: the registry would keep itself alive.
+    /// for it, and so does the removal of its source. If it panics it is not called again. It should hold no
+    /// [`Registry`](crate::Registry) or [`Source`] longer than its own source is there: the registry would
+    /// keep itself alive.
     ///
     /// # Errors
     /// As [`add_values`](Self::add_values).

@@ -241,7 +241,8 @@ fn writer(
 
 fn run(reach: Reach, clears: usize) {
     let seed = support::seed();
-    let options = RegistryOptions { segment_size: 64 << 10, max_segments: 64 };
+    let options =
+        RegistryOptions { segment_size: 64 << 10, max_segments: 64, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let top = registry.create_source("top").unwrap();
     top.register().unwrap();

@@ -128,7 +128,7 @@ fn sources_nest_64_deep_and_no_deeper() {
 #[test]
 fn registries_say_what_is_wrong_with_their_options() {
     let with = |segment_size, max_segments| {
-        Registry::with_options(RegistryOptions { segment_size, max_segments })
+        Registry::with_options(RegistryOptions { segment_size, max_segments, ..Default::default() })
     };
     for size in [0, 8192, 16385, 64 << 20 | 4096, usize::MAX] {
         refused!(with(size, 1), RegistryError::SegmentSize(_), "16 KiB to 64 MiB");
@@ -141,7 +141,7 @@ fn registries_say_what_is_wrong_with_their_options() {
 
 #[test]
 fn a_full_registry_changes_nothing() {
-    let options = RegistryOptions { segment_size: 32 << 10, max_segments: 1 };
+    let options = RegistryOptions { segment_size: 32 << 10, max_segments: 1, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let top = registered(&registry, "top");
     let middle = registry.create_source("middle").unwrap();

@@ -32,7 +32,7 @@ fn churning_writer() {
     let seed: u64 = seed.parse().unwrap();
     // All segments are there before they are handed over: the reader's way to later ones is not what
     // is tested here. When they are full, folds must make room.
-    let options = RegistryOptions { segment_size: 48 << 10, max_segments: 8 };
+    let options = RegistryOptions { segment_size: 48 << 10, max_segments: 8, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let mut many = Vec::new();
     while registry.usage().segments < 8 {

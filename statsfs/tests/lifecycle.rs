@@ -433,7 +433,8 @@ fn segments_that_cannot_be_had_now_are_had_later() {
             self.0.wait_changed(seen, timeout)
         }
     }
-    let options = statsfs::RegistryOptions { segment_size: 16 << 10, max_segments: 64 };
+    let options =
+        statsfs::RegistryOptions { segment_size: 16 << 10, max_segments: 64, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let pool = top(&registry);
     let fails = Arc::new(AtomicBool::new(false));

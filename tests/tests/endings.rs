@@ -15,6 +15,9 @@ use tests::vmm::Vmm;
 fn assert_closed(flat: &Flat) {
     assert_eq!(flat.get(&format!("{}/vm_state", flat.machine())), 3, "it ended");
     flat.assert_sums();
+    // The threads have ended, so that nothing is sampled any more either.
+    flat.assert_sums_of("sched_");
+    assert!(flat.get("kvm/sched_slices") > 0);
     assert_eq!(flat.get("kvm/user_handle_time/count"), flat.get("kvm/user_exits"));
 }
 

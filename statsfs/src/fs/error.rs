@@ -47,6 +47,15 @@ pub enum MountError {
         /// What it said, in one line.
         message: String,
     },
+    /// The process that is to unmount in the end, as an ordinary user, could not be started.
+    #[error("nobody would be there to unmount {at}: /bin/sh can not be started: {source}",
+        at = .path.display())]
+    Keeper {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The directory that the mount point should be created in is missing.
     #[error("{at} can not be created, its parent is missing: `mkdir -p {parent}`",
         at = .path.display(), parent = .path.parent().unwrap_or(.path).display())]

@@ -358,7 +358,8 @@ fn a_writer_killed_while_it_cuts_a_slot_off_is_not_waited_for_for_ever() {
 /// a fold overtakes it. What their slots count after that is counted nowhere.
 fn in_a_storm<T>(of: &Arc<GroupDescriptor>, every: usize, look: impl FnOnce(&Tree, u64) -> T) -> T {
     const SOURCES: u64 = 600;
-    let options = crate::RegistryOptions { segment_size: 1 << 20, max_segments: 1 };
+    let options =
+        crate::RegistryOptions { segment_size: 1 << 20, max_segments: 1, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let pools = [top(&registry), registry.create_source("pool").unwrap()];
     pools[0].add_subordinate(&pools[1]).unwrap();

@@ -88,7 +88,8 @@ type Outcome = Result<(), TestCaseError>;
 
 impl World {
     fn new() -> Self {
-        let options = RegistryOptions { segment_size: 64 << 10, max_segments: 64 };
+        let options =
+            RegistryOptions { segment_size: 64 << 10, max_segments: 64, ..Default::default() };
         let registry = Registry::with_options(options).unwrap();
         let tree = registry.tree().unwrap();
         Self { registry, tree, model: Model::new(), handles: vec![None], slots: Vec::new() }

@@ -14,7 +14,7 @@ use tests::{namespace, tap};
 use crate::side::{Guest, SIDES, Side};
 
 /// How often each is measured.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// Prints a row: what it is, the medians of both sides with the least and the most, and their ratio.
 fn row(what: &str, unit: &str, digits: usize, mut values: [Vec<f64>; 2]) {

@@ -19,6 +19,7 @@ const SUITE: Suite = Suite {
         ("measure::memory", compare::memory),
         ("measure::throughput", compare::throughput),
     ],
+    patience: 1800,
     packages: &["qemu-system-x86"],
     live: true,
 };

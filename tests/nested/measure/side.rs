@@ -62,7 +62,9 @@ impl Side {
             }
             Self::Microvm => {
                 command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-                command.args(["-machine", "microvm,rtc=off", "-accel", "kvm", "-cpu", "host"]);
+                // What makes it fastest: without a clock Linux looks for one for ten seconds.
+                let machine = "microvm,rtc=on,pit=off,pic=off,x-option-roms=off";
+                command.args(["-machine", machine, "-accel", "kvm", "-cpu", "host"]);
                 command.args(["-m", &guest.memory.to_string(), "-serial", "stdio"]);
                 // What the VMM puts before the user's own.
                 let cmdline = format!("console=ttyS0 panic=-1 reboot=panic_warm {CMDLINE}");

@@ -16,17 +16,12 @@ use super::{Plan, Planned, Suite};
 use crate::binary::Cargo;
 use crate::soak::rounds;
 
-/// How long a test may take: several times what the slowest takes on a quiet machine.
-fn patience() -> Duration {
-    Duration::from_secs(rounds(300).into())
-}
-
 /// Variables that tests in the host see as they are outside.
 const PASSED_ON: [&str; 2] = ["STATSFS_SEED", "RUST_BACKTRACE"];
 
 /// The part of the usual rounds and counts that test programs do in the host, where all takes many times
 /// as long.
-const PART: &str = "5";
+const PART: &str = "10";
 
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -150,7 +145,7 @@ pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
     let mut image = say("Debian's packages", || Image::new(&place))?;
     let mut cases = say("test programs", || programs(suite, &cargo, &mut image))?;
     for (name, _) in suite.functions {
-        let mut function = Planned::function(name, patience());
+        let mut function = Planned::function(name, patience(suite));
         function.live = suite.live;
         cases.tests.push(function);
     }
@@ -194,6 +189,10 @@ pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) })
 }
 
+fn patience(suite: &Suite) -> Duration {
+    Duration::from_secs(rounds(suite.patience).into())
+}
+
 /// Does a part of the preparation, and says how long it took.
 fn say<T>(what: &str, prepare: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
@@ -221,7 +220,7 @@ fn programs(suite: &Suite, cargo: &Cargo, image: &mut Image) -> Result<Cases> {
             } else if ignored.contains(&test) {
                 cases.ignored.insert(name, "as outside".to_string());
             } else {
-                cases.tests.push(Planned::test(&name, patience(), path.clone(), &test));
+                cases.tests.push(Planned::test(&name, patience(suite), path.clone(), &test));
             }
         }
     }

@@ -61,7 +61,7 @@ impl Image {
         let kernel = Kernel::fetch(cache)?;
         let root = packages::userland(cache, "userland", &USERLAND)?;
         let mut archive = Archive::new();
-        for directory in ["dev", "mnt", "proc", "root", "run", "sys"] {
+        for directory in [".", "dev", "mnt", "proc", "root", "run", "sys"] {
             archive.directory(directory, 0o755);
         }
         archive.directory("tmp", 0o1777);

@@ -32,7 +32,9 @@ pub struct Suite {
     pub excluded: &'static [(&'static str, &'static str)],
     /// Functions of this executable, which fail by a panic.
     pub functions: &'static [Function],
-    /// Debian's packages that these need besides what is always there.
+    /// How many seconds each test may take: several times what the slowest takes on a quiet machine.
+    pub patience: u32,
+    /// Debian's packages that the functions need besides what is always there.
     pub packages: &'static [&'static str],
     /// Whether to run one after the other, with what they print on the terminal: for measurements.
     pub live: bool,
