@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 
 use statsfs::tree::{Snapshot, Tree};
-use statsfs::{Registry, Slot, Source};
+use statsfs::{Registry, RegistryOptions, Slot, Source, SourceError};
 use support::churn::{Account, total};
 use support::{Random, Work, below, flat, number, rounds, top};
 
@@ -35,15 +35,30 @@ fn count(slot: &Slot<Work>) -> bool {
 }
 
 impl Storm {
-    /// Runs `look` in the storm.
-    fn run(look: impl FnOnce(&Self)) {
-        let registry = Registry::new().unwrap();
+    /// Runs `look` in the storm; `full`: with so little memory that every new source must wait for the fold
+    /// of an old one.
+    fn run(full: bool, look: impl FnOnce(&Self)) {
+        let mut options = RegistryOptions::default();
+        if full {
+            options = RegistryOptions { segment_size: 1 << 20, max_segments: 1 };
+        }
+        let registry = Registry::with_options(options).unwrap();
         let outer = top(&registry);
         let inner = below(&registry, &outer, "inner");
         let pools = [outer, inner];
         let staying: Vec<Slot<Work>> = (0..STAYING)
             .map(|n| below(&registry, &pools[n % 2], &format!("s{n}")).add_values().unwrap())
             .collect();
+        let mut filling = Vec::new();
+        while full {
+            match Self::make(&registry, &pools[0], &format!("f{}", filling.len())) {
+                Ok(made) => filling.push(made),
+                Err(_) => break,
+            }
+        }
+        for (source, _) in filling.drain(filling.len().saturating_sub(6)..) {
+            source.revoke().unwrap();
+        }
         let storm = Self {
             tree: registry.tree().unwrap(),
             registry,
@@ -80,13 +95,28 @@ impl Storm {
         assert_eq!(left + storm.taken.load(SeqCst), counted, "at rest");
     }
 
+    /// A source with two slots, or nothing.
+    fn make(
+        registry: &Registry,
+        pool: &Source,
+        name: &str,
+    ) -> Result<(Source, [Slot<Work>; 2]), SourceError> {
+        let source = registry.create_source(name)?;
+        let slots = [source.add_values()?, source.add_values()?];
+        pool.add_subordinate(&source)?;
+        Ok((source, slots))
+    }
+
     /// Makes sources, counts in them, and revokes or removes them.
     fn blow(registry: &Registry, pool: &Source, stop: &AtomicBool, account: &Account, n: usize) {
         let mut round = 0;
         while !stop.load(SeqCst) {
             round += 1;
-            let source = below(registry, pool, &format!("t{n}"));
-            let slots: Vec<Slot<Work>> = (0..2).map(|_| source.add_values().unwrap()).collect();
+            let (source, slots) = match Self::make(registry, pool, &format!("t{n}")) {
+                Ok(made) => made,
+                Err(SourceError::SegmentFull { .. }) => continue,
+                Err(error) => panic!("{error}"),
+            };
             account.add(2, 2, || slots.iter().all(count));
             if round % 8 > 0 {
                 source.revoke().unwrap();
@@ -105,9 +135,8 @@ impl Storm {
     }
 }
 
-#[test]
-fn readers_in_a_storm_of_revocations_count_everything_once() {
-    Storm::run(|storm| {
+fn read_in_a_storm(full: bool) {
+    Storm::run(full, |storm| {
         let mut snapshot = Snapshot::default();
         let mut last = 0;
         for n in 0..rounds(18) {
@@ -153,9 +182,19 @@ fn readers_in_a_storm_of_revocations_count_everything_once() {
 }
 
 #[test]
+fn readers_in_a_storm_of_revocations_count_everything_once() {
+    read_in_a_storm(false);
+}
+
+#[test]
+fn readers_in_a_storm_count_everything_once_though_memory_is_at_its_limit() {
+    read_in_a_storm(true);
+}
+
+#[test]
 fn clears_in_a_storm_of_revocations_take_what_they_do_not_leave() {
     let seed = support::seed();
-    Storm::run(|storm| {
+    Storm::run(false, |storm| {
         let mut random = Random::new(seed);
         for _ in 0..rounds(12) {
             let path = match random.below(6) {

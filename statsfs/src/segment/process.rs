@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::SegmentError;
 use super::layout::{CUT, MAX_SEGMENTS, ROOT_ID, header, split_pair};
@@ -38,8 +39,8 @@ mod settle;
 
 pub(crate) use self::settle::Found;
 
-/// Attempts until a writer is taken for dead in the middle of cutting a block.
-const CUT_ATTEMPTS: u32 = 400;
+/// How long a block that is being cut is waited for until its writer is taken for dead.
+const CUT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Where a record is: place of its segment in [`Process::segments`], and unit.
 type Key = (u16, u32);
@@ -315,12 +316,12 @@ impl Process {
         retired.cut && retired.number > self.given_up.load(Ordering::Relaxed)
     }
 
-    /// Whether, after so many attempts, the writer is taken for dead, or stopped, in the middle of cutting
-    /// this block: then it and all before are as they will be for long, and are shown. A writer that does
-    /// so on purpose costs a reader less each time.
-    pub(crate) fn has_waited_enough(&self, retired: Retired, attempts: u32) -> bool {
+    /// Whether, having been waited for so long, the writer is taken for dead, or stopped, in the middle of
+    /// cutting this block: then it and all before are as they will be for long, and are shown. A writer that
+    /// does so on purpose costs a reader less each time.
+    pub(crate) fn is_enough(&self, retired: Retired, waited: Duration) -> bool {
         let times = self.times_given_up.load(Ordering::Relaxed);
-        let enough = attempts >= CUT_ATTEMPTS >> times.min(8);
+        let enough = waited >= CUT_PATIENCE / (1 << times.min(8));
         if enough {
             self.times_given_up.fetch_add(1, Ordering::Relaxed);
             self.given_up.fetch_max(retired.number, Ordering::Relaxed);

@@ -22,7 +22,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -157,10 +157,11 @@ impl Snapshot {
     }
 }
 
-/// Attempts to settle until a writer is taken for one that will never let it; about half a second.
-const ATTEMPTS: u32 = 500;
-/// Attempts to clear where blocks are torn.
-const CLEAR_ATTEMPTS: u32 = 10;
+/// Attempts to settle, or to clear where blocks are torn, until a writer is taken for one that will never
+/// let it.
+const ATTEMPTS: u32 = 5;
+/// Blocks that are just being cut off which one look waits for, one after the other.
+const CUTS: u32 = 50;
 
 /// Before one more attempt: whoever is in the middle of a change may wait for a processor.
 fn let_writers_run(attempt: u32) {
@@ -283,17 +284,31 @@ impl Tree {
     /// Reads what is asked for whatever is folded meanwhile, and keeps everybody else out of the tree as
     /// long as the answer is held. The sweep is outdated only if a hostile writer wants it so.
     fn settle(&self, request: Request, sweep: &mut Sweep) -> RwLockWriteGuard<'_, State> {
+        let (mut unsettled, mut cuts) = (0, 0);
+        // The last block that was waited for, and since when.
+        let mut waiting = None;
         for attempt in 0.. {
             let mut state = self.write(true);
             state.sweep_settled(&*self.feed, request, sweep);
             self.collect_gone(&mut state);
-            if !sweep.outdated || attempt > ATTEMPTS {
-                return state;
+            if let Some((process, cut)) = sweep.cut {
+                let since = match waiting {
+                    Some((last, since)) if last == (process, cut) => since,
+                    _ => {
+                        cuts += 1;
+                        Instant::now()
+                    }
+                };
+                waiting = Some(((process, cut), since));
+                let enough = state.processes[process].is_enough(cut, since.elapsed());
+                if enough && cuts < CUTS {
+                    continue;
+                }
+            } else {
+                unsettled += 1;
             }
-            if let Some((process, cut)) = sweep.cut
-                && state.processes[process].has_waited_enough(cut, attempt)
-            {
-                continue;
+            if !sweep.outdated || unsettled >= ATTEMPTS || cuts >= CUTS {
+                return state;
             }
             drop(state);
             let_writers_run(attempt);
@@ -307,7 +322,7 @@ impl Tree {
         let (request, mut sweep) = (scope.request(dir), Sweep::default());
         let mut state = self.write(false);
         state.sweep(request, &mut sweep);
-        for attempt in 0..CLEAR_ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             if !sweep.outdated && sweep.torn == 0 {
                 return Some(state.clear(dir, scope, &sweep));
             }
