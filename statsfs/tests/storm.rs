@@ -40,7 +40,8 @@ impl Storm {
     fn run(full: bool, look: impl FnOnce(&Self)) {
         let mut options = RegistryOptions::default();
         if full {
-            options = RegistryOptions { segment_size: 1 << 20, max_segments: 1 };
+            options =
+                RegistryOptions { segment_size: 1 << 20, max_segments: 1, ..Default::default() };
         }
         let registry = Registry::with_options(options).unwrap();
         let outer = top(&registry);
