@@ -51,10 +51,9 @@ impl Storm {
             .map(|n| below(&registry, &pools[n % 2], &format!("s{n}")).add_values().unwrap())
             .collect();
         let mut filling = Vec::new();
-        while full {
-            match Self::make(&registry, &pools[0], &format!("f{}", filling.len())) {
-                Ok(made) => filling.push(made),
-                Err(_) => break,
+        if full {
+            while let Ok(made) = Self::make(&registry, &pools[0], &format!("f{}", filling.len())) {
+                filling.push(made);
             }
         }
         for (source, _) in filling.drain(filling.len().saturating_sub(6)..) {
