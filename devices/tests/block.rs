@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 
-use devices::virtio::block::{Block, Disk, DiskError};
+use devices::virtio::block::{Block, Disk};
 use devices::virtio::stats::BlockCounters;
 use driver::{
     BUFFERS, DRIVER_OK, EVENT_IDX, Guest, HIGH, HIGH_SIZE, INDIRECT, NEEDS_RESET, Piece, Queue,
@@ -304,6 +304,23 @@ fn ranges_are_discarded_and_set_to_zero() {
 }
 
 #[test]
+fn a_range_has_the_size_that_is_offered() {
+    // All of it a hole.
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(2 << 30).unwrap();
+    let (guest, mut queue) = start(file.path());
+    for (kind, field) in [(11, 36), (13, 48)] {
+        let most = u32::from_le_bytes(guest.config(field));
+        assert!((1 << 17..1 << 22).contains(&most), "{most}");
+        for (sectors, status) in [(most, OK), (most + 1, IOERR)] {
+            guest.put(DATA, &range(1, sectors, 0));
+            let answer = request(&guest, &mut queue, kind, 0, &[out(DATA, 16)]);
+            assert_eq!(answer, (status, 1), "{kind}: {sectors}");
+        }
+    }
+}
+
+#[test]
 fn a_file_that_has_become_shorter_fails_to_be_read() {
     let file = file();
     let (guest, mut queue) = start(file.path());
@@ -343,6 +360,22 @@ fn requests_of_a_batch_have_one_interrupt_and_the_driver_may_want_none() {
     assert_eq!(guest.stats.get("virtio_notifications"), 3);
     assert!(guest.stats.get("virtio_interrupts_suppressed") >= 1);
     assert!(queue.is_notification_wanted());
+}
+
+#[test]
+fn a_long_batch_is_told_of_in_parts() {
+    let file = file();
+    let (guest, mut queue) = start(file.path());
+    header(&guest, 0, 0);
+    // No machine reads 20 MiB before it is time to tell.
+    let pieces = [out(HEADER, 16), into(DATA, SECTORS as u32 * 512), into(STATUS, 1)];
+    (0..20).for_each(|_| _ = queue.add(&pieces));
+    guest.notify(&queue);
+    guest.serve();
+    assert_eq!(queue.take().len(), 20);
+    let (times, _) = guest.interrupts();
+    assert!((2..=20).contains(&times), "{times}");
+    assert_eq!(guest.stats.get("virtio_interrupts"), times);
 }
 
 #[test]
@@ -416,49 +449,4 @@ fn a_reset_in_the_middle_leaves_a_device_that_starts_anew() {
     assert_eq!(guest.stats.get("blk_reads"), answered as u64);
     assert_eq!(guest.stats.get("virtio_resets"), 400);
     assert_eq!(guest.stats.get("blk_in_flight"), 0);
-}
-
-#[test]
-fn a_file_that_is_no_disk_is_refused_with_what_to_do() {
-    let dir = tempfile::tempdir().unwrap();
-    let refused = |name: &str, read_only| {
-        let error = Disk::open(&dir.path().join(name), read_only).unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains(name) && !text.contains('\n'), "{text}");
-        (error, text)
-    };
-    let (_, text) = refused("missing", true);
-    assert!(text.contains("No such file"), "{text}");
-    fs::create_dir(dir.path().join("dir")).unwrap();
-    assert!(matches!(refused("dir", true).0, DiskError::Kind(_)));
-    let socket = dir.path().join("socket");
-    let _listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
-    assert!(matches!(refused("socket", false).0, DiskError::Kind(_)));
-    assert!(matches!(Disk::open(Path::new("/dev/zero"), true), Err(DiskError::Kind(_))));
-    for size in [0, 1, 511, 513] {
-        fs::write(dir.path().join("size"), vec![0; size]).unwrap();
-        let (error, text) = refused("size", false);
-        assert!(matches!(error, DiskError::Size { size: s, .. } if s == size as u64));
-        assert!(text.contains("truncate -s %512"), "{text}");
-    }
-}
-
-#[test]
-fn a_disk_has_one_writer_or_many_readers() {
-    let file = file();
-    let path = file.path();
-    let in_use = |read_only| {
-        let error = Disk::open(path, read_only).unwrap_err();
-        assert!(error.to_string().contains("in use"), "{error}");
-        assert!(matches!(error, DiskError::InUse(_)));
-    };
-    let writer = Disk::open(path, false).unwrap();
-    assert_eq!((writer.sectors(), writer.is_read_only()), (SECTORS, false));
-    in_use(false);
-    in_use(true);
-    drop(writer);
-    let readers = [(); 2].map(|()| Disk::open(path, true).unwrap());
-    in_use(false);
-    drop(readers);
-    Disk::open(path, false).unwrap();
 }

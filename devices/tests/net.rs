@@ -5,9 +5,7 @@ mod driver;
 #[path = "driver/network.rs"]
 mod network;
 
-use std::os::fd::{AsFd, AsRawFd};
-
-use devices::virtio::net::{Mac, Net, Tap, TapError};
+use devices::virtio::net::{Mac, Net, Tap};
 use devices::virtio::stats::NetCounters;
 use driver::{BUFFERS, EVENT_IDX, Guest, INDIRECT, NEEDS_RESET, Queue, VERSION_1, into, out};
 use network::{Wire, in_network, ip};
@@ -297,6 +295,58 @@ fn a_device_without_buffers_does_not_read_and_does_not_wake_up_for_ever() {
 }
 
 #[test]
+fn buffers_may_be_in_more_pieces_than_one_system_call_takes() {
+    in_network(|| {
+        let (guest, wire) = guest();
+        let large = VERSION_1 | INDIRECT | MERGEABLE | GUEST_CSUM | GUEST_TSO4;
+        let [mut rx, _tx] = guest.start::<2>(large, 64);
+        for number in 0..60 {
+            let (table, at) = (0x10_0000 + number * 0x1000, 0x20_0000 + number * 0x1000);
+            let pieces: Vec<_> = (0..200).map(|i| into(at + 10 * i, 7)).collect();
+            rx.add_table(table, &pieces);
+        }
+        guest.notify(&rx);
+        guest.serve();
+        wire.send(&frame(1500, 1));
+        guest.serve();
+        let used: Vec<_> = rx.take().iter().map(|(_, len)| *len).collect();
+        assert_eq!(used, [1400, 1500 + HEADER as u32 - 1400]);
+        let bytes = |number: u64| {
+            let at = 0x20_0000 + number * 0x1000;
+            (0..200).flat_map(|i| guest.get(at + 10 * i, 7)).collect::<Vec<_>>()
+        };
+        let got = [bytes(0), bytes(1)].concat();
+        assert_eq!(got[HEADER..HEADER + 1500], frame(1500, 1));
+        assert_eq!(guest.stats.get("net_rx_errors"), 0);
+    });
+}
+
+/// virtio 1.2, 5.1.6.4: a driver that sees one of the buffers of a packet sees all of them.
+#[test]
+fn the_buffers_of_a_frame_are_given_back_together() {
+    in_network(|| {
+        let (mut guest, wire) = guest();
+        guest.spawn();
+        let [mut rx, _tx] = guest.start::<2>(VERSION_1 | MERGEABLE, 256);
+        // 1000 bytes and a header are eleven buffers.
+        for round in 0..100_u16 {
+            (0..220).for_each(|i| _ = rx.add(&[into(BUFFERS + 100 * i, 92)]));
+            guest.notify(&rx);
+            (0..20).for_each(|mark| wire.send(&frame(1000, mark)));
+            let all = 220 * (round + 1);
+            loop {
+                let index = rx.load16(rx.used + 2);
+                assert_eq!(index % 11, 0, "in the middle of a frame");
+                if index == all {
+                    break;
+                }
+            }
+            assert_eq!(rx.take().len(), 220);
+        }
+    });
+}
+
+#[test]
 fn a_frame_waits_for_the_buffers_that_it_still_needs() {
     in_network(|| {
         let (guest, wire) = guest();
@@ -425,43 +475,22 @@ fn both_directions_go_on_under_load() {
 }
 
 #[test]
-fn an_interface_that_is_no_tap_is_refused_with_what_to_do() {
+fn a_full_queue_is_worked_off_and_the_next_notification_is_asked_for() {
     in_network(|| {
-        let refused = |name: &str| {
-            let error = Tap::open(name).expect_err(name);
-            let text = error.to_string();
-            assert!(text.contains(name) && !text.contains('\n'), "{text}");
-            (error, text)
-        };
-        let (error, text) = refused("tap7");
-        assert!(matches!(error, TapError::Missing(_)));
-        assert!(text.contains("ip tuntap add tap7 mode tap"), "{text}");
-        assert!(!network::exists("tap7"), "it was not made by asking");
-        assert!(matches!(refused("lo").0, TapError::Kind(_)));
-        ip("tuntap add tun0 mode tun");
-        assert!(matches!(refused("tun0").0, TapError::Kind(_)));
-        ip("tuntap add many0 mode tap multi_queue");
-        assert!(matches!(refused("many0").0, TapError::Kind(_)));
-        ip("tuntap add tap0 mode tap");
-        let tap = Tap::open("tap0").unwrap();
-        assert!(matches!(refused("tap0").0, TapError::InUse(_)));
-        drop(tap);
-        drop(Tap::open("tap0").unwrap());
-        // Somebody else's.
-        ip("tuntap add tap1 mode tap user 12345");
-        network::give_up_rights();
-        let (error, text) = refused("tap1");
-        assert!(matches!(error, TapError::NotPermitted(_)), "{text}");
-    });
-}
-
-#[test]
-fn a_tap_interface_never_blocks() {
-    in_network(|| {
-        ip("tuntap add tap0 mode tap");
-        let tap = Tap::open("tap0").unwrap();
-        // SAFETY: no memory is involved.
-        let flags = unsafe { libc::fcntl(tap.as_fd().as_raw_fd(), libc::F_GETFL) };
-        assert_ne!(flags & libc::O_NONBLOCK, 0);
+        let (guest, wire) = guest();
+        for features in [VERSION_1, VERSION_1 | EVENT_IDX] {
+            let [_, mut tx] = guest.start::<2>(features, 256);
+            guest.put(BUFFERS, &[&[0; HEADER], &frame(60, 1)[..]].concat());
+            for _ in 0..3 {
+                (0..256).for_each(|_| _ = tx.add(&[out(BUFFERS, 72)]));
+                guest.notify(&tx);
+                guest.serve();
+                assert_eq!(tx.take().len(), 256);
+                assert!(tx.is_notification_wanted());
+                while wire.receive().is_some() {}
+            }
+        }
+        assert_eq!(guest.stats.get("net_tx_packets"), 2 * 3 * 256);
+        assert_counts_are_those_of_the_tap(&guest);
     });
 }

@@ -223,6 +223,9 @@ impl Flag {
 }
 
 /// A histogram with `N` log2 buckets of its unit, by KVM's rule, and a sum.
+///
+/// A record is two stores, first of the bucket, then of the sum: a reader may see the first without the
+/// second, for each slot one record's.
 #[repr(C)]
 pub struct Histogram<U: UnitType = Things, const N: usize = 64> {
     sum: AtomicU64,

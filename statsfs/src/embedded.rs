@@ -29,7 +29,7 @@ impl Feed for Own {
     }
 }
 
-/// Why a process could not mount its own tree.
+/// Why a process could not mount its own tree: printed with `{}`, one line that says what to do.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum EmbeddedError {
@@ -42,7 +42,12 @@ pub enum EmbeddedError {
 }
 
 /// A process's own tree, mounted by itself. Unmounted when dropped.
+///
+/// A process that a signal kills drops nothing. So a daemon should handle SIGINT and SIGTERM, and end by
+/// returning from `main`. Of one that is killed all the same, an ordinary user's mount is taken away by a
+/// helper process; root's stays, dead, until something is mounted there by this library, or `umount -l`.
 #[derive(Debug)]
+#[must_use = "the mount goes when this is dropped"]
 pub struct Embedded {
     mount: Mount,
     tree: Arc<Tree>,

@@ -79,35 +79,26 @@
 // The expansions of `stats!` name this crate; inside it they must find it too.
 extern crate self as statsfs;
 
-#[cfg(not(loom))]
 mod aggregate;
-#[cfg(not(loom))]
 pub mod cell;
-#[cfg(not(loom))]
 mod embedded;
-#[cfg(not(loom))]
+mod error;
 mod fork;
-#[cfg(not(loom))]
 pub mod fs;
-#[cfg(not(loom))]
 mod registry;
 pub mod segment;
-#[cfg(not(loom))]
 mod slot;
-#[cfg(not(loom))]
 mod source;
-#[cfg(not(loom))]
+mod threads;
 pub mod tree;
 pub mod value;
 
-#[cfg(not(loom))]
 pub use embedded::{Embedded, EmbeddedError};
-#[cfg(not(loom))]
+pub use error::{RegistryError, SourceError};
 pub use registry::{Registry, RegistryOptions, Usage};
-#[cfg(not(loom))]
 pub use slot::{DynSlot, Slot};
-#[cfg(not(loom))]
-pub use source::{RegistryError, Source, SourceBuilder, SourceError};
+pub use source::{Source, SourceBuilder};
+pub use threads::{ThreadKind, ThreadStart};
 
 /// Makes an enum without fields a [set of label values](value::LabelSet), so that a family of values
 /// can be declared over it and indexed by it.

@@ -1,109 +1,13 @@
 //! Sources: the directories of the tree, as a program makes and removes them.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thiserror::Error;
-
+use crate::error::SourceError;
 use crate::registry::{Callback, Registry, Shared};
-use crate::segment::CreateError;
 use crate::segment::layout::{ROOT_ID, flag};
 use crate::slot::{DynSlot, Slot, SlotInner};
 use crate::value::{Group, GroupDescriptor};
-
-/// Why a registry could not be made, or could not get another segment.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RegistryError {
-    /// getrandom(2) failed.
-    #[error("cannot get random bytes for a segment's id: {0}")]
-    Random(#[source] io::Error),
-    /// The segment size is out of range.
-    #[error("a segment has 16 KiB to 64 MiB in whole pages of 4096 bytes, not {0} bytes")]
-    SegmentSize(usize),
-    /// The limit of segments is out of range.
-    #[error("a registry has 1 to 256 segments, not {0}")]
-    MaxSegments(usize),
-    /// The segment's memory could not be had.
-    #[error(transparent)]
-    Create(#[from] CreateError),
-}
-
-/// Why an operation on a source failed. Nothing has changed then.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum SourceError {
-    /// The name is not a source's.
-    #[error(
-        "{0:?} cannot name a source: 1 to 63 bytes of [A-Za-z0-9_.:-] that do not begin with a dot"
-    )]
-    Name(String),
-    /// Too many labels.
-    #[error("a source has at most 8 labels, not {0}")]
-    Labels(usize),
-    /// A label is not acceptable or stands twice.
-    #[error(
-        "label {0:?}={1:?} is not acceptable: a key [a-z][a-z0-9_]* of at most 32 bytes, once, and a \
-         value of at most 64 bytes"
-    )]
-    Label(String, String),
-    /// The name would stand twice in one directory.
-    #[error("{name:?} already exists in source {directory:?}, or above it")]
-    AlreadyExists {
-        /// The name.
-        name: String,
-        /// The source in whose directory it stands.
-        directory: String,
-    },
-    /// The source has another parent.
-    #[error("source {name:?} is subordinate to {parent:?} already")]
-    HasParent {
-        /// The source.
-        name: String,
-        /// Its parent.
-        parent: String,
-    },
-    /// The source would be below itself.
-    #[error("source {0:?} cannot be below itself")]
-    Cycle(String),
-    /// The tree would be too deep.
-    #[error("sources nest at most {0} deep")]
-    TooDeep(usize),
-    /// The source to remove is no subordinate of this one.
-    #[error("source {name:?} is not subordinate to {parent:?}")]
-    NotSubordinate {
-        /// The source.
-        name: String,
-        /// Its supposed parent.
-        parent: String,
-    },
-    /// The source was removed, or was below one that was; that is final.
-    #[error("the source was removed")]
-    Removed,
-    /// The two sources are of different registries.
-    #[error("the sources belong to different registries")]
-    OtherRegistry,
-    /// All segments are full.
-    #[error(
-        "the statistics segments are full: {segments} of at most {limit} segments of {size} bytes are \
-         in use; raise RegistryOptions::max_segments or segment_size"
-    )]
-    SegmentFull {
-        /// Segments in use.
-        segments: usize,
-        /// The limit.
-        limit: usize,
-        /// The size of a segment.
-        size: usize,
-    },
-    /// A segment or the registry could not be made.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// This process was forked from the one that made the registry.
-    #[error("a forked child cannot change its parent's sources")]
-    Forked,
-}
 
 /// Makes a source that has labels, or is hidden or private.
 #[derive(Debug)]
@@ -132,7 +36,8 @@ impl SourceBuilder {
         self
     }
 
-    /// Adds a label: a key of at most 32 bytes and a value of at most 64, up to 8 of them.
+    /// Adds a label: a key of at most 32 bytes and a value of at most 64, up to 8 of them. Labels tell
+    /// sources apart where they are exported by labels; the file tree does not show them.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.push((key.into(), value.into()));
         self
@@ -162,14 +67,24 @@ impl Drop for Handle {
     fn drop(&mut self) {
         // A source that has a parent stays in the tree. Its callbacks' slots are dropped after the
         // lock is released.
-        let mut callbacks = Vec::new();
+        let (mut callbacks, mut lost) = (Vec::new(), false);
         let _ = self.shared.change(|state, _| {
             if state.live(self.id).is_ok_and(|node| node.parent.is_none()) {
-                callbacks = self.shared.keeper.take(&state.subtree(self.id));
+                let members = state.subtree(self.id);
+                callbacks = self.shared.keeper.take(&members);
+                lost =
+                    callbacks.is_empty() && members.iter().any(|member| state.has_slots(*member));
                 state.abandon(self.id);
             }
             Ok(())
         });
+        if lost {
+            let source = &*self.name;
+            tracing::warn!(
+                source,
+                "a source in which is counted was never registered, and is gone"
+            );
+        }
     }
 }
 
@@ -178,7 +93,8 @@ impl Drop for Handle {
 ///
 /// A source is in no tree until it is [registered](Self::register) at the top level or
 /// [added](Self::add_subordinate) to another, with all that is below it. Dropping the last handle of a
-/// source that has a parent leaves it in the tree; of one that has none, frees it.
+/// source that has a parent leaves it in the tree; of one that has none, frees it: what slots go on to
+/// count in it is seen by nobody, which is logged.
 #[derive(Clone, Debug)]
 pub struct Source(Arc<Handle>);
 
@@ -233,12 +149,14 @@ impl Source {
 
     /// Adds a group whose values no loop writes: `sample` is called with its slot by the registry's own
     /// thread, at once and then every `interval` (a millisecond at least), and a last time by whoever
-    /// removes the source, before it goes. It is dropped, with its slot, when the source is removed or
-    /// was attached to nothing and goes.
+    /// removes the source, before it goes. All callbacks of one interval are called together, so the second
+    /// call comes earlier. `sample` is dropped, with its slot, when the source is removed or was attached to
+    /// nothing and goes.
     ///
     /// `sample` may call the library, and even remove its own source. If it takes long, other samples wait
-    /// for it, and so does the removal of its source. If it panics it is not called again. It should hold no [`Registry`](crate::Registry) or
-    /// [`Source`] longer than its own source is there: the registry would keep itself alive.
+    /// for it, and so does the removal of its source. If it panics it is not called again. It should hold no
+    /// [`Registry`](crate::Registry) or [`Source`] longer than its own source is there: the registry would
+    /// keep itself alive.
     ///
     /// # Errors
     /// As [`add_values`](Self::add_values).

@@ -55,7 +55,7 @@ struct Run {
 impl Run {
     /// Two pools, the second within the first; with sources that stay, some of them in a hidden one.
     fn new(segment_size: usize, max_segments: usize) -> Self {
-        let options = RegistryOptions { segment_size, max_segments };
+        let options = RegistryOptions { segment_size, max_segments, ..Default::default() };
         let registry = Registry::with_options(options).unwrap();
         let outer = registry.create_source("outer").unwrap();
         outer.register().unwrap();

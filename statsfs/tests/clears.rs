@@ -24,16 +24,17 @@ const LEAVES: usize = 5;
 /// Pools of sources that come and go, each accounted for.
 const POOLS: [&str; 2] = ["top/a", "top/b"];
 
-/// What clears took of one pool, or of everything: of `work_done`, `work_failed`, `work_time/count`.
+/// What clears took of one pool, or of everything.
 #[derive(Default)]
-struct Taken([AtomicU64; 3]);
+struct Taken([AtomicU64; 4]);
 
-const VALUES: [(&str, &str); 3] =
-    [("work_done", "work_done"), ("work_failed", "work_failed"), ("work_time", "work_time/count")];
+const VALUES: [&str; 4] = ["work_done", "work_failed", "work_time/count", "work_time/sum"];
+/// What is recorded in pools, and in the fixed leaves.
+const TIMES: [u64; 2] = [3, 7];
 
 impl Taken {
-    fn get(&self) -> [u64; 3] {
-        [0, 1, 2].map(|n| self.0[n].load(SeqCst))
+    fn get(&self) -> [u64; 4] {
+        [0, 1, 2, 3].map(|n| self.0[n].load(SeqCst))
     }
 }
 
@@ -61,17 +62,22 @@ enum Reach {
     Top,
 }
 
-fn bounds(run: &Run, pool: Option<usize>, high: bool) -> [u64; 3] {
-    let sum = |which: fn(&Account) -> &AtomicU64| match pool {
-        Some(pool) => total(run.accounts.iter().map(|accounts| &accounts[pool]), which),
-        None => total(run.accounts.iter().flatten(), which),
-    };
-    let (done, times) = if high {
-        (sum(|a| &a.intended_done), sum(|a| &a.intended_times))
-    } else {
-        (sum(|a| &a.counted_done), sum(|a| &a.counted_times))
-    };
-    [done, 2 * done, times]
+fn bounds(run: &Run, pool: Option<usize>, high: bool) -> [u64; 4] {
+    let pools = pool.map_or(0..3, |pool| pool..pool + 1);
+    let mut bounds = [0; 4];
+    for pool in pools {
+        let sum = |which: fn(&Account) -> &AtomicU64| {
+            total(run.accounts.iter().map(|accounts| &accounts[pool]), which)
+        };
+        let (done, times) = if high {
+            (sum(|a| &a.intended_done), sum(|a| &a.intended_times))
+        } else {
+            (sum(|a| &a.counted_done), sum(|a| &a.counted_times))
+        };
+        let of_pool = [done, 2 * done, times, TIMES[pool / 2] * times];
+        bounds.iter_mut().zip(of_pool).for_each(|(bound, of_pool)| *bound += of_pool);
+    }
+    bounds
 }
 
 /// Reads totals over and over, each alone or all in one sweep, and checks them whenever no clear ran.
@@ -80,10 +86,10 @@ fn check_totals(run: &Run, reach: Reach, seed: u64) {
     while !run.stop.load(SeqCst) {
         let epoch = run.epoch.load(SeqCst);
         let pool = (reach == Reach::Pools && random.one_in(2)).then(|| random.below(2) as usize);
-        let value = random.below(3) as usize;
+        let value = random.below(4) as usize;
         let path = match pool {
-            Some(pool) => format!("{}/{}", POOLS[pool], VALUES[value].1),
-            None => format!("top/{}", VALUES[value].1),
+            Some(pool) => format!("{}/{}", POOLS[pool], VALUES[value]),
+            None => format!("top/{}", VALUES[value]),
         };
         let low = bounds(run, pool, false)[value];
         let shown = if random.one_in(3) {
@@ -128,7 +134,7 @@ enum Target {
 fn target(run: &Run, random: &mut Random, reach: Reach) -> Target {
     let value = |random: &mut Random| match random.below(4) {
         3 => ".stats/clear",
-        n => VALUES[n as usize].1,
+        n => VALUES[n as usize],
     };
     match random.below(if reach == Reach::Top { 8 } else { 7 }) {
         7 if random.one_in(4) => Target::Top(format!("top/.departed/{}", value(random))),
@@ -173,7 +179,7 @@ fn clear_at_random(run: &Run, reach: Reach, seed: u64, clears: usize) {
         match run.tree.clear(path) {
             Ok(cleared) => {
                 done += 1;
-                for (n, (name, _)) in VALUES.iter().enumerate() {
+                for (n, name) in VALUES.iter().enumerate() {
                     let taken = cleared.0.get(*name).copied().unwrap_or(0);
                     assert!(taken < 1 << 62, "clearing {path} took {taken} of {name}");
                     run.everything.0[n].fetch_add(taken, SeqCst);
@@ -222,7 +228,7 @@ fn writer(
             c.work_done.inc();
             c.work_failed.add(2);
         });
-        leaves[leaf].work_time.record(7);
+        leaves[leaf].work_time.record(TIMES[1]);
         account.counted_done.fetch_add(1, SeqCst);
         account.counted_times.fetch_add(1, SeqCst);
         run.leaves[leaf][1].fetch_add(1, SeqCst);
@@ -235,7 +241,8 @@ fn writer(
 
 fn run(reach: Reach, clears: usize) {
     let seed = support::seed();
-    let options = RegistryOptions { segment_size: 64 << 10, max_segments: 64 };
+    let options =
+        RegistryOptions { segment_size: 64 << 10, max_segments: 64, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let top = registry.create_source("top").unwrap();
     top.register().unwrap();
@@ -285,7 +292,7 @@ fn run(reach: Reach, clears: usize) {
         let at_rest = |pool: Option<usize>, taken: &Taken| {
             let counted = bounds(&run, pool, false);
             assert_eq!(counted, bounds(&run, pool, true));
-            for (n, (_, file)) in VALUES.iter().enumerate() {
+            for (n, file) in VALUES.iter().enumerate() {
                 let path = pool.map_or("top", |pool| POOLS[pool]);
                 let shown = number(&run.tree, &format!("{path}/{file}")) as u64;
                 assert_eq!(shown + taken.get()[n], counted[n], "{path}/{file}, folded: {fold}");
@@ -304,7 +311,7 @@ fn run(reach: Reach, clears: usize) {
             }
             assert_eq!(number(&run.tree, "top/c/work_done") as u64, below);
             for pool in POOLS {
-                for (_, file) in VALUES {
+                for file in VALUES {
                     // Its own slots', which are dropped but not removed, and what departed.
                     let departed = number(&run.tree, &format!("{pool}/.departed/{file}"));
                     assert!(departed <= number(&run.tree, &format!("{pool}/{file}")));
@@ -313,9 +320,9 @@ fn run(reach: Reach, clears: usize) {
         }
     }
     // The last clear takes all that is left, in one.
-    let before = number(&run.tree, "top/work_done") as u64;
+    let before = VALUES.map(|file| number(&run.tree, &format!("top/{file}")) as u64);
     let cleared = run.tree.clear(".stats/clear").unwrap();
-    assert_eq!(cleared.0["work_done"], before);
+    assert_eq!(VALUES.map(|name| cleared.0[name]), before);
     for (path, value) in flat(&run.tree) {
         let cumulative = path.contains("work_done")
             || path.contains("work_failed")
@@ -394,7 +401,7 @@ fn several_threads_clear_at_once() {
                             Err(error) if error.0 == libc::ENOENT => continue,
                             Err(error) => panic!("{path}: {error:?}"),
                         };
-                        for (n, (name, _)) in VALUES.iter().enumerate() {
+                        for (n, name) in VALUES.iter().enumerate() {
                             let n_taken = cleared.0.get(*name).copied().unwrap_or(0);
                             assert!(n_taken < 1 << 62, "clearing {path} took {n_taken} of {name}");
                             taken.0[n].fetch_add(n_taken, SeqCst);
@@ -410,9 +417,9 @@ fn several_threads_clear_at_once() {
     drop(exchange);
     let done = total(accounts.iter().flatten(), |a| &a.counted_done);
     let times = total(accounts.iter().flatten(), |a| &a.counted_times);
-    for (n, counted) in [done, 2 * done, times].into_iter().enumerate() {
-        let shown = number(&tree, &format!("top/{}", VALUES[n].1)) as u64;
-        assert_eq!(shown + taken.get()[n], counted, "{}", VALUES[n].1);
+    for (n, counted) in [done, 2 * done, times, TIMES[0] * times].into_iter().enumerate() {
+        let shown = number(&tree, &format!("top/{}", VALUES[n])) as u64;
+        assert_eq!(shown + taken.get()[n], counted, "{}", VALUES[n]);
     }
 }
 

@@ -7,7 +7,7 @@ use statsfs::value::{
 };
 use statsfs::{Registry, RegistryError, RegistryOptions, Source, SourceError};
 use std::sync::Arc;
-use support::{Work, flat, number};
+use support::{Tick, Work, flat, number};
 
 fn counter(group: &'static str, values: &[&'static str]) -> Arc<GroupDescriptor> {
     let builder = values.iter().fold(GroupBuilder::new(group), |builder, name| {
@@ -128,7 +128,7 @@ fn sources_nest_64_deep_and_no_deeper() {
 #[test]
 fn registries_say_what_is_wrong_with_their_options() {
     let with = |segment_size, max_segments| {
-        Registry::with_options(RegistryOptions { segment_size, max_segments })
+        Registry::with_options(RegistryOptions { segment_size, max_segments, ..Default::default() })
     };
     for size in [0, 8192, 16385, 64 << 20 | 4096, usize::MAX] {
         refused!(with(size, 1), RegistryError::SegmentSize(_), "16 KiB to 64 MiB");
@@ -141,7 +141,7 @@ fn registries_say_what_is_wrong_with_their_options() {
 
 #[test]
 fn a_full_registry_changes_nothing() {
-    let options = RegistryOptions { segment_size: 32 << 10, max_segments: 1 };
+    let options = RegistryOptions { segment_size: 32 << 10, max_segments: 1, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let top = registered(&registry, "top");
     let middle = registry.create_source("middle").unwrap();
@@ -296,4 +296,70 @@ fn explicit_aggregates_of_a_hidden_source_take_no_names_from_others() {
     let dir = support::node(&tree, "top").unwrap();
     let names = support::list(&tree, dir, 100).unwrap();
     assert_eq!(names.iter().filter(|(name, _)| name == "work_done").count(), 1, "{names:?}");
+}
+
+/// Keeps the messages of this thread.
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Text(String);
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{}={value:?} ", field.name());
+            }
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        self.0.lock().unwrap().push(text.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn counting_in_a_source_that_is_nowhere_is_logged() {
+    let registry = Registry::new().unwrap();
+    let log = Log::default();
+    let messages = || std::mem::take(&mut *log.0.lock().unwrap());
+    tracing::subscriber::with_default(log.clone(), || {
+        let forgotten = registry.create_source("forgotten").unwrap();
+        let slot = forgotten.add_values::<Tick>().unwrap();
+        drop(forgotten);
+        let [message] = &messages()[..] else { panic!("one message") };
+        assert!(
+            message.contains("\"forgotten\"") && message.contains("never registered"),
+            "{message}"
+        );
+        drop(slot);
+        // As it should be: registered, not counted in any more, or sampled.
+        let registered = registry.create_source("registered").unwrap();
+        let slot = registered.add_values::<Tick>().unwrap();
+        registered.register().unwrap();
+        drop(registered);
+        slot.tick_count.inc();
+        let idle = registry.create_source("idle").unwrap();
+        drop(idle.add_values::<Tick>().unwrap());
+        drop(idle);
+        let sampled = registry.create_source("sampled").unwrap();
+        let interval = std::time::Duration::from_secs(1);
+        sampled.add_callback::<Tick>(interval, |slot| slot.tick_count.inc()).unwrap();
+        drop(sampled);
+        assert_eq!(messages(), [""; 0]);
+    });
 }

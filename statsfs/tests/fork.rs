@@ -48,6 +48,7 @@ fn refused(registry: &Registry, top: &Source, child: &Source) {
     is_refused!(top.add_aggregates::<Work>());
     is_refused!(top.add_callback::<Tick>(Duration::from_millis(1), |_| ()));
     assert!(registry.segments().is_err());
+    assert!(registry.start_thread().is_err());
     registry.usage();
     registry.wait_changed(0, Duration::from_millis(1));
     let slot = top.add_values_or_dummy::<Work>();

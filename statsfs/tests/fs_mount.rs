@@ -288,7 +288,12 @@ fn places_where_nothing_can_be_mounted() {
 
     let path = dir.path().join("dangling");
     std::os::unix::fs::symlink("nowhere", &path).unwrap();
-    assert!(matches!(error(&path), MountError::Create { .. }));
+    let text = error(&path).to_string();
+    let rest =
+        "a symbolic link to nowhere, which is missing: create that directory, or remove the link";
+    assert_eq!(text, format!("{} is {rest}", show(&path)));
+    // A slash at its end changes nothing.
+    assert!(matches!(error(&path.join("")), MountError::Dangling { .. }));
 
     let path = dir.path().join("taken");
     std::fs::create_dir(&path).unwrap();

@@ -202,7 +202,7 @@ fn hidden_sources_count_and_their_subordinates_move_up() {
 
 #[test]
 fn full_segments_grow_to_their_limit_and_then_say_so() {
-    let options = RegistryOptions { segment_size: 64 << 10, max_segments: 3 };
+    let options = RegistryOptions { segment_size: 64 << 10, max_segments: 3, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let top = registry.create_source("top").unwrap();
     top.register().unwrap();

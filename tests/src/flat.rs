@@ -71,6 +71,15 @@ impl Flat {
         self.0.is_empty()
     }
 
+    /// These values but for those that are sampled from time to time, and so may move while nothing counts.
+    #[must_use]
+    pub fn counted(&self) -> Self {
+        let is_sampled =
+            |path: &str| path.rsplit_once('/').is_some_and(|(_, name)| name.starts_with("sched_"));
+        let counted = self.0.iter().filter(|(path, _)| !is_sampled(path));
+        Self(counted.map(|(path, value)| (path.clone(), *value)).collect())
+    }
+
     /// The exits by reason that a directory shows: `user_exit_*` without the prefix, those that are not 0.
     pub fn exits(&self, directory: &str) -> BTreeMap<&str, u64> {
         let prefix = format!("{directory}/user_exit_");

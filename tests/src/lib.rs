@@ -9,6 +9,7 @@
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
+//! * [`inject`] has a thread of a running `vmm` make a system call.
 //! * [`fs_matrix`] is what every call and every usual tool makes of a mounted tree.
 //!
 //! * [`nested`] runs tests in a Debian host that is emulated, and [`newc`] packs its file system.
@@ -20,6 +21,7 @@ pub mod binary;
 pub mod flat;
 pub mod fs_matrix;
 pub mod guest;
+pub mod inject;
 pub mod linux;
 pub mod namespace;
 pub mod nested;

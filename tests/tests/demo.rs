@@ -199,9 +199,12 @@ fn plain(line: &str) -> String {
 
 #[test]
 fn a_signal_ends_it_with_the_totals() {
-    for (seconds, signal, status) in
-        [("0", libc::SIGINT, 0), ("60", libc::SIGINT, 130), ("0", libc::SIGTERM, 143)]
-    {
+    for (seconds, signal, status) in [
+        ("0", libc::SIGINT, 0),
+        ("60", libc::SIGINT, 130),
+        ("0", libc::SIGTERM, 143),
+        ("0", libc::SIGQUIT, 131),
+    ] {
         let args = ["--seconds", seconds, "--quiet", "--guests", "1", "--vcpus", "1"];
         let mut demo = Demo::start(&args, Stdio::piped());
         let exits = demo.mount().join("kvm/user_exits");

@@ -15,6 +15,9 @@ use tests::vmm::Vmm;
 fn assert_closed(flat: &Flat) {
     assert_eq!(flat.get(&format!("{}/vm_state", flat.machine())), 3, "it ended");
     flat.assert_sums();
+    // The threads have ended, so that nothing is sampled any more either.
+    flat.assert_sums_of("sched_");
+    assert!(flat.get("kvm/sched_slices") > 0);
     assert_eq!(flat.get("kvm/user_handle_time/count"), flat.get("kvm/user_exits"));
 }
 
@@ -57,6 +60,67 @@ fn a_guest_that_crashes_is_told_with_its_place() {
     assert_closed(&ended.flat());
 }
 
+/// In a child that is to be the VMM: KVM_RUN ends with this error, or, if it is 0, at once and without
+/// anything having been run.
+fn forbid_kvm_run(errno: u16) -> io::Result<()> {
+    const KVM_RUN: u32 = 0xae80;
+    // Offsets in `seccomp_data`: the system call's number, and the low half of its second argument.
+    const NUMBER: u32 = 0;
+    const REQUEST: u32 = 24;
+    let load = |k| libc::sock_filter {
+        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let skip_unless = |k, jf| libc::sock_filter {
+        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        jt: 0,
+        jf,
+        k,
+    };
+    let answer =
+        |k| libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k };
+    let mut filter = [
+        load(NUMBER),
+        skip_unless(libc::SYS_ioctl as u32, 3),
+        load(REQUEST),
+        skip_unless(KVM_RUN, 1),
+        answer(libc::SECCOMP_RET_ERRNO | u32::from(errno)),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its filter live until the call returns, which copies them.
+    let failed =
+        unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[test]
+fn a_kvm_run_that_fails_fails_the_vmm() {
+    use std::os::unix::process::CommandExt;
+    let run = |errno: u16, cpus| {
+        let vmm = Vmm::new(Mode::Long, &[end(5)]).cpus(cpus).with(|command| {
+            // SAFETY: it makes one system call, and allocates nothing.
+            unsafe { command.pre_exec(move || forbid_kvm_run(errno)) };
+        });
+        vmm.run()
+    };
+    for cpus in [1, 4] {
+        // As for memory that cannot be had, for one.
+        let ended = run(libc::EFAULT as u16, cpus).assert(125);
+        ended.assert_says(&["vCPU", "KVM_RUN", "Bad address"]);
+        let flat = ended.flat();
+        assert_closed(&flat);
+        let errors = flat.get("kvm/user_exit_error");
+        assert!(errors > 0 && errors == flat.get("kvm/user_exits"), "{errors}");
+    }
+    let ended = run(0, 1).assert(124);
+    ended.assert_says(&["crashed", "vCPU 0", "unexpected exit", "unknown"]);
+    assert_eq!(ended.flat().get("kvm/user_exit_unknown"), 1);
+    assert_closed(&ended.flat());
+}
+
 /// Longer than stopping takes, on a machine that is busy with other tests too.
 const PROMPTLY: Duration = Duration::from_secs(10);
 
@@ -71,7 +135,9 @@ fn a_signal_stops_every_guest_promptly() {
     let never_exits = [Step::new(Op::Spin, 1, 0)];
     let always_exits = [Step::new(Op::Out8, 1000, NO_PORT), Step::new(Op::Again, 1, 0)];
     let halts = [Step::new(Op::Hlt, 1000, 0), Step::new(Op::Again, 1, 0)];
-    for (signal, status) in [(libc::SIGINT, 130), (libc::SIGTERM, 143), (libc::SIGHUP, 129)] {
+    let signals =
+        [(libc::SIGINT, 130), (libc::SIGTERM, 143), (libc::SIGHUP, 129), (libc::SIGQUIT, 131)];
+    for (signal, status) in signals {
         for (steps, cpus) in [(&never_exits[..], 8), (&always_exits, 3), (&halts, 1)] {
             let running = Vmm::new(Mode::Long, steps).cpus(cpus).start_mounted();
             // So that there is something to stop.

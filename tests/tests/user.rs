@@ -98,6 +98,39 @@ fn a_users_mount_is_gone_whatever_ends_the_vmm() {
     });
 }
 
+/// The process that takes the mount of a `vmm` away in the end.
+fn keeper(vmm: u32) -> i32 {
+    let parent = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the name, in parentheses: the state, and the parent.
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    // Until that which has mounted has ended, there are two.
+    wait_until("a single child", || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut children = pids.filter(|pid| parent(*pid) == Some(vmm));
+        children.next().filter(|_| children.next().is_none())
+    })
+}
+
+#[test]
+fn a_mount_that_nobody_is_left_to_take_away_is_told_of() {
+    private(|| {
+        let vmm = Vmm::new(Mode::Long, &[Step::new(Op::Spin, 1, 0)]);
+        let _devices = open_devices();
+        let running = vmm.as_user(USER).start_mounted();
+        // SAFETY: a signal to a process that was looked up just now.
+        assert_eq!(unsafe { libc::kill(keeper(running.pid()), libc::SIGKILL) }, 0);
+        running.signal(libc::SIGTERM);
+        let ended = running.wait();
+        assert_eq!(ended.code(), 125, "{}", ended.stderr);
+        // The VMM can not start another by then.
+        ended.assert_says(&["can not be unmounted", "was killed", "SIGKILL", "umount -l"]);
+        ended.flat().assert_sums();
+    });
+}
+
 #[test]
 fn without_fusermount3_the_line_that_installs_it_is_said() {
     private(|| {

@@ -1,6 +1,6 @@
-//! What accounting costs where it is used: a real guest's exits on `/dev/kvm` with accounting off, of
-//! counts, and of counts and times; and how long it takes from the start of the VMM to the guest's first
-//! instruction.
+//! What accounting and the policies for system calls cost where they are used: a real guest's exits on
+//! `/dev/kvm` with accounting off, of counts, and of counts and times, and without policies; and how long it
+//! takes from the start of the VMM to the guest's first instruction.
 //!
 //! `cargo bench -p vmm --bench guest [-- --quick --json]`; needs `/dev/kvm`.
 
@@ -91,6 +91,12 @@ fn main() {
     c.case("counts and times", |n| times(n, || whole(&mut program.run("full"))));
     c.run(options);
 
+    let mut c = Comparison::new("The same, by which system calls the VMM may make");
+    c.case("any (--no-seccomp)", |n| times(n, || whole(program.run("full").arg("--no-seccomp"))));
+    c.case("the same again", |n| times(n, || whole(program.run("full").arg("--no-seccomp"))));
+    c.case("those that it needs", |n| times(n, || whole(&mut program.run("full"))));
+    c.run(options);
+
     let hello = Program::new(&HELLO);
     let mut c = Comparison::new("From exec to the first byte");
     c.case("echo, a program that does nothing else", |n| {
@@ -100,5 +106,8 @@ fn main() {
         times(n, || first_byte(&mut hello.run("full")))
     });
     c.budget_extra(20e6);
+    c.case("... that may make any system call", |n| {
+        times(n, || first_byte(hello.run("full").arg("--no-seccomp")))
+    });
     c.run(options);
 }

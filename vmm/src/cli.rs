@@ -15,6 +15,7 @@ use crate::flat::{Entry, FlatProgram};
 use crate::kernel::{Kernel, cmdline};
 use crate::publish::StatsOut;
 use crate::run::{Outcome, Publish, RunError, run};
+use crate::seccomp;
 use crate::tree::check_name;
 use crate::virtio::{DiskConfig, NetConfig, VirtioConfig};
 use crate::vm::{Config, Guest, MAX_MEMORY, MIN_MEMORY, PAGE_SIZE};
@@ -47,7 +48,7 @@ Exit status:
   0-123  what a flat guest wrote to port 0xf4
   124    the guest crashed: Linux panicked, a flat guest had a triple fault
   125    the VMM failed
-  130    SIGINT, or Ctrl-A x on the console (129 SIGHUP, 143 SIGTERM)
+  130    SIGINT, or Ctrl-A x on the console (129 SIGHUP, 131 SIGQUIT, 143 SIGTERM)
   2      the command line is wrong";
 
 /// The commands.
@@ -143,6 +144,9 @@ pub struct RunArgs {
     /// Write the final statistics to this file, whatever ends the guest
     #[arg(long, value_name = "FILE")]
     pub stats_out: Option<PathBuf>,
+    /// Let the VMM's threads make any system call, and not only those that they need
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// How much to account per exit; less only serves to measure what accounting costs
     #[arg(long, value_enum, default_value_t, hide = true)]
     pub accounting: Detail,
@@ -174,6 +178,9 @@ pub struct DemoArgs {
     /// Show only where the statistics are, and the totals at the end
     #[arg(long)]
     pub quiet: bool,
+    /// Let the VMM's threads make any system call, and not only those that they need
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// Mount the statistics here [default: /run/statsfs for root, else $XDG_RUNTIME_DIR/statsfs]
     #[arg(long, value_name = "DIR")]
     pub mount: Option<PathBuf>,
@@ -261,6 +268,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
+    if !args.no_seccomp {
+        seccomp::enable()?;
+    }
     let stats_out = args.stats_out.as_deref().map(StatsOut::create).transpose()?;
     let guest = match (&args.kernel, &args.flat) {
         (Some(kernel), _) => {
@@ -295,6 +305,9 @@ fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
 }
 
 fn demo_command(args: DemoArgs) -> Result<u8, RunError> {
+    if !args.no_seccomp {
+        seccomp::enable()?;
+    }
     // SAFETY: no arguments and no effects.
     let is_root = unsafe { libc::geteuid() } == 0;
     let options = demo::Options {

@@ -53,7 +53,7 @@ pub fn install_handler() -> io::Result<()> {
 pub fn kick<T>(thread: &JoinHandle<T>) {
     // SAFETY: a thread that is not joined, and this one's handle is here, keeps its pthread_t valid;
     // signalling one that has ended fails or does nothing.
-    unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+    unsafe { libc::pthread_kill(thread.as_pthread_t() as libc::pthread_t, SIGRTMIN()) };
 }
 
 /// A mapping of a vCPU's run page besides that of kvm-ioctls: for `immediate_exit`, and for what

@@ -1,6 +1,6 @@
 //! Where the statistics go: a mount of our own, a file at the end, or nowhere.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,8 @@ use statsfs::fs::{MountError, MountOptions};
 use statsfs::tree::Owner;
 use statsfs::{Embedded, EmbeddedError, Registry};
 use thiserror::Error;
+
+use crate::seccomp::thread_start;
 
 /// Why the statistics can not be published.
 #[derive(Debug, Error)]
@@ -66,9 +68,11 @@ impl Mounted {
         let this = Owner::this_process();
         let owner = this.with_readers(READERS).unwrap_or(this);
         let tree = registry.tree_of(owner).map_err(EmbeddedError::from);
-        tree.and_then(|tree| Embedded::mount_tree(tree, path, MountOptions::new()))
-            .map(Self)
-            .map_err(|error| PublishError::Mount { path: path.to_path_buf(), error })
+        tree.and_then(|tree| {
+            Embedded::mount_tree(tree, path, MountOptions::new().thread_start(thread_start()))
+        })
+        .map(Self)
+        .map_err(|error| PublishError::Mount { path: path.to_path_buf(), error })
     }
 
     /// Where the tree is mounted.
@@ -92,6 +96,8 @@ impl Mounted {
 pub struct StatsOut {
     path: PathBuf,
     file: File,
+    /// If it is a regular file: the file itself, where the path is a link to it, and its permissions.
+    regular: Option<(PathBuf, Permissions)>,
     unwritten: bool,
     made: bool,
 }
@@ -113,25 +119,27 @@ impl StatsOut {
             }
             Err(error) => Err(error),
         };
-        match opened {
-            Ok((file, made)) => Ok(Self { path, file, unwritten: true, made }),
-            Err(error) => Err(PublishError::Create { path, error }),
-        }
+        let create = |(file, made)| {
+            let mut out = Self { path: path.clone(), file, regular: None, unwritten: true, made };
+            let metadata = out.file.metadata()?;
+            if metadata.is_file() {
+                out.regular = Some((std::fs::canonicalize(&path)?, metadata.permissions()));
+            }
+            Ok(out)
+        };
+        opened.and_then(create).map_err(|error| PublishError::Create { path: path.clone(), error })
     }
 
     /// Puts `text` into the file, whole or not at all where that can be had.
     fn replace(&mut self, text: &[u8]) -> io::Result<()> {
-        let metadata = self.file.metadata()?;
-        if metadata.is_file() {
-            // The file itself, where the path is a link to it.
-            let path = std::fs::canonicalize(&self.path)?;
+        if let Some((path, permissions)) = &self.regular {
             let mut beside = path.clone().into_os_string();
             beside.push(format!(".{}", std::process::id()));
-            if let Ok(mut file) = File::create_new(&beside) {
+            if let Ok(mut file) = File::options().write(true).create_new(true).open(&beside) {
                 let written = file
                     .write_all(text)
-                    .and_then(|()| file.set_permissions(metadata.permissions()))
-                    .and_then(|()| std::fs::rename(&beside, &path));
+                    .and_then(|()| file.set_permissions(permissions.clone()))
+                    .and_then(|()| std::fs::rename(&beside, path));
                 if written.is_err() {
                     let _ = std::fs::remove_file(&beside);
                 }

@@ -13,10 +13,12 @@ use crate::console::Input;
 use crate::flat::FlatError;
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::kernel::KernelError;
-use crate::lifecycle::{Ending, Lifecycle, MAX_STATUS, Reset};
+use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS, OpenOnDrop, Reset};
+use crate::limits::raise_open_files;
 use crate::publish::{Mounted, PublishError, StatsOut};
+use crate::seccomp::{self, ConfineError, Duties, EnableError, Thread};
 use crate::signals::Signals;
-use crate::terminal::Terminal;
+use crate::terminal::{self, Terminal};
 use crate::tree::{KvmTree, TreeError, registry_for};
 use crate::vm::{Config, Guest, RunningVm, Vm, VmError};
 
@@ -60,6 +62,12 @@ pub enum RunError {
         "XDG_RUNTIME_DIR is not set, so there is no place to mount: say where with --mount DIR"
     )]
     NoMountPoint,
+    /// Forbidden system calls can not be caught.
+    #[error(transparent)]
+    Seccomp(#[from] EnableError),
+    /// The main thread can not be confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// Signals can not be received.
     #[error("signals can not be received: {0}")]
     Signals(#[source] io::Error),
@@ -107,6 +115,7 @@ pub fn run(
     stats_out: Option<StatsOut>,
     start: Moment,
 ) -> Result<Outcome, RunError> {
+    raise_open_files();
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
     let registry = registry_for(config.vcpus)?;
@@ -127,8 +136,10 @@ pub fn run(
         // A flat guest has no use for keys: they stay the user's.
         Guest::Flat(_) => None,
     };
-    let ran = vm.start().map_err(RunError::from).map(|mut vm| {
-        let waited = wait(&vm, signals, terminal);
+    let duties = Duties { mount: mounted.is_some(), stats_out: stats_out.is_some() };
+    let gate = Arc::new(Gate::default());
+    let ran = vm.start_behind(&gate).map_err(RunError::from).map(|mut vm| {
+        let waited = wait(&vm, signals, terminal, &gate, duties);
         vm.stop();
         (vm, waited)
     });
@@ -174,17 +185,22 @@ const TERMINAL: fn(io::Error) -> RunError =
 fn console_terminal() -> Result<Option<Terminal>, RunError> {
     let Some(terminal) = Terminal::of_stdin() else { return Ok(None) };
     eprintln!("vmm: this terminal is the guest's console: Ctrl-A x ends the guest");
+    seccomp::before_the_end(terminal::restore);
     terminal.make_raw().map_err(TERMINAL)?;
     Ok(Some(terminal))
 }
 
-/// Waits for the machine's end or a signal, feeding the machine's console meanwhile. A user at the
-/// `terminal` can end the machine as with SIGINT.
+/// Opens the gate that the vCPUs wait at, and waits for the machine's end or a signal, feeding the machine's
+/// console meanwhile. A user at the `terminal` can end the machine as with SIGINT.
 fn wait(
     vm: &RunningVm,
     signals: Signals,
     terminal: Option<Terminal>,
+    gate: &Gate,
+    duties: Duties,
 ) -> Result<Option<u8>, RunError> {
+    // Whatever goes wrong: stopping the machine waits for that.
+    let all_ready = OpenOnDrop(gate);
     let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber>>>::new()?;
     let signals = Arc::new(Mutex::new(signals));
     events.add_subscriber(signals.clone());
@@ -194,6 +210,8 @@ fn wait(
     let input = Input::new(com1, room.try_clone().map_err(console)?, terminal.is_some());
     let input = Arc::new(Mutex::new(input));
     events.add_subscriber(input.clone());
+    seccomp::confine(Thread::Main(duties))?;
+    drop(all_ready);
     loop {
         // Nothing tells that a VMM in the background has come to the foreground.
         let in_background = terminal.as_ref().is_some_and(|terminal| !terminal.is_raw());

@@ -8,9 +8,9 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::signal::create_sigset;
 
 /// The signals that end the VMM in an orderly way.
-const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-/// Receives SIGINT, SIGTERM and SIGHUP as events instead of letting them end the process, and SIGCONT.
+/// Receives SIGINT, SIGTERM, SIGHUP and SIGQUIT as events instead of letting them end the process, and SIGCONT.
 #[derive(Debug)]
 pub struct Signals {
     file: File,

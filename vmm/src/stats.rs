@@ -48,6 +48,23 @@ statsfs::stats! {
 }
 
 statsfs::stats! {
+    /// The thread of one vCPU, as the host's scheduler saw it: up to a second old while it runs, complete
+    /// once it has ended.
+    pub consistent struct SchedStats: "sched", prefix "sched_" {
+        /// Time on a CPU, the guest's and the VMM's.
+        pub sched_run_ns: Counter<Nanoseconds>,
+        /// Time that the thread could have run and waited for a CPU: what the guest sees as stolen.
+        pub sched_wait_ns: Counter<Nanoseconds>,
+        /// Times that the thread came onto a CPU.
+        pub sched_slices: Counter,
+        /// Times that the thread left its CPU to wait for something.
+        pub sched_voluntary_switches: Counter,
+        /// Times that the CPU was taken from the thread.
+        pub sched_involuntary_switches: Counter,
+    }
+}
+
+statsfs::stats! {
     /// One device as one vCPU used it.
     pub struct VcpuDeviceStats: "vcpu_device", prefix "io_" {
         /// Reads of the device by this vCPU; each element of a string instruction is one.

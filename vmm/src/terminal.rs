@@ -39,11 +39,12 @@ impl Terminal {
     /// # Errors
     /// What tcsetattr(3) or sigaction(2) says.
     pub fn make_raw(&self) -> io::Result<()> {
+        // Also if it is not ours yet: later this thread may be confined.
+        restore_at_fatal_signals()?;
         let Some(mut mode) = FOUND.get().copied().filter(|_| is_ours()) else {
             IS_RAW.store(false, Ordering::SeqCst);
             return Ok(());
         };
-        restore_at_fatal_signals()?;
         // As cfmakeraw(3), but newlines in the output stay whole: the VMM writes messages too.
         mode.c_iflag &= !(libc::IGNBRK
             | libc::BRKINT
@@ -92,7 +93,7 @@ fn is_ours() -> bool {
 }
 
 /// The signals that end a process, and are not received as events (see [`signals`](crate::signals)).
-const FATAL: [libc::c_int; 14] = [
+pub(crate) const FATAL: [libc::c_int; 14] = [
     libc::SIGQUIT,
     libc::SIGILL,
     libc::SIGTRAP,

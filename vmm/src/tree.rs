@@ -19,19 +19,28 @@ use statsfs::value::Group;
 use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
 use thiserror::Error;
 
-use crate::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
+use crate::sched::{Sampled, VcpuSched};
+use crate::seccomp::thread_start;
+use crate::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
 
-/// A registry with room for this many vCPUs, and the machines that they are in.
+/// A registry with room for this many vCPUs, and the machines that they are in. Its thread runs.
 ///
 /// # Errors
-/// [`RegistryError`] if its first segment can not be made.
+/// [`RegistryError`] if its first segment can not be made, or its thread can not be had.
 pub fn registry_for(vcpus: u32) -> Result<Registry, RegistryError> {
     // A vCPU takes up to 8 KiB, and a machine no more than two of them beside.
     const EACH: usize = 3 * (8 << 10);
     let room = vcpus as usize * EACH;
     let segment_size =
         (room / MAX_SEGMENTS * 2).next_multiple_of(4096).clamp(DEFAULT_SEGMENT, MAX_SEGMENT);
-    Registry::with_options(RegistryOptions { segment_size, max_segments: MAX_SEGMENTS })
+    let registry = Registry::with_options(RegistryOptions {
+        segment_size,
+        max_segments: MAX_SEGMENTS,
+        thread_start: thread_start(),
+    })?;
+    // It could not be started any more once this thread is confined.
+    registry.start_thread()?;
+    Ok(registry)
 }
 
 /// Longest name of a machine: with `<pid>-` before it, it is a source's name of at most 63 bytes.
@@ -102,6 +111,7 @@ fn values<G: Group>(source: Option<&Source>, name: &str) -> Result<Slot<G>, Tree
 pub struct KvmTree {
     registry: Registry,
     source: Source,
+    sampled: Sampled,
 }
 
 impl KvmTree {
@@ -113,10 +123,14 @@ impl KvmTree {
     /// # Errors
     /// [`TreeError`] if it exists, or the registry is too small even for this.
     pub fn register(registry: &Registry) -> Result<Self, TreeError> {
+        let sampled = Sampled::none();
         let build = || {
             let source = registry.create_source(Self::NAME)?;
             // Explicit, so that the totals exist (as 0) before the first machine and after the last.
             source.add_aggregates::<VcpuStats>()?;
+            if sampled.is_possible() {
+                source.add_aggregates::<SchedStats>()?;
+            }
             source.add_aggregates::<VcpuDeviceStats>()?;
             source.add_aggregates::<BusStats>()?;
             source.add_aggregates::<VmStats>()?;
@@ -135,7 +149,7 @@ impl KvmTree {
             Ok(source)
         };
         let source = build().map_err(during(Self::NAME))?;
-        Ok(Self { registry: registry.clone(), source })
+        Ok(Self { registry: registry.clone(), source, sampled })
     }
 
     /// Adds a machine of this process called `name`.
@@ -205,6 +219,8 @@ pub struct VcpuSlots {
     pub bus: Slot<BusStats>,
     /// Each device as this vCPU used it.
     pub devices: Vec<Slot<VcpuDeviceStats>>,
+    /// What the scheduler does with its thread; `None` where that is not to be had, or not to be shown.
+    pub sched: Option<VcpuSched>,
 }
 
 impl MachineTree {
@@ -255,7 +271,11 @@ impl MachineTree {
         let devices = devices
             .map(|device| values(self.kvm.subordinate(source, device)?.as_ref(), device))
             .collect::<Result<_, _>>()?;
-        Ok(VcpuSlots { vcpu, bus, devices })
+        let sched = match source {
+            Some(source) => unless_full(self.kvm.sampled.add(source)).map_err(during(&name))?,
+            None => None,
+        };
+        Ok(VcpuSlots { vcpu, bus, devices, sched: sched.flatten() })
     }
 }
 
@@ -286,7 +306,8 @@ mod tests {
 
     #[test]
     fn full_statistics_do_not_keep_a_machine_from_being_made() {
-        let options = RegistryOptions { segment_size: 64 << 10, max_segments: 1 };
+        let options =
+            RegistryOptions { segment_size: 64 << 10, max_segments: 1, ..Default::default() };
         let registry = Registry::with_options(options).unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
         let machine = kvm.add_machine("a").unwrap();

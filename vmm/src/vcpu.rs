@@ -16,6 +16,7 @@ use crate::clock::Moment;
 use crate::exit::ExitReason;
 use crate::kick::{InternalError, RunPage};
 use crate::lifecycle::{EndOnPanic, Ending, Lifecycle, Reset};
+use crate::seccomp::ConfineError;
 use crate::stats::VmStartStats;
 
 /// Why a guest can not go on: what the guest did, or what its CPU said.
@@ -144,6 +145,9 @@ pub enum VcpuError {
         /// The size of the range.
         size: u64,
     },
+    /// Its thread can not be confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// The thread panicked.
     #[error("the thread of vCPU {vcpu} panicked: this is a bug in the VMM")]
     Panicked {

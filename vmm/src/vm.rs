@@ -29,6 +29,8 @@ use crate::hypervisor::Hypervisor;
 use crate::kernel::{self, Kernel};
 use crate::kick;
 use crate::lifecycle::{Ending, Gate, Lifecycle};
+use crate::sched::VcpuSched;
+use crate::seccomp::{Thread, confine};
 use crate::stats::{VcpuStats, VmStartStats, VmStats};
 use crate::tree::{KvmTree, MachineTree};
 use crate::vcpu::{OnShutdown, Vcpu};
@@ -88,7 +90,7 @@ pub enum State {
 /// A machine that is ready to be started.
 pub struct Vm {
     // In the order in which they must go: the vCPUs' files before the memory that their guest uses.
-    vcpus: Vec<(Vcpu, Slot<VcpuStats>)>,
+    vcpus: Vec<(Vcpu, Slot<VcpuStats>, Option<VcpuSched>)>,
     machine: Machine,
     clock: Clock,
     accounting: Detail,
@@ -174,7 +176,7 @@ impl Vm {
             let on_shutdown = config.guest.on_shutdown();
             let vcpu = Vcpu::new(index, vcpu, io, lifecycle.clone(), on_shutdown, start)
                 .map_err(host("a vCPU's run page"))?;
-            vcpus.push((vcpu, slots.vcpu));
+            vcpus.push((vcpu, slots.vcpu, slots.sched));
         }
         let clock = clock.unwrap_or_else(Clock::monotonic);
         let tells_panics = match &config.guest {
@@ -209,12 +211,16 @@ impl Vm {
         // Stops again what is started, should something fail.
         let mut running = RunningVm { threads: Vec::new(), machine };
         running.machine.virtio.as_mut().map_or(Ok(()), VirtioDevices::start)?;
-        for (vcpu, slot) in vcpus {
+        for (vcpu, slot, sched) in vcpus {
             let (lifecycle, gate) = (running.machine.lifecycle.clone(), gate.clone());
             let thread = thread::Builder::new()
                 .name(format!("vcpu{}", vcpu.index()))
                 .spawn(move || {
                     let _running = lifecycle.thread();
+                    let _watched = sched.map(VcpuSched::start);
+                    if let Err(error) = confine(Thread::Vcpu) {
+                        return lifecycle.end(Ending::Failed(error.into()));
+                    }
                     gate.pass();
                     run_vcpu(vcpu, slot, clock, accounting);
                 })
@@ -275,7 +281,7 @@ impl RunningVm {
             // A panic has been noted as the machine's ending.
             let _ = thread.join();
         }
-        // What the guest has asked of its devices by now is done.
+        // The requests that they are at are still done.
         if let Some(virtio) = &mut self.machine.virtio {
             virtio.stop();
         }

@@ -10,7 +10,7 @@ use devices::stats::{
 };
 use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
 use statsfs::value::Group;
-use vmm::stats::{BusStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
+use vmm::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
 
 const KINDS: [&str; 6] = ["Counter", "Gauge", "Peak", "Flag", "Histogram", "PerLabel"];
 const WRITES: [&str; 5] = ["inc(", "add(", "sub(", "set(", "record("];
@@ -71,6 +71,7 @@ fn every_declared_value_is_written() {
     // values.
     let groups = [
         VcpuStats::descriptor(),
+        SchedStats::descriptor(),
         VcpuDeviceStats::descriptor(),
         BusStats::descriptor(),
         VmStats::descriptor(),

@@ -27,6 +27,8 @@ pub const DRIVER_OK: u32 = 4;
 pub const FEATURES_OK: u32 = 8;
 pub const NEEDS_RESET: u32 = 64;
 pub const FAILED: u32 = 128;
+/// The status of a device that works.
+pub const READY: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
 pub const INDIRECT: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
@@ -406,13 +408,18 @@ impl Queue {
 
     /// As [`add`](Self::add), but the descriptors are in a table of their own at `tables`.
     pub fn add_indirect(&mut self, pieces: &[Piece]) -> u16 {
+        self.add_table(self.tables, pieces)
+    }
+
+    /// As [`add`](Self::add), but the descriptors are in a table of their own.
+    pub fn add_table(&mut self, table: u64, pieces: &[Piece]) -> u16 {
         let last = pieces.len() - 1;
         for (i, piece) in pieces.iter().enumerate() {
             let flags = piece.2 | if i < last { NEXT } else { 0 };
             let next = if i < last { i as u16 + 1 } else { 0 };
-            self.describe(self.tables, i as u16, Piece(piece.0, piece.1, flags), next);
+            self.describe(table, i as u16, Piece(piece.0, piece.1, flags), next);
         }
-        self.add(&[Piece(self.tables, 16 * pieces.len() as u32, TABLE)])
+        self.add(&[Piece(table, 16 * pieces.len() as u32, TABLE)])
     }
 
     /// Takes back what the device has used: the heads, and the bytes written.

@@ -1,4 +1,5 @@
 //! Networks of a test's own, and what goes over an interface in them.
+#![allow(dead_code, reason = "every test uses another part")]
 
 use std::fs;
 use std::io;

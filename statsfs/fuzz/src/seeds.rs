@@ -62,7 +62,7 @@ fn main() {
         std::fs::create_dir_all(path.parent().expect("in a directory")).expect("a directory");
         std::fs::write(path, bytes).expect("a file");
     };
-    let options = RegistryOptions { segment_size: SIZE, max_segments: 1 };
+    let options = RegistryOptions { segment_size: SIZE, max_segments: 1, ..Default::default() };
     for (n, group) in groups().iter().enumerate() {
         let registry = Registry::with_options(options.clone()).expect("a registry");
         let top = registry.source("top").label("key", "value").create().expect("a source");

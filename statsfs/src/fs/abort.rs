@@ -1,24 +1,40 @@
 //! Aborting a FUSE connection whose mount is out of reach, through FUSE's control file system.
 
 use std::ffi::CStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Where the control file system is, where it is.
 const CONTROL: &str = "/sys/fs/fuse/connections";
 
-/// Aborts the connection of the superblock with this device (`major:minor`). Needs root or, where the
-/// control file system is mounted, the user who mounted.
-pub(super) fn abort(device: &str) -> io::Result<()> {
-    // A connection is called after the minor number; the major one of such devices is 0.
-    let minor = device.strip_prefix("0:").ok_or(io::ErrorKind::InvalidInput)?;
-    let write = |directory: &str| std::fs::write(format!("{directory}/{minor}/abort"), "1");
-    match write(CONTROL) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let control = detached_control()?;
-            write(&format!("/proc/self/fd/{}", control.as_raw_fd()))
-        }
-        result => result,
+/// The file that aborts one connection. Opened while the connection's number is certainly its own, and by a
+/// process that may still open files; once the connection has gone it does nothing.
+#[derive(Debug)]
+pub(super) struct Abort(File);
+
+impl Abort {
+    /// Of the superblock with this device (`major:minor`). Needs root or, where the control file system is
+    /// mounted, the user who mounted.
+    pub(super) fn open(device: &str) -> io::Result<Self> {
+        // A connection is called after the minor number; the major one of such devices is 0.
+        let minor = device.strip_prefix("0:").ok_or(io::ErrorKind::InvalidInput)?;
+        let open = |directory: &str| {
+            File::options().write(true).open(format!("{directory}/{minor}/abort"))
+        };
+        let file = match open(CONTROL) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let control = detached_control()?;
+                open(&format!("/proc/self/fd/{}", control.as_raw_fd()))
+            }
+            result => result,
+        };
+        file.map(Self)
+    }
+
+    /// Ends the session, whatever it is waiting for.
+    pub(super) fn now(&self) -> io::Result<()> {
+        (&self.0).write_all(b"1")
     }
 }
 

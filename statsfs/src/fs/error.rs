@@ -47,12 +47,30 @@ pub enum MountError {
         /// What it said, in one line.
         message: String,
     },
+    /// The process that is to unmount in the end, as an ordinary user, could not be started.
+    #[error("nobody would be there to unmount {at}: /bin/sh can not be started: {source}",
+        at = .path.display())]
+    Keeper {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The directory that the mount point should be created in is missing.
     #[error("{at} can not be created, its parent is missing: `mkdir -p {parent}`",
         at = .path.display(), parent = .path.parent().unwrap_or(.path).display())]
     NoParent {
         /// The mount point.
         path: PathBuf,
+    },
+    /// The mount point is a symbolic link to a directory that is missing.
+    #[error("{at} is a symbolic link to {to}, which is missing: create that directory, or remove the \
+        link", at = .path.display(), to = .target.display())]
+    Dangling {
+        /// The mount point.
+        path: PathBuf,
+        /// Where the link leads.
+        target: PathBuf,
     },
     /// The mount point could not be created.
     #[error("{at} can not be created: {source}; create it, or choose another place", at = .path.display())]

@@ -5,7 +5,7 @@
 //! root may not look at the mount, which is the rule without `allow_other`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IoSliceMut, PipeWriter};
+use std::io::{self, IoSliceMut, PipeWriter, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
@@ -106,7 +106,7 @@ while read -r id parent device root point rest; do
     if [ "$point" = "$1" ]; then top=$rest; fi
 done < /proc/self/mountinfo
 case "$top" in
-    *" - fuse.statsfs $2 "*) exec fusermount3 -u -z -q -- "$3" ;;
+    *" - fuse.statsfs $2 "*) exec fusermount3 -u -z -- "$3" ;;
 esac
 "#;
 
@@ -129,7 +129,7 @@ impl Keeper {
             .arg(point)
             .stdin(end_of_life)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .current_dir("/")
             // Not killed with us by a Ctrl-C on the terminal.
             .process_group(0)
@@ -143,10 +143,26 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Keeper {
     /// Has it unmount what is still there, and waits for that. Nothing is started for it, so that a process
-    /// may have forbidden itself to start others by now.
-    fn drop(&mut self) {
+    /// may have forbidden itself to start others by now. On failure: why, in one line.
+    pub(super) fn unmount(mut self) -> Result<(), String> {
+        self.end();
+        let mut said = Vec::new();
+        if let Some(stderr) = &mut self.child.stderr {
+            // What can not be read was not said.
+            let _ = stderr.read_to_end(&mut said);
+        }
+        match self.child.try_wait() {
+            Ok(Some(status)) if status.success() => Ok(()),
+            Ok(Some(status)) if status.code().is_none() => {
+                Err(format!("the process that was to do it was killed: {status}"))
+            }
+            _ => Err(last_line(&said)),
+        }
+    }
+
+    fn end(&mut self) {
         self.life = None;
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline {
@@ -158,6 +174,14 @@ impl Drop for Keeper {
         tracing::warn!(pid = self.child.id(), "the keeper of the mount does not end: killing it");
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if self.life.is_some() {
+            self.end();
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-use super::abort;
+use super::abort::Abort;
 use super::fusermount::{self, Keeper};
 use super::mountpoint::{self, FS_TYPE, MountEntry, MountPoint, MountTable, Place};
 use super::options::MountOptions;
@@ -21,6 +21,7 @@ use super::server::Server;
 use super::transport::{Fuser, Invalidate, MAX_READ, Setup, Transport};
 use super::workers::Threads;
 use super::{MountError, Nodes};
+use crate::threads::ThreadKind;
 
 /// How often the thread that sends invalidations looks whether the mount has ended.
 const GONE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -34,39 +35,23 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A mounted file system. Unmounted when dropped.
 #[derive(Debug)]
+#[must_use = "the mount goes when this is dropped"]
 pub struct Mount {
     server: Arc<Server>,
     entry: MountEntry,
     threads: Threads,
     /// At its end when the session has ended.
     session: PipeReader,
-    connection: Connection,
     live: Mutex<Option<Live>>,
-}
-
-/// The device, once more, to see whether it is still connected; taken away when the session ends, as
-/// else the mount would hang instead of being dead.
-#[derive(Clone, Debug)]
-struct Connection(Arc<Mutex<Option<OwnedFd>>>);
-
-impl Connection {
-    fn slot(&self) -> MutexGuard<'_, Option<OwnedFd>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn is_alive(&self) -> bool {
-        self.slot().as_ref().is_some_and(|device| {
-            let mut fds = [PollFd::new(device.as_fd(), PollFlags::empty())];
-            nix::poll::poll(&mut fds, PollTimeout::ZERO) == Ok(0)
-        })
-    }
 }
 
 /// What a mount has to give back.
 #[derive(Debug)]
 struct Live {
     joins: Vec<JoinHandle<()>>,
-    /// Only of a mount by `fusermount3`.
+    /// None where it can not be had.
+    abort: Option<Abort>,
+    /// Only of a mount by `fusermount3`, until it has tried to unmount.
     keeper: Option<Keeper>,
     by_fusermount: bool,
     /// Dropped last.
@@ -92,7 +77,7 @@ impl Mount {
         let source = source_name();
         let mut keeper = None;
         let device = if by_fusermount {
-            keeper = start_keeper(&point.path, &source);
+            keeper = Some(start_keeper(&point.path, &source)?);
             let text = user_options(&source, options.allow_other);
             fusermount::mount(&point.path, &text)?
         } else {
@@ -116,24 +101,27 @@ impl Mount {
             }
         };
         point.unlock();
+        let abort = Abort::open(&entry.device)
+            .inspect_err(|error| tracing::debug!(%error, "the connection can not be aborted"))
+            .ok();
         let mut undo = Undo { entry: &entry, by_fusermount, keeper, armed: true };
         let threads = Threads::default();
-        let server = Arc::new(Server::new(nodes, &options, &threads));
         let failed = |source| MountError::Serve { path: path.clone(), source };
-        let setup = Setup { threads: options.threads, ttl: options.ttl };
-        let again = device.try_clone().map_err(failed)?;
-        let connection = Connection(Arc::new(Mutex::new(Some(again))));
+        let server = Arc::new(Server::new(nodes, &options, &threads).map_err(failed)?);
+        let start = options.thread_start;
+        let setup =
+            Setup { threads: options.threads, ttl: options.ttl, thread_start: start.clone() };
         let transport = Fuser::accept(device, Arc::clone(&server), setup).map_err(failed)?;
         let invalidator = transport.invalidator();
         let (session, end) = io::pipe().map_err(failed)?;
         let serve = {
             let (server, running) = (Arc::clone(&server), threads.enter());
-            let (path, connection) = (path.clone(), connection.clone());
+            let (path, start) = (path.clone(), start.clone());
             std::thread::Builder::new()
                 .name("statsfs-fuse".into())
                 .spawn(move || {
+                    start.call(ThreadKind::Session);
                     serve(transport, &server, &path);
-                    *connection.slot() = None;
                     drop((end, running));
                 })
                 .map_err(failed)?
@@ -143,6 +131,7 @@ impl Mount {
             std::thread::Builder::new()
                 .name("statsfs-inval".into())
                 .spawn(move || {
+                    start.call(ThreadKind::Invalidation);
                     invalidate(&server, &invalidator);
                     drop(running);
                 })
@@ -153,8 +142,8 @@ impl Mount {
         drop(undo);
         tracing::info!(path = %path.display(), source, "mounted");
         let joins = vec![serve, invalidate];
-        let live = Mutex::new(Some(Live { joins, keeper, by_fusermount, _point: point }));
-        Ok(Mount { server, entry, threads, session, connection, live })
+        let live = Live { joins, abort, keeper, by_fusermount, _point: point };
+        Ok(Mount { server, entry, threads, session, live: Mutex::new(Some(live)) })
     }
 
     /// Where it is mounted: the path without symbolic links.
@@ -222,9 +211,9 @@ impl Mount {
         self.server.end();
         if !self.threads.wait(GRACE) {
             // With files still open, an unmount from outside, or by an ordinary user, does not end the
-            // session. (The device's number is ours while it is connected; later it may be another's.)
-            if self.connection.is_alive()
-                && let Err(error) = abort::abort(&self.entry.device)
+            // session.
+            if let Some(abort) = &live.abort
+                && let Err(error) = abort.now()
             {
                 tracing::debug!(%error, "the connection can not be aborted");
             }
@@ -253,6 +242,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        // If the keeper could not do it, whoever tried was told.
+        let tried = |live: &Live| live.by_fusermount && live.keeper.is_none();
+        if self.live().as_ref().is_some_and(tried) {
+            return;
+        }
         if let Err(error) = self.unmount() {
             tracing::error!(%error, "the mount stays");
         }
@@ -336,17 +330,11 @@ fn user_options(source: &str, allow_other: bool) -> String {
     text
 }
 
-fn start_keeper(point: &Path, source: &str) -> Option<Keeper> {
-    match Keeper::start(point, source) {
-        Ok(keeper) => {
-            tracing::debug!(pid = keeper.pid(), "the keeper of the mount");
-            Some(keeper)
-        }
-        Err(error) => {
-            tracing::warn!(%error, "no keeper: if this process is killed its mount stays");
-            None
-        }
-    }
+fn start_keeper(point: &Path, source: &str) -> Result<Keeper, MountError> {
+    let keeper = Keeper::start(point, source)
+        .map_err(|source| MountError::Keeper { path: point.to_owned(), source })?;
+    tracing::debug!(pid = keeper.pid(), "the keeper of the mount");
+    Ok(keeper)
 }
 
 fn serve(transport: impl Transport, server: &Server, path: &Path) {
@@ -401,23 +389,22 @@ fn detach(
             let point = now.point.clone();
             // Else it would be us who are using it.
             drop(place);
-            *keeper = None;
-            if MountTable::read()?.find(entry).is_none() {
-                return Ok(());
+            match keeper.take() {
+                Some(keeper) => keeper.unmount(),
+                // It has tried before.
+                None => fusermount::unmount(&point),
             }
-            fusermount::unmount(&point)
         } else {
             // Lazy, as files may be open; by force, which ends the session and lets go who waits in it.
             // By this path nothing else can be meant, whatever has come to the mount point meanwhile.
             nix::mount::umount2(&place.link(), MntFlags::MNT_DETACH | MntFlags::MNT_FORCE)
                 .map_err(|errno| errno.desc().to_owned())
         };
-        return match result {
-            Ok(()) => Ok(()),
-            // Someone else was faster.
-            Err(_) if MountTable::read()?.find(entry).is_none() => Ok(()),
-            Err(message) => Err(failed(message)),
-        };
+        // Someone else may have been faster.
+        if MountTable::read()?.find(entry).is_none() {
+            return Ok(());
+        }
+        return Err(failed(result.err().unwrap_or_else(|| "it is still there".to_owned())));
     }
     Ok(())
 }

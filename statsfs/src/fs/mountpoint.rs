@@ -256,8 +256,15 @@ impl Drop for Created {
 }
 
 fn create(path: &Path) -> Result<Created, MountError> {
+    // With a slash at its end a link would be followed.
+    let path = path.components().as_path();
     match std::fs::create_dir(path) {
         Ok(()) => Ok(Created(Some(path.to_owned()))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_symlink() => {
+            let target = std::fs::read_link(path)
+                .map_err(|source| MountError::Examine { path: path.to_owned(), source })?;
+            Err(MountError::Dangling { path: path.to_owned(), target })
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(MountError::NoParent { path: path.to_owned() })
         }

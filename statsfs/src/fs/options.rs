@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::threads::ThreadStart;
+
 /// How to mount and serve.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
@@ -12,6 +14,7 @@ pub struct MountOptions {
     pub(super) max_open_bytes: usize,
     pub(super) bulk_threads: usize,
     pub(super) bulk_queue: usize,
+    pub(super) thread_start: ThreadStart,
 }
 
 impl Default for MountOptions {
@@ -24,6 +27,7 @@ impl Default for MountOptions {
             max_open_bytes: 64 << 20,
             bulk_threads: 2,
             bulk_queue: 256,
+            thread_start: ThreadStart::default(),
         }
     }
 }
@@ -78,6 +82,13 @@ impl MountOptions {
     pub fn bulk(mut self, threads: usize, queue: usize) -> Self {
         self.bulk_threads = threads.max(1);
         self.bulk_queue = queue;
+        self
+    }
+
+    /// What each thread of the mount calls first.
+    #[must_use]
+    pub fn thread_start(mut self, start: ThreadStart) -> Self {
+        self.thread_start = start;
         self
     }
 }

@@ -1,6 +1,7 @@
 //! What each operation means: the rules of the tree, independent of the transport.
 
 use std::ffi::OsStr;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
@@ -47,15 +48,21 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    pub(super) fn new(nodes: Arc<dyn Nodes>, options: &MountOptions, threads: &Threads) -> Self {
-        Server {
+    /// The file system of `nodes`. Its threads count in `threads`.
+    pub(super) fn new(
+        nodes: Arc<dyn Nodes>,
+        options: &MountOptions,
+        threads: &Threads,
+    ) -> io::Result<Self> {
+        let (bulk, queue) = (options.bulk_threads, options.bulk_queue);
+        Ok(Server {
             nodes,
             files: OpenFiles::new(options.max_open_files),
             budget: Budget::new(options.max_open_bytes),
-            workers: Workers::new(options.bulk_threads, options.bulk_queue, threads.clone()),
+            workers: Workers::start(bulk, queue, threads, &options.thread_start)?,
             ending: AtomicBool::new(false),
             complaints: Limited::default(),
-        }
+        })
     }
 
     /// The mount ends: no more waiting, no more work.

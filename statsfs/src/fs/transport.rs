@@ -1,5 +1,6 @@
 //! The way between the kernel and the [`Server`]: the only module that knows the FUSE crate.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,6 +18,7 @@ use fuser::{
 
 use super::server::{Change, Server};
 use super::{Attr, Caller, Errno, Ino, Kind};
+use crate::threads::{ThreadKind, ThreadStart};
 
 /// The most that one READ may ask for.
 pub(super) const MAX_READ: u32 = 1 << 20;
@@ -44,12 +46,14 @@ pub(super) trait Invalidate: Send + 'static {
 }
 
 /// How to serve.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Setup {
     /// Threads that serve requests.
     pub(super) threads: usize,
     /// How long the kernel may remember names and attributes.
     pub(super) ttl: Duration,
+    /// What those threads call first.
+    pub(super) thread_start: ThreadStart,
 }
 
 /// [`Transport`] by fuser.
@@ -60,11 +64,12 @@ impl Transport for Fuser {
     type Invalidator = FuserInvalidator;
 
     fn accept(device: OwnedFd, server: Arc<Server>, setup: Setup) -> io::Result<Self> {
+        let Setup { threads, ttl, thread_start } = setup;
         let mut config = Config::default();
-        config.n_threads = Some(setup.threads);
+        config.n_threads = Some(threads);
         // A queue for each thread: it wakes the right one, which matters when it is on another core.
         config.clone_fd = true;
-        let adapter = Adapter { server, ttl: setup.ttl };
+        let adapter = Adapter { server, ttl, thread_start };
         // Who may use the mount is the kernel's to check (`allow_other`), not the crate's.
         Session::from_fd(adapter, device, SessionACL::All, config).map(Fuser)
     }
@@ -92,6 +97,23 @@ impl Invalidate for FuserInvalidator {
 struct Adapter {
     server: Arc<Server>,
     ttl: Duration,
+    thread_start: ThreadStart,
+}
+
+thread_local! {
+    /// Whether this thread has called the hook of threads that answer requests.
+    static STARTED: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Adapter {
+    /// What answers. The crate starts the threads, and has nothing that they would call first: so each calls
+    /// the hook with its first request.
+    fn server(&self) -> &Arc<Server> {
+        if !STARTED.replace(true) {
+            self.thread_start.call(ThreadKind::Request);
+        }
+        &self.server
+    }
 }
 
 impl std::fmt::Debug for Adapter {
@@ -161,7 +183,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.server.lookup(parent.0, name) {
+        match self.server().lookup(parent.0, name) {
             Ok(attr) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
             // An error is never remembered: a name that comes up is there at once.
             Err(error) => reply.error(errno(error)),
@@ -169,7 +191,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.server.attr(ino.0) {
+        match self.server().attr(ino.0) {
             Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
             Err(error) => reply.error(errno(error)),
         }
@@ -195,14 +217,14 @@ impl fuser::Filesystem for Adapter {
     ) {
         // Times come along with a truncation, where they mean nothing; alone they are refused.
         let change = Change { size, ownership: mode.is_some() || uid.is_some() || gid.is_some() };
-        match self.server.set_attr(ino.0, change) {
+        match self.server().set_attr(ino.0, change) {
             Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.server.readlink(ino.0) {
+        match self.server().readlink(ino.0) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(errno(error)),
         }
@@ -210,7 +232,7 @@ impl fuser::Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        match self.server.open(ino.0, caller(request), write) {
+        match self.server().open(ino.0, caller(request), write) {
             Ok(handle) => reply.opened(FileHandle(handle), OPEN_FLAGS),
             Err(error) => reply.error(errno(error)),
         }
@@ -227,7 +249,7 @@ impl fuser::Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.server.read(
+        self.server().read(
             handle.0,
             offset,
             size,
@@ -251,7 +273,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let append = flags.0 & libc::O_APPEND != 0;
-        match self.server.write(handle.0, offset, append, data) {
+        match self.server().write(handle.0, offset, append, data) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(errno(error)),
         }
@@ -272,7 +294,7 @@ impl fuser::Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.server.release(handle.0);
+        self.server().release(handle.0);
         reply.ok();
     }
 
@@ -282,7 +304,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.server.open_dir(ino.0) {
+        match self.server().open_dir(ino.0) {
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
             Err(error) => reply.error(errno(error)),
         }
@@ -296,7 +318,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listed = self.server.read_dir(ino.0, offset, &mut |entry| {
+        let listed = self.server().read_dir(ino.0, offset, &mut |entry| {
             !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), entry.name)
         });
         match listed {

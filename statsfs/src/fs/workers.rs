@@ -1,8 +1,11 @@
 //! A few threads for what takes long, with a bounded queue; and a count of threads that run.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use crate::threads::{ThreadKind, ThreadStart};
 
 /// What a job is told when it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,13 +19,12 @@ pub(super) enum Go {
 /// A piece of work. It is called exactly once.
 pub(super) type Job = Box<dyn FnOnce(Go) + Send>;
 
-/// The pool. Its threads start when the first job comes: most trees are small.
+/// The pool. Its threads are there from the beginning: once the mount is made, none is started any more, so
+/// that a process may forbid itself to.
 #[derive(Debug)]
 pub(super) struct Workers {
     shared: Arc<Shared>,
-    threads: usize,
     queue: usize,
-    running: Threads,
 }
 
 #[derive(Default)]
@@ -34,8 +36,6 @@ struct Shared {
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
-    started: usize,
-    idle: usize,
     closed: bool,
 }
 
@@ -50,12 +50,44 @@ impl Shared {
         // Jobs run without the lock, so that nothing can leave the state half changed.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+
+    /// What a worker does until the pool is closed.
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                job(Go::Work);
+                state = self.lock();
+            } else if state.closed {
+                return;
+            } else {
+                state = self.wake.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            }
+        }
+    }
 }
 
 impl Workers {
-    /// A pool of at most `threads` threads, at most `queue` jobs waiting; its threads count in `running`.
-    pub(super) fn new(threads: usize, queue: usize, running: Threads) -> Self {
-        Workers { shared: Arc::default(), threads: threads.max(1), queue, running }
+    /// A pool of `threads` threads, at most `queue` jobs waiting. The threads count in `running`, and call
+    /// `start` first.
+    pub(super) fn start(
+        threads: usize,
+        queue: usize,
+        running: &Threads,
+        start: &ThreadStart,
+    ) -> io::Result<Self> {
+        let pool = Workers { shared: Arc::default(), queue };
+        for number in 0..threads {
+            let (shared, guard, start) = (pool.shared.clone(), running.enter(), start.clone());
+            let thread = std::thread::Builder::new().name(format!("statsfs-bulk-{number}"));
+            thread.spawn(move || {
+                let _guard = guard;
+                start.call(ThreadKind::Bulk);
+                shared.work();
+            })?;
+        }
+        Ok(pool)
     }
 
     /// Has `job` called on a worker, or at once with [`Go::Refuse`] when there is no room.
@@ -65,45 +97,9 @@ impl Workers {
             drop(state);
             return job(Go::Refuse);
         }
-        if state.idle <= state.jobs.len() && state.started < self.threads {
-            match self.start(state.started) {
-                Ok(()) => state.started += 1,
-                Err(error) if state.started == 0 => {
-                    drop(state);
-                    tracing::warn!(%error, "no thread can be started to render a bulk file");
-                    return job(Go::Refuse);
-                }
-                // The others will come to it.
-                Err(error) => tracing::debug!(%error, "no further worker can be started"),
-            }
-        }
         state.jobs.push_back(job);
         drop(state);
         self.shared.wake.notify_one();
-    }
-
-    fn start(&self, number: usize) -> std::io::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let guard = self.running.enter();
-        std::thread::Builder::new().name(format!("statsfs-bulk-{number}")).spawn(move || {
-            let _guard = guard;
-            let mut state = shared.lock();
-            loop {
-                if let Some(job) = state.jobs.pop_front() {
-                    drop(state);
-                    job(Go::Work);
-                    state = shared.lock();
-                } else if state.closed {
-                    return;
-                } else {
-                    state.idle += 1;
-                    state =
-                        shared.wake.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-                    state.idle -= 1;
-                }
-            }
-        })?;
-        Ok(())
     }
 
     /// Takes no more jobs, refuses those that wait, and lets the threads end after what they are at.
@@ -176,7 +172,7 @@ mod tests {
     #[test]
     fn jobs_run_and_overflow_is_refused() {
         let running = Threads::default();
-        let pool = Workers::new(1, 2, running.clone());
+        let pool = Workers::start(1, 2, &running, &ThreadStart::default()).unwrap();
         let (started, has_started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         let (told, verdicts) = mpsc::channel();
@@ -203,7 +199,7 @@ mod tests {
     #[test]
     fn closing_refuses_what_waits() {
         let running = Threads::default();
-        let pool = Workers::new(1, 8, running.clone());
+        let pool = Workers::start(1, 8, &running, &ThreadStart::default()).unwrap();
         let (started, has_started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         pool.submit(Box::new(move |_| {

@@ -3,15 +3,15 @@
 //! Removing a source is one store; its blocks go on counting in its parent as `.departed`. A block whose
 //! slot was dropped is retired, and folded in time into an accumulator of the parent, which was reserved
 //! when the group first came below that parent. An accumulator of a departed source is itself such a
-//! block. Only a fold frees anything that counts.
+//! block. Only a fold frees anything that somebody may be reading, and folds are rare: a revocation folds
+//! at once, but leaves the freeing to the next.
 
-use std::iter::repeat_n;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::names::KnownGroup;
-use super::state::{Block, GroupKey, Life, Node, Place, State};
-use crate::segment::layout::{BlockShape, block_shape, header, pair, state, word};
+use super::state::{Block, CutOff, GroupKey, Life, Node, Place, State};
+use crate::segment::layout::{BlockShape, CUT, block_shape, pair, state, word};
 use crate::segment::protocol::{self, LATCH_TRIES};
 use crate::segment::region::Region;
 use crate::slot::SlotInner;
@@ -23,19 +23,21 @@ const FOLD_INTERVAL: Duration = Duration::from_millis(50);
 /// A sweep takes the longer the more sources there are. This is what it takes for each, many times over.
 const FOLD_INTERVAL_PER_SOURCE: Duration = Duration::from_micros(5);
 
-/// A block that waits to be folded.
+/// A block that waits to be folded, or to be freed.
 #[derive(Debug)]
 pub(crate) struct Retired {
     source: u64,
     key: GroupKey,
     block: Block,
     accumulator: bool,
+    /// The source that has the accumulator to which it goes; none if it has nothing cumulative.
+    target: Option<u64>,
 }
 
 impl State {
     /// Whether a fold is due at some time.
     pub(crate) fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.is_empty() || !self.folded.is_empty()
     }
 
     /// When the next fold should be.
@@ -70,27 +72,33 @@ impl State {
     }
 
     /// Ends the counting of slots that are still held in a subtree that departed: what their blocks hold
-    /// now is folded, and what is counted from here on goes into memory that no record names. It is
-    /// given back when the slot is dropped.
+    /// now is folded at once, and what is counted from here on is seen by nobody. The memory is given back
+    /// when both the record is freed, as all are from time to time, and the slot dropped.
     pub(crate) fn cut_off(&mut self, members: &[u64]) {
         for member in members {
             let Some(node) = self.nodes.get_mut(member) else { continue };
             for block in node.groups.values_mut().flatten() {
                 if let Some(slot) = block.slot.take() {
-                    self.cut_off.insert(slot.address(), block.block);
+                    let cut_off = CutOff { block: block.block, record_freed: false };
+                    self.cut_off.insert(slot.address(), cut_off);
                 }
             }
             self.settle(*member);
         }
-        self.fold();
+        self.commit();
+        self.changed();
     }
 
     /// Lets go of a source that was never attached, with all below it: nobody can see it, so nothing
     /// of it is kept.
     pub(crate) fn abandon(&mut self, id: u64) {
+        let members =
+            |state: &Self| state.descend(id, |node| node.children.iter().chain(&node.leaving));
         // What is on its way into accumulators of the subtree must not outlive them.
-        while self.fold() {}
-        let members = self.descend(id, |node| node.children.iter().chain(&node.leaving));
+        if members(self).iter().any(|member| self.is_target(*member)) {
+            self.fold();
+        }
+        let members = members(self);
         for &member in &members {
             self.node(member).life = Life::Abandoned;
         }
@@ -98,6 +106,11 @@ impl State {
             self.settle(member);
         }
         self.changed();
+    }
+
+    /// Whether anything waits that goes, or went, into an accumulator of this source.
+    fn is_target(&self, id: u64) -> bool {
+        self.nodes[&id].accumulators.values().any(|accumulator| accumulator.outstanding > 0)
     }
 
     fn source_record(&self, id: u64) -> Place {
@@ -160,10 +173,17 @@ impl State {
                 self.node(id).groups.remove(&key);
             }
             for block in idle {
+                let block = block.block;
                 if counts {
-                    self.retire(id, key, block.block, false);
+                    self.retire(id, key, block, false);
+                } else if life == Life::Abandoned {
+                    self.free_block(&block);
                 } else {
-                    self.free_block(&block.block);
+                    // Somebody may be reading it.
+                    self.node(id).retired += 1;
+                    let source = id;
+                    let retired = Retired { source, key, block, accumulator: false, target: None };
+                    self.folded.push(retired);
                 }
             }
         }
@@ -198,11 +218,12 @@ impl State {
         let place = self.nodes[&target].accumulators[&key].block.place;
         let number = self.next_retire;
         self.next_retire += 1;
+        let cut = if !accumulator && self.is_cut_off(&block) { CUT } else { 0 };
+        let target_word = pair(place.unit, place.segment as u32) | cut;
         let region = self.arenas[block.place.segment].region();
-        let target_word = pair(place.unit, place.segment as u32);
         protocol::retire(region, block.place.unit, target_word, number);
         self.node(source).retired += 1;
-        let retired = Retired { source, key, block, accumulator };
+        let retired = Retired { source, key, block, accumulator, target: Some(target) };
         self.pending.entry((target, key)).or_default().push(retired);
     }
 
@@ -210,58 +231,11 @@ impl State {
     /// anything.
     pub(crate) fn fold(&mut self) -> bool {
         self.last_fold = Instant::now();
-        let mut any = false;
-        while !self.pending.is_empty() {
-            any = true;
-            let batch = std::mem::take(&mut self.pending);
-            let upto = self.next_retire - 1;
-            let mut late = Vec::new();
-            let cuts =
-                batch.values().flatten().any(|r| !r.accumulator && self.is_cut_off(&r.block));
-            if cuts {
-                protocol::bump(self.arenas[0].region(), header::CUTS);
-                fence(Ordering::Release);
-            }
-            for ((target, key), retired) in &batch {
-                let mut add = vec![0u64; self.known[*key].words];
-                for retired in retired {
-                    let region = self.arenas[retired.block.place.segment].region();
-                    if retired.accumulator {
-                        let Block { place, offset, .. } = retired.block;
-                        add_accumulator(region, place.unit, offset, &mut add);
-                        continue;
-                    }
-                    let cells = cells(region, retired.block.offset, &self.known[*key]);
-                    add_words(&mut add, &cells);
-                    if self.is_cut_off(&retired.block) {
-                        late.push((*target, *key, retired.block, cells));
-                    }
-                }
-                self.commit(*target, *key, upto, &add);
-            }
-            protocol::folded(self.arenas[0].region());
-            for ((target, key), retired) in &batch {
-                for retired in retired {
-                    self.free_block(&retired.block);
-                    let source = self.node(retired.source);
-                    source.retired -= 1;
-                    if retired.accumulator {
-                        source.accumulators.remove(&retired.key);
-                    }
-                }
-                let accumulator = self.node(*target).accumulators.get_mut(key);
-                accumulator.expect("it is reserved").outstanding -= retired.len();
-            }
-            if cuts {
-                self.fold_late(&late, upto);
-                protocol::bump(self.arenas[0].region(), header::CUTS);
-            }
-            for ((target, _), retired) in batch {
-                for retired in &retired {
-                    self.settle(retired.source);
-                }
-                self.settle(target);
-            }
+        let any = self.has_pending();
+        // Accumulators of departed sources follow when there is nothing more to come for them.
+        while self.has_pending() {
+            self.commit();
+            self.reclaim();
         }
         if any {
             self.changed();
@@ -269,30 +243,55 @@ impl State {
         any
     }
 
-    /// Folds what slots that were cut off counted between the fold and the freeing of their blocks: it may
-    /// have been read, so it must stay. Nobody reads those blocks any more, so that what is counted from
-    /// here on was never shown.
-    fn fold_late(&mut self, late: &[(u64, GroupKey, Block, Vec<u64>)], upto: u64) {
-        // Between the freeing and our look: whoever found a block still published read it before this.
-        fence(Ordering::SeqCst);
-        for (target, key, block, before) in late {
-            let known = &self.known[*key];
-            let now = cells(self.arenas[block.place.segment].region(), block.offset, known);
-            let types = known.group.values().iter().flat_map(|v| repeat_n(v.ty, v.ty.cells()));
-            let since = now.iter().zip(before).zip(types);
-            // Cells wrap at their width.
-            let add: Vec<_> =
-                since.map(|((now, before), ty)| ty.extend(now.wrapping_sub(*before))).collect();
-            self.commit(*target, *key, upto, &add);
-            protocol::folded(self.arenas[0].region());
+    /// Folds everything that is retired into its accumulators.
+    fn commit(&mut self) {
+        if self.pending.is_empty() {
+            return;
         }
+        let batch = std::mem::take(&mut self.pending);
+        let upto = self.next_retire - 1;
+        let first = self.arenas[0].region();
+        if batch.values().flatten().any(|r| !r.accumulator && self.is_cut_off(&r.block)) {
+            protocol::cut(first);
+        }
+        for (&(target, key), retired) in &batch {
+            let known = &self.known[key];
+            let mut add = vec![0u64; known.words];
+            for Retired { block, accumulator, .. } in retired {
+                let region = self.arenas[block.place.segment].region();
+                if *accumulator {
+                    add_accumulator(region, block.place.unit, block.offset, &mut add);
+                } else {
+                    add_words(&mut add, &cells(region, block.offset, known));
+                }
+            }
+            let Block { place, offset, .. } = self.nodes[&target].accumulators[&key].block;
+            protocol::fold(self.arenas[place.segment].region(), place.unit, offset, upto, &add);
+        }
+        protocol::folded(first);
+        self.folded.extend(batch.into_values().flatten());
     }
 
-    /// Commits the sum of what is folded into an accumulator.
-    fn commit(&self, target: u64, key: GroupKey, upto: u64, add: &[u64]) {
-        let block = self.nodes[&target].accumulators[&key].block;
-        let region = self.arenas[block.place.segment].region();
-        protocol::fold(region, block.place.unit, block.offset, upto, add);
+    /// Frees everything that was folded.
+    fn reclaim(&mut self) {
+        let folded = std::mem::take(&mut self.folded);
+        for retired in &folded {
+            self.free_block(&retired.block);
+            let source = self.node(retired.source);
+            source.retired -= 1;
+            if retired.accumulator {
+                source.accumulators.remove(&retired.key);
+            }
+            if let Some(target) = retired.target {
+                let accumulator = self.node(target).accumulators.get_mut(&retired.key);
+                accumulator.expect("it is reserved").outstanding -= 1;
+            }
+        }
+        protocol::freed();
+        for retired in &folded {
+            self.settle(retired.source);
+            retired.target.into_iter().for_each(|target| self.settle(target));
+        }
     }
 
     /// Frees a source that has nothing left, then what was waiting for it above.
@@ -321,8 +320,10 @@ impl State {
 
     /// A slot was dropped: its block waits for the next slot, or leaves with its source.
     pub(crate) fn release(&mut self, source: u64, slot: &SlotInner) {
-        if let Some(block) = self.cut_off.remove(&slot.address()) {
-            self.arenas[block.place.segment].give(block.offset, block.len);
+        if let Some(CutOff { block, record_freed }) = self.cut_off.remove(&slot.address()) {
+            if record_freed {
+                self.arenas[block.place.segment].give(block.offset, block.len);
+            }
             return;
         }
         let Some(node) = self.nodes.get_mut(&source) else { return };
@@ -340,29 +341,52 @@ impl State {
     }
 }
 
+/// Rounds of attempts to get a whole copy of what a slot still writes.
+const LATCH_ROUNDS: u32 = 100;
+
 /// A slot block's cumulative cells, in the order of the group's words; 0 for the others.
 fn cells(region: &Region, block: usize, known: &KnownGroup) -> Vec<u64> {
     let group = &known.group;
     let BlockShape { copy1, plain, .. } = block_shape(group.latched_size(), group.plain_size());
-    let mut cells = vec![0; known.words];
-    // A slot that was cut off may be in the middle of an update.
-    protocol::latched(region, block, copy1, LATCH_TRIES, |latched| {
-        let mut word = 0;
-        for (value, place) in group.values().iter().zip(group.places()) {
-            let width = value.ty.width();
-            let area = match place.area {
-                Area::Latched => latched,
-                Area::Plain => block + plain,
-            };
-            for cell in 0..value.ty.cells() {
-                if value.semantics == Semantics::Cumulative {
-                    cells[word] = region.cell(area + place.offset as usize + cell * width, width);
-                }
-                word += 1;
-            }
+    // A slot that was cut off goes on counting. Between two of its updates there is little time: only to
+    // copy, not to look at what is copied.
+    let mut latched = vec![0; group.latched_size() / 8];
+    let whole = (0..LATCH_ROUNDS).any(|round| {
+        if round > 0 {
+            std::thread::sleep(Duration::from_micros(20));
         }
+        protocol::latched(region, block, copy1, LATCH_TRIES, |copy| {
+            protocol::copy_words(region, copy, &mut latched);
+        })
     });
+    if !whole {
+        tracing::error!(
+            group = group.name(),
+            "a slot that was revoked is never at rest: its counts may not agree"
+        );
+    }
+    let mut cells = vec![0; known.words];
+    let mut word = 0;
+    for (value, place) in group.values().iter().zip(group.places()) {
+        let width = value.ty.width();
+        for cell in 0..value.ty.cells() {
+            if value.semantics == Semantics::Cumulative {
+                let at = place.offset as usize + cell * width;
+                cells[word] = match place.area {
+                    Area::Latched => part(&latched, at, width),
+                    Area::Plain => region.cell(block + plain + at, width),
+                };
+            }
+            word += 1;
+        }
+    }
     cells
+}
+
+/// The cell of `width` bytes at an offset in a copy.
+fn part(words: &[u64], offset: usize, width: usize) -> u64 {
+    let from = words[offset / 8] >> (offset % 8 * 8);
+    from & u64::MAX >> (64 - width * 8)
 }
 
 fn add_words(to: &mut [u64], words: &[u64]) {

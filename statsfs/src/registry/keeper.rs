@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::fork;
+use crate::threads::ThreadKind;
 
 /// Samples are not taken more often than this: the thread would do nothing else.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
@@ -139,14 +141,14 @@ impl Keeper {
         if work.fold.is_none_or(|at| due < at) {
             work.fold = Some(due);
         }
-        self.start(&mut work, shared);
+        self.wake(&mut work, shared);
     }
 
     /// Has the thread sample a callback group from now on.
     pub(crate) fn sample(&self, shared: &Arc<Shared>, callback: Callback) {
         let mut work = self.desk.lock();
         work.callbacks.push(callback);
-        self.start(&mut work, shared);
+        self.wake(&mut work, shared);
     }
 
     /// Takes the callbacks of these sources away: they are not sampled any more, but for
@@ -163,19 +165,34 @@ impl Keeper {
         gone
     }
 
-    fn start(&self, work: &mut Work, shared: &Arc<Shared>) {
+    /// Starts the thread, unless it runs.
+    pub(crate) fn start(&self, shared: &Arc<Shared>) -> io::Result<()> {
+        self.run(&mut self.desk.lock(), shared)
+    }
+
+    /// Has the thread look at its work, which may be the first.
+    fn wake(&self, work: &mut Work, shared: &Arc<Shared>) {
+        // Otherwise folds happen with the next change of structure, and samples are taken at removal.
+        if let Err(error) = self.run(work, shared) {
+            tracing::warn!(%error, "cannot start the thread that samples statistics");
+        }
+        self.desk.wake.notify_one();
+    }
+
+    fn run(&self, work: &mut Work, shared: &Arc<Shared>) -> io::Result<()> {
         if work.running {
-            self.desk.wake.notify_one();
-            return;
+            return Ok(());
         }
         let desk = self.desk.clone();
+        let start = shared.options.thread_start.clone();
         let shared = Arc::downgrade(shared);
         let thread = std::thread::Builder::new().name("statsfs-keeper".into());
-        match thread.spawn(move || keep(&desk, &shared)) {
-            Ok(_) => work.running = true,
-            // Folds happen with the next change of structure instead; samples are taken at removal.
-            Err(error) => tracing::warn!(%error, "cannot start the thread that samples statistics"),
-        }
+        thread.spawn(move || {
+            start.call(ThreadKind::Keeper);
+            keep(&desk, &shared);
+        })?;
+        work.running = true;
+        Ok(())
     }
 }
 
@@ -195,7 +212,16 @@ impl Drop for Keeper {
     }
 }
 
+/// When to sample next. All callbacks of one interval are due together, so that a thousand of them wake
+/// the thread once an interval, not a thousand times.
+fn next_due(start: Instant, now: Instant, interval: Duration) -> Instant {
+    let into = (now - start).as_nanos() % interval.as_nanos();
+    // Less than an interval, and those are at most a year.
+    now + interval - Duration::from_nanos(into as u64)
+}
+
 fn keep(desk: &Desk, shared: &Weak<Shared>) {
+    let start = Instant::now();
     let mut work = desk.lock();
     while !work.stop {
         let now = Instant::now();
@@ -211,7 +237,7 @@ fn keep(desk: &Desk, shared: &Weak<Shared>) {
         let due = work.callbacks.iter_mut().filter(|callback| callback.due <= now);
         let calls: Vec<_> = due
             .map(|callback| {
-                callback.due = now + callback.interval;
+                callback.due = next_due(start, now, callback.interval);
                 callback.call.clone()
             })
             .collect();
@@ -226,5 +252,26 @@ fn keep(desk: &Desk, shared: &Weak<Shared>) {
         let wait =
             next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now));
         work = desk.wake.wait_timeout(work, wait).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callbacks_of_one_interval_are_due_together() {
+        let (start, interval) = (Instant::now(), Duration::from_secs(1));
+        let at = |seconds| start + Duration::from_secs_f64(seconds);
+        for (now, due) in [(0.0, 1.0), (0.25, 1.0), (0.75, 1.0), (1.0, 2.0), (1.5, 2.0), (7.9, 8.0)]
+        {
+            let (next, due) = (next_due(start, at(now), interval), at(due));
+            assert!(next - due.min(next) <= Duration::from_nanos(1), "{now}: {next:?}, {due:?}");
+            assert!(due - next.min(due) <= Duration::from_nanos(1), "{now}: {next:?}, {due:?}");
+        }
+        // Neither the shortest nor the longest interval is ever due in the past.
+        for interval in [MIN_INTERVAL, MAX_INTERVAL] {
+            assert!(next_due(start, at(3.3), interval) > at(3.3));
+        }
     }
 }

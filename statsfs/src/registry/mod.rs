@@ -1,9 +1,12 @@
 //! The registry: a process's sources, and the segments that they live in.
 
 pub(crate) mod departure;
+mod directory;
 mod keeper;
+mod memory;
 pub(crate) mod names;
 pub(crate) mod state;
+mod structure;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -12,11 +15,13 @@ use std::time::{Duration, Instant};
 pub(crate) use self::keeper::Callback;
 use self::keeper::Keeper;
 use self::state::State;
+use crate::error::{RegistryError, SourceError};
 use crate::fork;
 use crate::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS, MIN_SEGMENT};
-use crate::source::{RegistryError, Source, SourceBuilder, SourceError};
+use crate::source::{Source, SourceBuilder};
+use crate::threads::ThreadStart;
 
-/// How a registry uses memory.
+/// How a registry uses memory and threads.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
     /// Size of a segment in bytes, a multiple of 4096; 256 KiB unless set. A larger one is made where
@@ -24,11 +29,17 @@ pub struct RegistryOptions {
     pub segment_size: usize,
     /// Most segments; 64 unless set.
     pub max_segments: usize,
+    /// What the registry's own thread calls first; nothing unless set.
+    pub thread_start: ThreadStart,
 }
 
 impl Default for RegistryOptions {
     fn default() -> Self {
-        Self { segment_size: DEFAULT_SEGMENT, max_segments: 64 }
+        Self {
+            segment_size: DEFAULT_SEGMENT,
+            max_segments: 64,
+            thread_start: ThreadStart::default(),
+        }
     }
 }
 
@@ -63,7 +74,7 @@ pub struct Registry(pub(crate) Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
-    options: RegistryOptions,
+    pub(crate) options: RegistryOptions,
     changes: Mutex<u64>,
     changed: Condvar,
     pub(crate) keeper: Keeper,
@@ -127,6 +138,20 @@ impl Registry {
     /// Starts to create a source that has labels or is hidden or private.
     pub fn source(&self, name: &str) -> SourceBuilder {
         SourceBuilder::new(self, name)
+    }
+
+    /// Starts the registry's own thread now, and not when there is first something for it to do: for a process
+    /// that is about to forbid itself to start threads.
+    ///
+    /// # Errors
+    /// [`RegistryError::Thread`] if there can be none, as in a forked child.
+    pub fn start_thread(&self) -> Result<(), RegistryError> {
+        let started = if self.0.is_forked() {
+            Err(std::io::ErrorKind::Unsupported.into())
+        } else {
+            self.0.keeper.start(&self.0)
+        };
+        started.map_err(RegistryError::Thread)
     }
 
     /// Descriptors of the sealed memfds that hold the segments, in order; whoever gets them can read

@@ -9,7 +9,7 @@
 //! followed by a release fence, so that whoever sees a cell of the new update also sees the sequence
 //! moved. The reader loads Relaxed and fences, since its mapping is read-only.
 
-use super::sync::{AtomicU64, Ordering, fence};
+use super::sync::{AtomicU64, Ordering, fence, spin_loop};
 
 /// Runs one update: `write(0)` must change copy 0 and `write(1)` change copy 1 in the same way.
 #[inline(always)]
@@ -35,10 +35,7 @@ pub(crate) fn read(sequence: &AtomicU64, tries: usize, mut read: impl FnMut(usiz
         if sequence.load(Ordering::Relaxed) == before {
             return true;
         }
-        #[cfg(loom)]
-        loom::thread::yield_now();
-        #[cfg(not(loom))]
-        std::hint::spin_loop();
+        spin_loop();
     }
     false
 }

@@ -26,9 +26,8 @@
 //! | 72 | process id as the writer sees it; informational | never |
 //! | 128 | units in use: those above were never published | grows; Release |
 //! | 136 | changes: bumped after every change of structure in any segment; only segment 0's counts | grows; Release |
-//! | 144 | folds: bumped between the commit of a fold and the reuse of anything folded; only segment 0's counts | grows; Release |
+//! | 144 | folds: bumped between the commit of a fold and the reuse of anything folded, and before a cut; only segment 0's counts | grows; Release |
 //! | 152 | number of segments of this publisher; only segment 0's counts | grows; Release |
-//! | 160 | cuts: odd while blocks are folded whose slots still count; only segment 0's counts | grows; Release |
 //!
 //! # Units
 //!
@@ -40,7 +39,7 @@
 //! |---|---|---|---|---|---|
 //! | 1 source | flags | name length | labels | – | 2 state *(dynamic: 0 live, 1 departed)*, 3 id, 4 parent's id *(dynamic: 0 until attached)*, 5 creation ns, 8–15 name |
 //! | 2 label | index | key length | value length | – | 3 source's id, 4–7 key, 8–15 value |
-//! | 3 block | role | – | – | unit of its group | 2 retire number *(dynamic: 0 until retired)*, 3 offset (low 32) and length (high 32) of its memory, 4 source's id, 5 fold target *(dynamic)*: segment (high 32) and unit (low 32) of an accumulator, 6 selector *(dynamic, accumulators)*: 0 or 1 |
+//! | 3 block | role | – | – | unit of its group | 2 retire number *(dynamic: 0 until retired)*, 3 offset (low 32) and length (high 32) of its memory, 4 source's id, 5 fold target *(dynamic)*: unit (bits 0–31) and segment (bits 32–62) of an accumulator, bit 63 set if the block is cut, 6 selector *(dynamic, accumulators)*: 0 or 1 |
 //! | 4 group | – | – | – | units that it takes | 2 values (low 32), size of a latched copy (high 32), 3 size of the plain cells (low 32), string bytes (high 32), 4 lengths of name (bits 0–7), prefix (8–15), help (16–31); from byte 64 the value records, then the strings. Never freed |
 //!
 //! A value record is 32 bytes: type, buckets, has-sum, base unit, exponent (signed), semantics,
@@ -78,21 +77,30 @@
 //!   An accumulator that departs with its source is such a block too, once nothing more is to be folded
 //!   into it. *folds* must be bumped between two folds of which the second takes the first one's result:
 //!   else a sweep that read the first accumulator before and the second after would count twice.
-//! * **Cut**: when a source is revoked, blocks are folded that are still written. What is counted in one
-//!   between the fold's look and the freeing may have been read, so it is folded in a second step, from a
-//!   look after the freeing and a full fence. *cuts* is odd from before the first commit until after the
-//!   second (and *folds* bumped): what is read meanwhile lacks something that was read before, so a
-//!   reader that finds it odd after its sweep starts again, but not for ever: a killed writer leaves it.
+//! * **Cut**: when a source is revoked, blocks are folded whose slots still count. They are retired with
+//!   the bit that says so; then *folds* is bumped, and only then, after a full fence, the fold looks at
+//!   them. What is counted after that look is lost, so nobody may show it: a sweep that finds a cut block
+//!   which is not folded yet starts again, but not for ever, since a killed writer leaves it so; then its
+//!   cells are final. A sweep that found the block before it was retired ends with a full fence: either
+//!   that comes before the fold's, and the fold sees at least what the sweep saw, or *folds* is seen
+//!   bumped.
 //! * **Reading**: load *folds*; load the selector of each accumulator once, with the *upto* of that copy;
 //!   read cells of accumulators from those copies only, and blocks with their retire numbers: one that is
 //!   neither 0 nor above the *upto* that was loaded of its target is in there already. Load *folds* again
-//!   after an acquire fence; if it moved, start again. Whoever sees a block freed or reused, or a copy
-//!   overwritten that was selected before, also sees *folds* bumped. A block must not be held against a
-//!   later *upto*: the commit may lie in between.
-//! * A slot's thread counts with plain stores. That a reader that sees the first counts in reused memory
-//!   also sees the record that was there before freed follows from the handing over of the slot to that
-//!   thread: causality as every processor has it, if not the letter of the C++ model, which would ask for
-//!   a release store of each count.
+//!   after a full fence; if it moved, start again, or settle. Whoever sees a block freed or reused, or a
+//!   copy overwritten that was selected before, also sees *folds* bumped. A block must not be held against
+//!   a later *upto*: the commit may lie in between.
+//! * **Settling** needs no rest between folds. Read the cells of the slots. Then copy the accumulators, each
+//!   until its selector and *upto* are the same after as before (the *upto* of an accumulator grows with
+//!   every fold), and after a full fence look at every block once more. One that is still published is
+//!   judged by its retire number as above: if that says that it is not folded, it is in no copy. One that is
+//!   not published any more is in some accumulator, but perhaps not yet in the copy of it: so once more
+//!   without it, from the copying on. Counts only move upwards, so what has left a block or an accumulator
+//!   is found above. There are no more rounds than blocks, and few where blocks are freed less often than a
+//!   round takes.
+//! * A slot's thread counts with plain stores, which nobody can synchronise with. Between the freeing of a
+//!   block and its reuse there is a full fence. So a reader that has seen the first counts of a next slot in
+//!   it, and then passes the full fence at its sweep's end, sees the freeing, and *folds* bumped before.
 //! * Readers load cells Relaxed and order by fences: an acquire *load* of read-only memory is undefined
 //!   in Rust.
 
@@ -130,7 +138,6 @@ pub mod header {
     pub const CHANGES: usize = 136;
     pub const FOLDS: usize = 144;
     pub const SEGMENTS: usize = 152;
-    pub const CUTS: usize = 160;
 }
 
 /// Kinds of record.
@@ -213,6 +220,9 @@ pub const VALUE_RECORD: usize = 32;
 pub const BLOCK_SEQUENCE: usize = 0;
 /// Offset of the first cells in a slot's block.
 pub const BLOCK_HEADER: usize = 16;
+
+/// In the target word of a retired block: its slot counts on, in vain.
+pub const CUT: u64 = 1 << 63;
 
 /// The head word of a unit.
 pub const fn head(kind: u8, a: u8, b: u8, c: u8, d: u32) -> u64 {

@@ -13,28 +13,34 @@
 //! 2. [`Process::refresh`], if [`Process::is_stale`].
 //! 3. Read the accumulators and the slots, in any order, and leave out those that are folded: *upto* and
 //!    cells of an accumulator are those of the copy that was selected at the refresh, for all of the
-//!    sweep.
-//! 4. Load [`Process::folds`] again. If it moved, start again.
+//!    sweep. If there is one that is [cut](Retired::cut) and not folded, start again.
+//! 4. If it [is not current](Process::is_current) any more, start again.
 //!
 //! A block that is [`Reading::Gone`] has nothing to add: if it counted, *folds* moved.
+//!
+//! Where folds overtake one sweep after the other, `Process::settle` reads without starting again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::SegmentError;
-use super::layout::{MAX_SEGMENTS, ROOT_ID, header, split_pair};
+use super::layout::{CUT, MAX_SEGMENTS, ROOT_ID, header, split_pair};
 use super::plan::Plan;
-use super::protocol::{self, LATCH_TRIES, Selected};
+use super::protocol::{self, LATCH_TRIES, Selected, copy_words};
 use super::reader::{Groups, Limits, SegmentReader};
 use super::region::Region;
 use crate::value::GroupDescriptor;
 
 mod scan;
+mod settle;
 
-/// How often a reader finds *cuts* odd and the same until it takes the writer for dead.
-const CUT_TRIES: u32 = 2000;
+pub(crate) use self::settle::Found;
+
+/// How long a block that is being cut is waited for until its writer is taken for dead.
+const CUT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Where a record is: place of its segment in [`Process::segments`], and unit.
 type Key = (u16, u32);
@@ -46,6 +52,7 @@ pub struct BlockRef {
     /// Index of the segment, as the writer counts.
     index: u32,
     generation: u64,
+    source: u64,
     offset: u32,
     is_accumulator: bool,
     plan: Arc<Plan>,
@@ -55,6 +62,16 @@ impl BlockRef {
     /// Where the block's record is.
     pub fn place(&self) -> Place {
         Place { segment: self.index, unit: self.key.1 }
+    }
+
+    /// Id of the source whose block it is.
+    pub fn source(&self) -> u64 {
+        self.source
+    }
+
+    /// Whether it is what departed sources left, and no slot's.
+    pub fn is_accumulator(&self) -> bool {
+        self.is_accumulator
     }
 
     /// Number of words that [`Process::read`] fills: one for each cell of the group.
@@ -109,13 +126,25 @@ pub struct Place {
     pub unit: u32,
 }
 
-/// A block that nobody writes any more and that a fold takes into an accumulator.
+/// A block that a fold takes into an accumulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retired {
     /// Its retire number, not 0.
     pub number: u64,
     /// The accumulator that it goes to, as the writer says: there may be none.
     pub target: Place,
+    /// Whether its slot still counts, in vain: what it holds until it is folded must not be shown, unless
+    /// the writer is gone.
+    pub cut: bool,
+}
+
+impl Retired {
+    /// From the words of a block's record.
+    fn new((number, target): (u64, u64)) -> Option<Self> {
+        let (unit, segment) = split_pair(target & !CUT);
+        let cut = target & CUT != 0;
+        (number != 0).then_some(Self { number, target: Place { segment, unit }, cut })
+    }
 }
 
 /// What came of reading a block.
@@ -178,9 +207,9 @@ pub struct Process {
     /// Blocks found torn since the last refresh: a writer that tears them on purpose costs a reader
     /// fewer attempts each time.
     torn: AtomicU32,
-    /// The last odd *cuts*, and how often it was found.
-    cuts: AtomicU64,
-    cut_tries: AtomicU32,
+    /// The highest retire number of a cut block that was waited for in vain.
+    given_up: AtomicU64,
+    times_given_up: AtomicU32,
 }
 
 impl Process {
@@ -205,8 +234,8 @@ impl Process {
             changes: 0,
             unsettled: true,
             torn: AtomicU32::new(0),
-            cuts: AtomicU64::new(0),
-            cut_tries: AtomicU32::new(0),
+            given_up: AtomicU64::new(0),
+            times_given_up: AtomicU32::new(0),
         };
         for fd in segments {
             process.add_segment(fd)?;
@@ -264,12 +293,8 @@ impl Process {
     /// The publisher's number of folds, ordered after all that was read before and before all that is
     /// read after.
     pub fn folds(&self) -> u64 {
-        self.folds_word(header::FOLDS)
-    }
-
-    fn folds_word(&self, word: usize) -> u64 {
-        std::sync::atomic::fence(Ordering::Acquire);
-        protocol::acquire(&self.first().region, word)
+        std::sync::atomic::fence(Ordering::SeqCst);
+        protocol::acquire(&self.first().region, header::FOLDS)
     }
 
     /// Whether the structure changed since it was last read.
@@ -282,21 +307,26 @@ impl Process {
 
     /// Whether no fold came since the last refresh: what was read in between adds up.
     pub fn is_current(&self) -> bool {
-        // In this order: whoever sees a cut complete sees its folds.
-        !self.is_cutting() && self.folds() == self.folds
+        protocol::is_current(&self.first().region, self.folds)
     }
 
-    /// Whether what a revoked slot counted lately may be missing from the totals.
-    fn is_cutting(&self) -> bool {
-        let cuts = self.folds_word(header::CUTS);
-        if cuts.is_multiple_of(2) {
-            return false;
+    /// Whether a block that is not folded must not be shown: its slot counts on, but what it counts
+    /// after the fold has looked will be lost.
+    pub(crate) fn is_being_cut(&self, retired: Retired) -> bool {
+        retired.cut && retired.number > self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Whether, having been waited for so long, the writer is taken for dead, or stopped, in the middle of
+    /// cutting this block: then it and all before are as they will be for long, and are shown. A writer that
+    /// does so on purpose costs a reader less each time.
+    pub(crate) fn is_enough(&self, retired: Retired, waited: Duration) -> bool {
+        let times = self.times_given_up.load(Ordering::Relaxed);
+        let enough = waited >= CUT_PATIENCE / (1 << times.min(8));
+        if enough {
+            self.times_given_up.fetch_add(1, Ordering::Relaxed);
+            self.given_up.fetch_max(retired.number, Ordering::Relaxed);
         }
-        // A writer that was killed in the middle leaves it so; then all is as it will ever be.
-        if self.cuts.swap(cuts, Ordering::Relaxed) != cuts {
-            self.cut_tries.store(0, Ordering::Relaxed);
-        }
-        self.cut_tries.fetch_add(1, Ordering::Relaxed) < CUT_TRIES
+        enough
     }
 
     /// A source by its id. [`ROOT_ID`] names what the root keeps of departed top-level sources, if it
@@ -359,6 +389,8 @@ impl Process {
         block: &BlockRef,
         copy: impl FnOnce(&Region, Option<usize>, usize) -> bool,
     ) -> Reading {
+        #[cfg(test)]
+        meanwhile::run();
         let BlockRef { key, generation, is_accumulator, .. } = *block;
         let region = &self.segments[usize::from(key.0)].region;
         let mut selected = None;
@@ -374,28 +406,46 @@ impl Process {
         let read = protocol::read_block(region, key.1, generation, || {
             whole = copy(region, selected.map(|s| s.cells), tries);
         });
-        let Some((number, target)) = read else { return Reading::Gone };
+        let Some(retired) = read else { return Reading::Gone };
         if !whole {
             self.torn.fetch_add(1, Ordering::Relaxed);
             return Reading::Torn;
         }
-        let (unit, segment) = split_pair(target);
-        let retired = (number != 0).then_some(Retired { number, target: Place { segment, unit } });
-        Reading::Cells { retired, upto: selected.map_or(0, |s| s.upto) }
+        Reading::Cells { retired: Retired::new(retired), upto: selected.map_or(0, |s| s.upto) }
     }
 
     /// Whether a retired block is in its accumulator's cells, as they are read since the last refresh,
     /// so that it must not be counted by itself.
     pub fn is_folded(&self, retired: Retired) -> bool {
-        let Retired { number, target: Place { segment, unit } } = retired;
+        let Retired { number, target: Place { segment, unit }, .. } = retired;
         let target = self.by_index.get(&segment).and_then(|at| self.selected.get(&(*at, unit)));
         target.is_some_and(|(_, target)| protocol::is_folded(number, target.upto))
     }
 }
 
-fn copy_words(region: &Region, at: usize, out: &mut [u64]) {
-    let words = region.words(at, out.len());
-    for (out, word) in out.iter_mut().zip(words) {
-        *out = word.load(Ordering::Relaxed);
+/// What a test has the writer do while blocks are read: it is called before each look at one.
+#[cfg(test)]
+pub(crate) mod meanwhile {
+    use std::cell::RefCell;
+
+    type Writer = Box<dyn FnMut()>;
+
+    thread_local! {
+        static WRITER: RefCell<Option<Writer>> = const { RefCell::new(None) };
+    }
+
+    /// Lets `writer` run in the middle of all that `f` reads.
+    pub(crate) fn with<T>(writer: impl FnMut() + 'static, f: impl FnOnce() -> T) -> T {
+        WRITER.set(Some(Box::new(writer)));
+        let answer = f();
+        WRITER.set(None);
+        answer
+    }
+
+    pub(super) fn run() {
+        if let Some(mut writer) = WRITER.take() {
+            writer();
+            WRITER.set(Some(writer));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The steps of the shared-memory protocol, both sides, as [`layout`](super::layout) states it.
 //!
 //! Nothing here allocates, locks or decides: the writer's bookkeeping (`registry`) and the reader's
-//! (`reader`) call these steps, and the loom tests below explore the same code.
+//! (`reader`) call these steps, and the models in `tests/models` explore the same code under loom.
 
 use super::latch;
 use super::layout::{
@@ -52,7 +52,8 @@ pub(crate) fn set_word(region: &Region, unit: u32, word: usize, value: u64) {
     region.word(unit_offset(unit) + word * 8).store(value, Ordering::Release);
 }
 
-/// Gives a block that nobody writes any more its retire number.
+/// Gives a block that nobody writes any more its retire number; or one whose slot still counts, if
+/// `target` has the bit [`CUT`](super::layout::CUT), which [`cut`] must follow.
 pub(crate) fn retire(region: &Region, unit: u32, target: u64, number: u64) {
     let at = unit_offset(unit);
     region.word(at + word::TARGET * 8).store(target, Ordering::Relaxed);
@@ -74,10 +75,21 @@ pub(crate) fn fold(region: &Region, unit: u32, offset: usize, upto: u64, add: &[
     selector.store(1 - selected, Ordering::Release);
 }
 
-/// Announces committed folds, in segment 0, before anything that they took is freed.
+/// Announces, in segment 0, that blocks are cut. After this they may be looked at.
+pub(crate) fn cut(first: &Region) {
+    bump(first, header::FOLDS);
+    fence(Ordering::SeqCst);
+}
+
+/// Announces committed folds, in segment 0, before anything that they took is freed, and before the next.
 pub(crate) fn folded(first: &Region) {
     bump(first, header::FOLDS);
     fence(Ordering::Release);
+}
+
+/// Must come between the freeing of blocks and the reuse of their memory.
+pub(crate) fn freed() {
+    fence(Ordering::SeqCst);
 }
 
 /// Bumps a counter of the header.
@@ -151,6 +163,44 @@ pub(crate) fn accumulator(region: &Region, unit: u32, offset: usize, words: usiz
     Selected { upto: region.word(at).load(Ordering::Relaxed), cells: at + 8 }
 }
 
+/// Copies the cells of an accumulator to `out`, and answers the *upto* of the copy that was selected; `None`
+/// if the unit holds another record, or folds overtook every attempt.
+pub(crate) fn copy_accumulator(
+    region: &Region,
+    unit: u32,
+    generation: u64,
+    offset: usize,
+    out: &mut [u64],
+) -> Option<u64> {
+    // Each failed attempt means that a fold was committed meanwhile.
+    for _ in 0..100 {
+        if self::generation(region, unit) != generation {
+            return None;
+        }
+        let selected = accumulator(region, unit, offset, out.len());
+        // The next fold but one may have been writing to the copy already.
+        fence(Ordering::Acquire);
+        if accumulator(region, unit, offset, out.len()) != selected {
+            continue;
+        }
+        copy_words(region, selected.cells, out);
+        fence(Ordering::Acquire);
+        if accumulator(region, unit, offset, out.len()) == selected {
+            return is_still(region, unit, generation).then_some(selected.upto);
+        }
+    }
+    None
+}
+
+/// Copies words to `out`.
+#[inline]
+pub(crate) fn copy_words(region: &Region, at: usize, out: &mut [u64]) {
+    let words = region.words(at, out.len());
+    for (out, word) in out.iter_mut().zip(words) {
+        *out = word.load(Ordering::Relaxed);
+    }
+}
+
 /// Runs `copy`, which copies the cells of a block, and answers the block's retire number and target, if
 /// all of it belongs to the record of that generation.
 #[inline]
@@ -167,6 +217,55 @@ pub(crate) fn read_block(
     let number = dynamic(region, unit, word::RETIRE);
     let target = if number == 0 { 0 } else { dynamic(region, unit, word::TARGET) };
     is_still(region, unit, generation).then_some((number, target))
+}
+
+/// Whether *folds* is what it was when accumulators were selected, so that all that was read since adds up.
+pub(crate) fn is_current(first: &Region, folds: u64) -> bool {
+    fence(Ordering::SeqCst);
+    first.word(header::FOLDS).load(Ordering::Relaxed) == folds
+}
+
+/// A block of which a settling sweep has the cells.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Block {
+    /// Whether it is still there.
+    pub(crate) is_there: bool,
+    pub(crate) is_accumulator: bool,
+    /// Its retire number and target, as it was last looked at.
+    pub(crate) retired: (u64, u64),
+    /// Of an accumulator, the *upto* that goes with the cells.
+    pub(crate) upto: u64,
+}
+
+/// Settles a sweep, as the layout says: `copy(n)` copies the cells of an accumulator and answers its *upto*,
+/// `look(n)` answers a block's retire number and target; `None` means that it is gone. Afterwards those
+/// that are still there count, unless they are folded. Gives up, and answers false, after `rounds`.
+pub(crate) fn settle(
+    blocks: &mut [Block],
+    rounds: usize,
+    mut copy: impl FnMut(usize) -> Option<u64>,
+    mut look: impl FnMut(usize) -> Option<(u64, u64)>,
+) -> bool {
+    for _ in 0..rounds {
+        let mut again = false;
+        for (n, block) in blocks.iter_mut().enumerate() {
+            if block.is_there && block.is_accumulator {
+                let upto = copy(n);
+                (block.is_there, block.upto) = (upto.is_some(), upto.unwrap_or(0));
+                again |= !block.is_there;
+            }
+        }
+        fence(Ordering::SeqCst);
+        for (n, block) in blocks.iter_mut().enumerate().filter(|(_, block)| block.is_there) {
+            let retired = look(n);
+            (block.is_there, block.retired) = (retired.is_some(), retired.unwrap_or_default());
+            again |= !block.is_there;
+        }
+        if !again {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether a retire number means that the block is in its target already, of which the copy with this

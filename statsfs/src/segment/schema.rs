@@ -194,7 +194,7 @@ pub(crate) fn decode(words: &[u64]) -> Result<GroupDescriptor, SchemaError> {
     Ok(GroupDescriptor::new(name, prefix, help, values, latched as usize, plain as usize)?)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::value::GroupBuilder;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::files::IdentityId;
 use super::inode::DirId;
 use super::model::counting_slots;
-use super::sweep::{Account, Cells, Sweep, Want};
+use super::sweep::{Account, Cells, Request, Sweep, Want};
 use super::{GroupId, SourceKey, State};
 use crate::aggregate::since;
 use crate::segment::process::Reading;
@@ -25,7 +25,12 @@ pub(crate) struct Baselines {
     departed: HashMap<SourceKey, OfGroups>,
 }
 
-/// What a clear took away, by value name, summed over all that it cleared; a histogram by its count.
+/// What a clear took away, by the name of the file that showed it, summed over all that it cleared; of a
+/// histogram `name/count` and, if it has one, `name/sum`.
+///
+/// All that clears took away and what is left is what was counted, to the last one. While somebody counts,
+/// a histogram's sum and its count may be apart by what is just being recorded, which is two stores, so a
+/// clear may take one and leave the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleared(pub BTreeMap<String, u64>);
 
@@ -42,6 +47,17 @@ pub(crate) enum Scope {
     Subtree,
     /// Everything that departed right below the directory.
     DepartedSubtree,
+}
+
+impl Scope {
+    /// What must be read for it.
+    pub(crate) fn request(self, dir: DirId) -> Request {
+        let want = match self {
+            Self::Own(value) | Self::All(value) | Self::Departed(value) => Want::Value(value),
+            Self::Subtree | Self::DepartedSubtree => Want::All,
+        };
+        Request { dir, below: !matches!(self, Self::Own(_)), want }
+    }
 }
 
 impl Baselines {
@@ -171,22 +187,10 @@ impl State {
         shown.collect()
     }
 
-    /// Clears, from one sweep, and answers what that took away; `None`, and nothing is cleared, if the
-    /// model is outdated or a block was torn.
-    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope) -> Option<Cleared> {
+    /// Clears, from a sweep of what the scope requests, and answers what that took away.
+    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope, sweep: &Sweep) -> Cleared {
         let members = self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default();
-        let sources = match scope {
-            Scope::Own(_) => members.clone(),
-            _ => self.sources_of(dir),
-        };
-        let want = match scope {
-            Scope::Own(value) | Scope::All(value) | Scope::Departed(value) => Want::Value(value),
-            Scope::Subtree | Scope::DepartedSubtree => Want::All,
-        };
-        let sweep = self.sweep(&sources, want);
-        if sweep.outdated || sweep.torn > 0 {
-            return None;
-        }
+        let want = scope.request(dir).want;
         let mut cleared = Cleared::default();
         for cells in &sweep.cells {
             let included = match (scope, cells.account) {
@@ -199,10 +203,10 @@ impl State {
                 (Scope::All(_) | Scope::Subtree, _) => true,
             };
             if included {
-                self.clear_cells(&sweep, cells, want, &mut cleared);
+                self.clear_cells(sweep, cells, want, &mut cleared);
             }
         }
-        Some(cleared)
+        cleared
     }
 
     fn clear_cells(&mut self, sweep: &Sweep, cells: &Cells, want: Want, cleared: &mut Cleared) {
@@ -225,13 +229,18 @@ impl State {
             let shown = self.shown(cells, value, raw);
             let baseline = self.baselines.entry(cells.account, cells.group, group.words());
             baseline[range].copy_from_slice(raw);
-            let taken = if descriptor.ty.is_histogram() {
-                crate::aggregate::Buckets::new(descriptor.ty, &shown).count()
-            } else {
-                shown[0]
+            let mut take = |name: String, taken: u64| {
+                let total = cleared.0.entry(name).or_default();
+                *total = total.wrapping_add(taken);
             };
-            let total = cleared.0.entry(descriptor.name.to_string()).or_default();
-            *total = total.wrapping_add(taken);
+            if descriptor.ty.is_histogram() {
+                let buckets = crate::aggregate::Buckets::new(descriptor.ty, &shown);
+                take(format!("{}/count", descriptor.name), buckets.count());
+                let sum = buckets.sum();
+                sum.into_iter().for_each(|sum| take(format!("{}/sum", descriptor.name), sum));
+            } else {
+                take(descriptor.name.to_string(), shown[0]);
+            }
         }
     }
 }

@@ -95,6 +95,8 @@ pub(crate) fn is_own(value: &Descriptor, part: Part) -> bool {
 pub(crate) struct Files {
     all: Vec<File>,
     by_name: HashMap<Box<str>, usize>,
+    /// The names of values that are not there since another came first.
+    pub(super) left_out: Vec<Box<str>>,
 }
 
 impl Files {
@@ -118,6 +120,7 @@ impl Files {
             for (name, part) in names(value, own, below) {
                 // Another process's subordinate may have the name; it keeps it.
                 if dir.child(&name).is_some() {
+                    files.left_out.push(name.into());
                     continue;
                 }
                 files.push(File { name: name.into(), identity, part, value: value.clone() });
@@ -151,10 +154,7 @@ impl Files {
     /// The first identity that came holds a name; a later one is left out here.
     fn push(&mut self, file: File) {
         if self.by_name.contains_key(&file.name) {
-            tracing::debug!(
-                name = &*file.name,
-                "a value is left out: its name has another identity"
-            );
+            self.left_out.push(file.name);
             return;
         }
         self.by_name.insert(file.name.clone(), self.all.len());

@@ -5,12 +5,14 @@
 //! `render` writes them, `nodes` serves them to the file system. The tree is brought up to date when
 //! someone looks, by comparing the segments' change counters; nothing else runs.
 
+mod clashes;
 mod clear;
 mod files;
 pub(crate) mod inode;
 mod model;
 mod nodes;
 mod render;
+mod settle;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -30,12 +32,13 @@ use crate::segment::layout::ROOT_ID;
 use crate::segment::{Limits, Process};
 use crate::value::GroupDescriptor;
 
+use self::clashes::Clashes;
 pub use self::clear::Cleared;
 use self::clear::{Baselines, Scope};
 use self::files::Identities;
 use self::inode::DirId;
 use self::model::{Dir, SourceModel};
-use self::sweep::{Plan, Sweep};
+use self::sweep::{Plan, Request, Sweep};
 
 /// Names that the kernel must forget are collected up to about this number.
 const MAX_GONE: usize = 1 << 16;
@@ -95,6 +98,11 @@ pub struct TreeUsage {
     pub directories: usize,
     /// Baselines that clears left, one for each group of each source, or of what departed from one.
     pub baselines: usize,
+    /// Sources and values that are not shown in a directory that several processes share, since another
+    /// has their name there. What they count is in the totals.
+    pub left_out: usize,
+    /// How often something was left out so far.
+    pub clashes: u64,
 }
 
 /// The tree; shared by the threads of the file system.
@@ -122,6 +130,7 @@ pub(crate) struct State {
     groups: Vec<Arc<GroupDescriptor>>,
     identities: Identities,
     baselines: Baselines,
+    clashes: Clashes,
     /// Names that the kernel must forget, collected by a refresh.
     gone: Vec<Gone>,
     /// Processes that are refused, whose sources are gone.
@@ -147,6 +156,12 @@ impl Snapshot {
         self.sweep.cells.iter().map(|cells| (&self.groups[cells.group], self.sweep.words(cells)))
     }
 }
+
+/// Attempts to settle, or to clear where blocks are torn, until a writer is taken for one that will never
+/// let it.
+const ATTEMPTS: u32 = 5;
+/// Blocks that are just being cut off which one look waits for, one after the other.
+const CUTS: u32 = 50;
 
 /// Before one more attempt: whoever is in the middle of a change may wait for a processor.
 fn let_writers_run(attempt: u32) {
@@ -185,6 +200,8 @@ impl Tree {
             sources: state.sources.keys().filter(|key| key.1 != ROOT_ID).count(),
             directories: state.dirs.len(),
             baselines: state.baselines.count(),
+            left_out: state.left_out(),
+            clashes: state.clashes.so_far(),
         }
     }
 
@@ -209,6 +226,12 @@ impl Tree {
     pub(crate) fn write(&self, force: bool) -> RwLockWriteGuard<'_, State> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.refresh(&*self.feed, force);
+        self.collect_gone(&mut state);
+        state
+    }
+
+    /// Takes over the names that the kernel must forget.
+    fn collect_gone(&self, state: &mut State) {
         let gone = std::mem::take(&mut state.gone);
         if !gone.is_empty() {
             let mut all = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,7 +241,6 @@ impl Tree {
                 all.extend(gone);
             }
         }
-        state
     }
 
     /// Looks at every record, whatever the change counters say: what a writer changed but did not live to
@@ -229,37 +251,86 @@ impl Tree {
 
     /// Reads every cell.
     pub fn snapshot(&self, snapshot: &mut Snapshot) {
-        self.settled(|state| {
-            state.read_plan(state.whole_plan(), &mut snapshot.sweep);
-            if snapshot.groups.len() != state.groups.len() {
-                snapshot.groups.clone_from(&state.groups);
+        let Snapshot { sweep, groups } = snapshot;
+        self.show(Request::WHOLE, sweep, |state, _| {
+            if groups.len() != state.groups.len() {
+                groups.clone_from(&state.groups);
             }
-            ((), snapshot.sweep.outdated)
         });
     }
 
-    /// Runs `look` until the model that it looked at was not outdated; at most so often that a writer
-    /// that never rests cannot keep us, in which case its last answer stands.
-    fn settled<T>(&self, mut look: impl FnMut(&State) -> (T, bool)) -> T {
-        let (mut answer, mut outdated) = look(&self.read());
-        for attempt in 0..100 {
-            if !outdated {
-                break;
+    /// Reads what is asked for, and shows it as part of the tree that it was read from. Every count is in
+    /// there once, however fast sources come and go.
+    fn show<T>(
+        &self,
+        request: Request,
+        sweep: &mut Sweep,
+        show: impl FnOnce(&State, &Sweep) -> T,
+    ) -> T {
+        // A fold that overtakes a sweep is seldom followed by one that overtakes the next.
+        for again in [false, true] {
+            if again {
+                drop(self.write(true));
             }
-            let_writers_run(attempt);
-            drop(self.write(true));
-            (answer, outdated) = look(&self.read());
+            let state = self.read();
+            state.sweep(request, sweep);
+            if !sweep.outdated {
+                return show(&state, sweep);
+            }
         }
-        answer
+        show(&self.settle(request, sweep), sweep)
+    }
+
+    /// Reads what is asked for whatever is folded meanwhile, and keeps everybody else out of the tree as
+    /// long as the answer is held. The sweep is outdated only if a hostile writer wants it so.
+    fn settle(&self, request: Request, sweep: &mut Sweep) -> RwLockWriteGuard<'_, State> {
+        let (mut unsettled, mut cuts) = (0, 0);
+        // The last block that was waited for, and since when.
+        let mut waiting = None;
+        for attempt in 0.. {
+            let mut state = self.write(true);
+            state.sweep_settled(&*self.feed, request, sweep);
+            self.collect_gone(&mut state);
+            if let Some((process, cut)) = sweep.cut {
+                let since = match waiting {
+                    Some((last, since)) if last == (process, cut) => since,
+                    _ => {
+                        cuts += 1;
+                        Instant::now()
+                    }
+                };
+                waiting = Some(((process, cut), since));
+                let enough = state.processes[process].is_enough(cut, since.elapsed());
+                if enough && cuts < CUTS {
+                    continue;
+                }
+            } else {
+                unsettled += 1;
+            }
+            if !sweep.outdated || unsettled >= ATTEMPTS || cuts >= CUTS {
+                return state;
+            }
+            drop(state);
+            let_writers_run(attempt);
+        }
+        unreachable!("there is an end to attempts")
     }
 
     /// Clears, and answers what that took away. `None` if a writer changed the structure, or the cells,
     /// faster than they could be read, again and again: only a hostile one can.
     fn clear_scope(&self, dir: DirId, scope: Scope) -> Option<Cleared> {
-        (0..1000).find_map(|attempt| {
+        let (request, mut sweep) = (scope.request(dir), Sweep::default());
+        let mut state = self.write(false);
+        state.sweep(request, &mut sweep);
+        for attempt in 0..ATTEMPTS {
+            if !sweep.outdated && sweep.torn == 0 {
+                return Some(state.clear(dir, scope, &sweep));
+            }
+            drop(state);
             let_writers_run(attempt);
-            self.write(attempt > 0).clear(dir, scope)
-        })
+            state = self.settle(request, &mut sweep);
+        }
+        None
     }
 
     /// Makes a running [`wait`](Self::wait) return early.

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::OnceLock;
 
+use super::clashes::Clashes;
 use super::clear::Baselines;
 use super::files::{Files, Identities, IdentityId};
 use super::inode::{DirId, Node};
@@ -39,6 +40,8 @@ pub(crate) struct SourceModel {
     pub(crate) reach: Reach,
     /// The directory that shows it.
     pub(crate) dir: Option<DirId>,
+    /// Whether it has none because another's name is in the way, or that of one above is.
+    pub(super) left_out: bool,
     /// The groups that it has values of, and those that it keeps totals or explicit aggregates of.
     own: BTreeSet<GroupId>,
     totals: BTreeSet<GroupId>,
@@ -64,6 +67,8 @@ pub(crate) struct Dir {
     pub(crate) admitted: HashMap<IdentityId, (u64, usize)>,
     next_admission: u64,
     files: OnceLock<Files>,
+    /// The values that the last files left out.
+    left_out: Vec<Box<str>>,
 }
 
 impl Dir {
@@ -81,6 +86,7 @@ impl Dir {
             admitted: HashMap::new(),
             next_admission: 0,
             files: OnceLock::new(),
+            left_out: Vec::new(),
         }
     }
 
@@ -109,8 +115,15 @@ impl Dir {
     /// A subordinate came or went: where several processes meet, a value of its name goes or comes.
     fn forget_files_of_many(&mut self) {
         if self.members.len() > 1 {
-            self.files.take();
+            self.forget_files();
         }
+    }
+
+    /// Has the files computed anew.
+    fn forget_files(&mut self) -> Option<Files> {
+        let mut files = self.files.take()?;
+        self.left_out = std::mem::take(&mut files.left_out);
+        Some(files)
     }
 
     /// The subordinate directory of this name.
@@ -132,6 +145,7 @@ impl State {
             groups: Vec::new(),
             identities: Identities::default(),
             baselines: Baselines::default(),
+            clashes: Clashes::default(),
             gone: Vec::new(),
             refused: HashSet::new(),
             incomplete: HashSet::new(),
@@ -150,6 +164,7 @@ impl State {
             children: BTreeSet::new(),
             reach: Reach::Live,
             dir: Some(ROOT_DIR),
+            left_out: false,
             own: BTreeSet::new(),
             totals: BTreeSet::new(),
             slots: 0,
@@ -179,12 +194,19 @@ impl State {
             root.members.retain(|member| member.0 != process);
         }
         self.refused.insert(process);
+        self.readmit();
     }
 
     /// The files of a directory, computed when first asked for after its groups changed.
     pub(crate) fn files(&self, dir: DirId) -> Option<&Files> {
-        let dir = self.dirs.get(&dir)?;
-        Some(dir.files.get_or_init(|| Files::new(&self.identities, dir)))
+        let directory = self.dirs.get(&dir)?;
+        Some(directory.files.get_or_init(|| {
+            let files = Files::new(&self.identities, directory);
+            for name in files.left_out.iter().filter(|name| !directory.left_out.contains(name)) {
+                self.clashes.report("value", name, &self.path(dir));
+            }
+            files
+        }))
     }
 
     /// A directory's path from the root of the mount, without a leading slash.
@@ -225,6 +247,7 @@ impl State {
         for id in left.into_iter().chain(others) {
             self.settle((process, id));
         }
+        self.readmit();
     }
 
     /// Forgets a source whose record is gone.
@@ -265,6 +288,7 @@ impl State {
             children: BTreeSet::new(),
             reach: Reach::Not,
             dir: None,
+            left_out: false,
             own: BTreeSet::new(),
             totals: BTreeSet::new(),
             slots: 0,
@@ -299,7 +323,7 @@ impl State {
     }
 
     /// Gives a source, and what is below it, the reach that follows from its parent's.
-    fn settle(&mut self, key: SourceKey) {
+    pub(super) fn settle(&mut self, key: SourceKey) {
         if key.1 == ROOT_ID {
             return;
         }
@@ -313,7 +337,7 @@ impl State {
         self.reach(key, reach);
     }
 
-    fn reach(&mut self, key: SourceKey, reach: Reach) {
+    pub(super) fn reach(&mut self, key: SourceKey, reach: Reach) {
         let Some(source) = self.sources.get(&key) else { return };
         if source.reach == reach {
             return;
@@ -352,11 +376,13 @@ impl State {
         if let Some(source) = self.sources.get_mut(&key) {
             source.reach = Reach::Live;
             source.dir = dir;
+            source.left_out = dir.is_none() && !hidden;
         }
         self.count_groups(key, true);
     }
 
-    /// The directory for a source that appears: a new one, or at the top level the one of that name.
+    /// The directory for a source that appears: a new one, or at the top level the one of that name. None
+    /// if another has the name, or if a source above was left out for such a reason.
     fn directory(
         &mut self,
         key: SourceKey,
@@ -366,15 +392,20 @@ impl State {
         private: bool,
     ) -> Option<DirId> {
         let above = self.shown_in((key.0, parent))?;
-        if let Some(existing) = self.dirs[&above].child(name) {
-            if parent != ROOT_ID || self.dirs[&existing].parent != ROOT_DIR {
-                let path = self.path(above);
-                tracing::warn!(name, path, "a source is left out: its name exists");
-                return None;
-            }
+        if self.is_below_left_out((key.0, parent)) {
+            return None;
+        }
+        if parent == ROOT_ID
+            && let Some(existing) = self.dirs[&above].child(name)
+        {
             let dir = self.dirs.get_mut(&existing)?;
             dir.members.push(key);
             return Some(existing);
+        }
+        if !self.is_free(above, name) {
+            self.clashes.wait(key, above, name);
+            self.clashes.report("source", name, &self.path(above));
+            return None;
         }
         let id = self.next_dir;
         self.next_dir += 1;
@@ -395,6 +426,9 @@ impl State {
         let Some(source) = self.sources.get_mut(&key) else { return };
         source.reach = reach;
         let dir = source.dir.take();
+        if std::mem::take(&mut source.left_out) {
+            self.clashes.wait_no_more(key);
+        }
         if let Reach::Departed(into) = reach {
             self.depart_baselines(key, into);
         }
@@ -447,7 +481,7 @@ impl State {
                 }
             }
             if changed
-                && let Some(files) = dir.files.take()
+                && let Some(files) = dir.forget_files()
                 && !add
             {
                 let parent = Node::Dir(at).ino();

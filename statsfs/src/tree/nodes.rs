@@ -6,6 +6,7 @@ use super::clear::Scope;
 use super::files::{File, Files, file_mode};
 use super::inode::{Bulk, DirId, Field, Node, Part};
 use super::model::ROOT_DIR;
+use super::sweep::{Request, Sweep, Want};
 use super::{Cleared, State, Tree};
 use crate::fs::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
 
@@ -143,10 +144,8 @@ impl Tree {
     /// Appends every file in and below the root, `path value` a line: what `.stats/flat` of the root
     /// shows its owner.
     pub fn flat(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        self.settled(|state| {
-            out.truncate(start);
-            ((), state.write_flat(ROOT_DIR, true, out))
+        self.show(Request::WHOLE, &mut Sweep::default(), |state, sweep| {
+            state.write_flat(ROOT_DIR, true, sweep, out);
         });
     }
 
@@ -290,30 +289,30 @@ impl Nodes for Tree {
     }
 
     fn render(&self, ino: Ino, caller: Caller, out: &mut Vec<u8>) -> Result<(), Errno> {
-        let start = out.len();
         let node = Node::of(ino).ok_or(NO_DEVICE)?;
+        let request = match node {
+            Node::Value(dir, departed, identity, part) => {
+                self.read().value_request(dir, departed, identity, part)
+            }
+            Node::Bulk(dir, _, Bulk::Flat) => Request { dir, below: true, want: Want::All },
+            _ => return self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
+        };
         // Whoever opened a file may go into its directory, but perhaps not into all those below.
         let private = matches!(node, Node::Bulk(..)) && self.is_reader(caller);
-        self.settled(|state| {
-            out.truncate(start);
-            let there = match node {
-                Node::Bulk(dir, ..) => state.dirs.contains_key(&dir),
-                _ => state.file(node).is_some(),
-            };
-            if !there {
-                return (Err(NO_DEVICE), false);
-            }
-            let outdated = match node {
+        self.show(request, &mut Sweep::default(), |state, sweep| {
+            match node {
                 Node::Value(dir, departed, identity, part) => {
-                    state.write_value(dir, departed, identity, part, out)
+                    state.file(node).ok_or(NO_DEVICE)?;
+                    state.write_value(dir, departed, identity, part, sweep, out);
                 }
-                Node::Bulk(dir, false, Bulk::Flat) => state.write_flat(dir, private, out),
-                Node::Bulk(dir, true, Bulk::Flat) => state
-                    .departed_files(dir)
-                    .is_some_and(|files| state.write_flat_departed(dir, &files, out)),
-                _ => false,
-            };
-            (Ok(()), outdated)
+                Node::Bulk(dir, true, _) => {
+                    let files = state.departed_files(dir).ok_or(NO_DEVICE)?;
+                    state.write_flat_departed(dir, &files, sweep, out);
+                }
+                _ if !state.dirs.contains_key(&request.dir) => return Err(NO_DEVICE),
+                _ => state.write_flat(request.dir, private, sweep, out),
+            }
+            Ok(())
         })
     }
 

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::State;
 use super::clear::word_range;
 use super::files::{File, Files, IdentityId, is_own};
 use super::inode::{DirId, Field, Part};
 use super::model::ROOT_DIR;
-use super::sweep::{Account, Sweep, Want};
-use super::{SourceKey, State};
+use super::sweep::{Account, Request, Sweep, Want};
 use crate::aggregate::{Buckets, Number, Scalar};
 use crate::value::{Descriptor, GroupDescriptor, Semantics};
 
@@ -124,17 +124,20 @@ impl State {
     }
 
     /// One value's total in a directory: over its own sources, over all in and below it, or over what
-    /// departed right below it; and whether the model is outdated.
-    fn total(&self, dir: DirId, departed: bool, identity: IdentityId, part: Part) -> (Total, bool) {
+    /// departed right below it.
+    fn total(
+        &self,
+        dir: DirId,
+        departed: bool,
+        identity: IdentityId,
+        part: Part,
+        sweep: &Sweep,
+    ) -> Total {
         let value = self.identities.get(identity).expect("identities are never forgotten");
         let mut total = Total::new(value);
-        let Some(directory) = self.dirs.get(&dir) else { return (total, false) };
+        let Some(directory) = self.dirs.get(&dir) else { return total };
         let own = is_own(value, part);
-        let sources =
-            if own && !departed { directory.members.clone() } else { self.sources_of(dir) };
-        let want = Want::Value(identity);
-        let sweep = self.sweep(&sources, want);
-        self.each_shown(&sweep, want, |account, _, value, shown| match account {
+        self.each_shown(sweep, Want::Value(identity), |account, _, value, shown| match account {
             Account::Live(_) if !departed => total.add(value, shown, false),
             Account::Departed(key) if departed && directory.members.contains(&key) => {
                 total.add(value, shown, true);
@@ -142,88 +145,61 @@ impl State {
             Account::Departed(_) if !departed && !own => total.add(value, shown, true),
             _ => {}
         });
-        if sweep.outdated && !departed {
-            self.account_for_gone(&sweep, &sources, |id, value, minus| {
-                if id == identity {
-                    total.add(value, minus, true);
-                }
-            });
-        }
-        (total, sweep.outdated)
+        total
     }
 
-    /// Live sources whose blocks are gone have been folded above; so the baselines that still stand
-    /// on their account must count there too, or the totals would for a moment show what was cleared.
-    fn account_for_gone(
+    /// What must be read to show a value's file.
+    pub(crate) fn value_request(
         &self,
-        sweep: &Sweep,
-        sources: &[SourceKey],
-        mut add: impl FnMut(IdentityId, &Descriptor, &[u64]),
-    ) {
-        let read: std::collections::HashSet<_> =
-            sweep.cells.iter().map(|cells| (cells.account, cells.group)).collect();
-        for key in sources {
-            for (group, baseline) in self.baselines.live_groups(*key) {
-                if read.contains(&(Account::Live(*key), group)) {
-                    continue;
-                }
-                let descriptor = &self.groups[group];
-                for (value, identity) in self.identities.of(group).iter().enumerate() {
-                    let Some(identity) = identity else { continue };
-                    let words = &baseline[word_range(descriptor, value)];
-                    let minus: Vec<_> = words.iter().map(|w| w.wrapping_neg()).collect();
-                    add(*identity, &descriptor.values()[value], &minus);
-                }
-            }
-        }
+        dir: DirId,
+        departed: bool,
+        identity: IdentityId,
+        part: Part,
+    ) -> Request {
+        let own = self.identities.get(identity).is_some_and(|value| is_own(value, part));
+        Request { dir, below: departed || !own, want: Want::Value(identity) }
     }
 
-    /// Appends a value's file. Answers whether the model is outdated: what was written is then right
-    /// for the totals, but a source that has gone meanwhile may read 0.
+    /// Appends a value's file.
     pub(crate) fn write_value(
         &self,
         dir: DirId,
         departed: bool,
         identity: IdentityId,
         part: Part,
+        sweep: &Sweep,
         out: &mut Vec<u8>,
-    ) -> bool {
-        let Some(value) = self.identities.get(identity) else { return false };
-        let (total, outdated) = self.total(dir, departed, identity, part);
+    ) {
+        let Some(value) = self.identities.get(identity) else { return };
+        let total = self.total(dir, departed, identity, part, sweep);
         if let (Part::Field(Field::Buckets), Total::Histogram(cells)) = (part, &total) {
             write_buckets(value, cells, b"", out);
         } else {
             total.number(value, part).write(out);
             out.push(b'\n');
         }
-        outdated
     }
 
-    /// Appends `path value` for every file in and below a directory, from one sweep; those in
-    /// private directories below only if `private`. Answers whether the model is outdated, as
-    /// [`write_value`](Self::write_value) does.
-    pub(crate) fn write_flat(&self, dir: DirId, private: bool, out: &mut Vec<u8>) -> bool {
-        let sweep = self.sweep_dir(dir);
-        let mut totals = self.own_totals(&sweep);
+    /// Appends `path value` for every file in and below a directory, of which the sweep is; those in
+    /// private directories below only if `private`.
+    pub(crate) fn write_flat(&self, dir: DirId, private: bool, sweep: &Sweep, out: &mut Vec<u8>) {
+        let mut totals = self.own_totals(sweep);
         self.sum_up(dir, &mut totals);
-        if sweep.outdated {
-            let sources = self.sources_of(dir);
-            let all = &mut totals.entry(dir).or_default().all;
-            self.account_for_gone(&sweep, &sources, |identity, value, minus| {
-                all.entry(identity).or_insert_with(|| Total::new(value)).add(value, minus, true);
-            });
-        }
         let mut path = self.path(dir);
         self.flat_dir(dir, &mut path, &totals, private, out);
-        sweep.outdated
     }
 
     /// Appends `path value` for every file of a directory's `.departed`.
-    pub(crate) fn write_flat_departed(&self, dir: DirId, files: &Files, out: &mut Vec<u8>) -> bool {
-        let Some(directory) = self.dirs.get(&dir) else { return false };
-        let sweep = self.sweep_dir(dir);
+    pub(crate) fn write_flat_departed(
+        &self,
+        dir: DirId,
+        files: &Files,
+        sweep: &Sweep,
+        out: &mut Vec<u8>,
+    ) {
+        let Some(directory) = self.dirs.get(&dir) else { return };
         let mut totals = DirTotals::default();
-        self.each_shown(&sweep, Want::All, |account, identity, value, shown| {
+        self.each_shown(sweep, Want::All, |account, identity, value, shown| {
             if let Account::Departed(key) = account
                 && directory.members.contains(&key)
             {
@@ -237,7 +213,6 @@ impl State {
         }
         path.push_str(".departed");
         flat_files(files.iter(), &path, &totals, out);
-        sweep.outdated
     }
 
     /// What each directory's own sources count, and what is counted right below it without a directory.

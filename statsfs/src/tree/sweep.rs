@@ -4,7 +4,8 @@
 //! Which blocks are read, and on whose account, is a [`Plan`], made from the model; reading it touches
 //! nothing but cells. A process selects the copy of each accumulator when it is brought up to date, so a
 //! sweep is right if no fold came between that and the sweep's end (`segment::process`, "Reading
-//! sums"); if one did, the sweep is [outdated](Sweep::outdated), and is to be made again.
+//! sums"); if one did, the sweep is [outdated](Sweep::outdated), and is to be made again. Where one fold
+//! follows the other, `settle` makes it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -14,11 +15,11 @@ use super::inode::DirId;
 use super::model::{ROOT_DIR, Reach};
 use super::{GroupId, ProcessId, SourceKey, State};
 use crate::aggregate::combine;
-use crate::segment::process::{BlockRef, Reading};
+use crate::segment::process::{BlockRef, Reading, Retired};
 use crate::value::{Descriptor, Semantics};
 
 /// On whose account cells are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Account {
     /// A live source's own.
     Live(SourceKey),
@@ -34,8 +35,8 @@ impl Account {
     }
 }
 
-/// What to read.
-#[derive(Clone, Copy, Debug)]
+/// Which values to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
     /// All values of all groups.
     All,
@@ -43,16 +44,29 @@ pub(crate) enum Want {
     Value(IdentityId),
 }
 
+/// What to read: cells of a directory's own sources, or of all in and below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) dir: DirId,
+    pub(crate) below: bool,
+    pub(crate) want: Want,
+}
+
+impl Request {
+    /// Everything in the tree.
+    pub(crate) const WHOLE: Self = Self { dir: ROOT_DIR, below: true, want: Want::All };
+}
+
 /// The blocks of one group that are on one account.
 #[derive(Debug)]
-struct Step {
-    account: Account,
-    group: GroupId,
+pub(super) struct Step {
+    pub(super) account: Account,
+    pub(super) group: GroupId,
     /// The one value that is wanted, or all.
-    value: Option<usize>,
+    pub(super) value: Option<usize>,
     words: Range<usize>,
     /// Among the plan's.
-    blocks: Range<usize>,
+    pub(super) blocks: Range<usize>,
     /// How many of them, at the beginning, belong to a live source.
     live: usize,
 }
@@ -60,9 +74,9 @@ struct Step {
 /// Which blocks to read.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    steps: Vec<Step>,
-    blocks: Vec<BlockRef>,
-    processes: BTreeSet<ProcessId>,
+    pub(super) steps: Vec<Step>,
+    pub(super) blocks: Vec<BlockRef>,
+    pub(super) processes: BTreeSet<ProcessId>,
     words: usize,
 }
 
@@ -83,6 +97,8 @@ pub(crate) struct Sweep {
     /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
     /// made again.
     pub(crate) outdated: bool,
+    /// A block that a writer is just cutting off: it may not be shown before that is done.
+    pub(crate) cut: Option<(ProcessId, Retired)>,
     /// Blocks that a writer changed faster than they could be read: only a hostile writer can.
     pub(crate) torn: usize,
 }
@@ -91,6 +107,20 @@ impl Sweep {
     /// The words of some cells: all of the group's, or those of the one value that was asked for.
     pub(crate) fn words(&self, cells: &Cells) -> &[u64] {
         &self.words[cells.words.clone()]
+    }
+
+    /// Forgets what was read, but for the memory.
+    pub(super) fn clear(&mut self) {
+        self.cells.clear();
+        (self.outdated, self.cut, self.torn) = (false, None, 0);
+    }
+
+    /// Adds cells that come all at once.
+    pub(super) fn push(&mut self, account: Account, group: GroupId, words: &[u64]) {
+        let start = if self.cells.is_empty() { 0 } else { self.words.len() };
+        self.words.truncate(start);
+        self.words.extend_from_slice(words);
+        self.cells.push(Cells { account, group, words: start..self.words.len() });
     }
 }
 
@@ -113,8 +143,17 @@ impl Plan {
 }
 
 impl State {
-    /// The plan that reads `sources`.
-    pub(crate) fn plan(&self, sources: &[SourceKey], want: Want) -> Plan {
+    /// The sources that a request is about; parents before children.
+    pub(super) fn sources_in(&self, request: Request) -> Vec<SourceKey> {
+        match self.dirs.get(&request.dir) {
+            Some(dir) if !request.below => dir.members.clone(),
+            _ => self.sources_of(request.dir),
+        }
+    }
+
+    /// The plan that reads what is asked for.
+    pub(super) fn plan(&self, request: Request) -> Plan {
+        let (sources, want) = (&self.sources_in(request), request.want);
         let mut plan = Plan::default();
         let mut steps: Vec<(Step, Vec<BlockRef>)> = Vec::new();
         let mut departed: HashMap<(Account, GroupId), usize> = HashMap::new();
@@ -177,34 +216,22 @@ impl State {
         plan
     }
 
-    /// The plan that reads everything; kept until the structure changes.
-    pub(crate) fn whole_plan(&self) -> &Plan {
-        self.whole.get_or_init(|| self.plan(&self.sources_of(ROOT_DIR), Want::All))
-    }
-
-    /// Reads all cells in and below a directory.
-    pub(crate) fn sweep_dir(&self, dir: DirId) -> Sweep {
-        if dir != ROOT_DIR {
-            return self.sweep(&self.sources_of(dir), Want::All);
+    /// Reads the cells that are asked for.
+    pub(crate) fn sweep(&self, request: Request, out: &mut Sweep) {
+        if request == Request::WHOLE {
+            // Kept until the structure changes.
+            let plan = self.whole.get_or_init(|| self.plan(request));
+            self.read_plan(plan, out);
+        } else {
+            self.read_plan(&self.plan(request), out);
         }
-        let mut out = Sweep::default();
-        self.read_plan(self.whole_plan(), &mut out);
-        out
-    }
-
-    /// Reads the cells of `sources`.
-    pub(crate) fn sweep(&self, sources: &[SourceKey], want: Want) -> Sweep {
-        let mut out = Sweep::default();
-        self.read_plan(&self.plan(sources, want), &mut out);
-        out
     }
 
     /// Reads the cells that a plan of this state of the model names.
-    pub(crate) fn read_plan(&self, plan: &Plan, out: &mut Sweep) {
-        out.cells.clear();
+    fn read_plan(&self, plan: &Plan, out: &mut Sweep) {
+        out.clear();
         // What is there from the last time is written over, step by step.
         out.words.resize(plan.words, 0);
-        (out.outdated, out.torn) = (false, 0);
         for step in &plan.steps {
             if self.read_step(step, &plan.blocks[step.blocks.clone()], out) {
                 let Step { account, group, .. } = *step;
@@ -241,6 +268,9 @@ impl State {
                 Reading::Cells { retired: Some(retired), .. } if process.is_folded(retired) => {
                     out.outdated |= n < step.live;
                 }
+                Reading::Cells { retired: Some(retired), .. } if process.is_being_cut(retired) => {
+                    out.outdated = true;
+                }
                 Reading::Cells { .. } | Reading::Torn => {
                     // Each cell of a torn copy is right by itself.
                     out.torn += usize::from(reading == Reading::Torn);
@@ -262,7 +292,7 @@ impl State {
 
 /// Adds the cells of one block to those of its account; of what departed only what is cumulative, and
 /// in 64 bits whatever the width of the cells was.
-fn add(values: &[Descriptor], departed: bool, words: &mut [u64], cells: &[u64]) {
+pub(super) fn add(values: &[Descriptor], departed: bool, words: &mut [u64], cells: &[u64]) {
     let mut at = 0;
     for value in values {
         for _ in 0..value.ty.cells() {

@@ -515,16 +515,21 @@ impl Model {
                     && identity.1.semantics == Cumulative
                     && all.insert(format!("{identity:?}"))
                 {
-                    let took = taken.entry(identity.1.name.to_string()).or_default();
+                    let mut take = |cells: &[u64]| {
+                        for (name, n) in shown_by(&identity.1, cells) {
+                            let took = taken.entry(name).or_default();
+                            *took = took.wrapping_add(n);
+                        }
+                    };
                     for s in live {
                         if let Some(cells) = self.instance(*s, &identity) {
-                            *took = took.wrapping_add(count_of(&identity.1, &cells));
+                            take(&cells);
                             self.clear_cells(*s, &identity);
                         }
                     }
                     for s in departed {
                         let cells = self.departed(*s, &identity);
-                        *took = took.wrapping_add(count_of(&identity.1, &cells));
+                        take(&cells);
                         for from in self.departed_from(*s) {
                             self.clear_cells(from, &identity);
                         }
@@ -550,13 +555,14 @@ impl Model {
     }
 }
 
-pub fn count_of(d: &Descriptor, cells: &[u64]) -> u64 {
-    match d.ty {
-        ValueType::Histogram { sum, .. } => {
-            cells[usize::from(sum)..].iter().fold(0, |n, b| n.wrapping_add(*b))
-        }
-        _ => cells[0],
-    }
+/// The files that show what a clear takes, the one that is written to first, and what they show.
+pub fn shown_by(d: &Descriptor, cells: &[u64]) -> Vec<(String, u64)> {
+    let ValueType::Histogram { sum, .. } = d.ty else {
+        return vec![(d.name.to_string(), cells[0])];
+    };
+    let count = cells[usize::from(sum)..].iter().fold(0, |n: u64, b| n.wrapping_add(*b));
+    let sum = sum.then(|| (format!("{}/sum", d.name), cells[0]));
+    [(format!("{}/count", d.name), count)].into_iter().chain(sum).collect()
 }
 
 pub fn show_histogram(cells: &[u64], sum: bool, out: &mut Vec<(String, String)>) {

@@ -30,7 +30,7 @@ impl Account {
     }
 
     /// `count` says whether it did.
-    fn add(&self, done: u64, times: u64, count: impl FnOnce() -> bool) {
+    pub fn add(&self, done: u64, times: u64, count: impl FnOnce() -> bool) {
         // Each thread has accounts of its own, so these are plain increments in effect. SeqCst: a reader
         // that looks here, then at the tree, must see them in that order.
         self.intended_done.fetch_add(done, Ordering::SeqCst);

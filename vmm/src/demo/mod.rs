@@ -17,8 +17,10 @@ use crate::accounting::Detail;
 use crate::clock::Moment;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{Ending, Gate, OpenOnDrop};
+use crate::limits::raise_open_files;
 use crate::publish::Mounted;
 use crate::run::{Ends, Outcome, RunError, outcome};
+use crate::seccomp::{self, Duties, Thread};
 use crate::signals::Signals;
 use crate::tree::{KvmTree, registry_for};
 use crate::vm::{Config, Guest, MIN_MEMORY, RunningVm, Vm};
@@ -46,6 +48,7 @@ pub struct Options {
 /// # Errors
 /// [`RunError`]; whatever was started is stopped again.
 pub fn run(options: &Options) -> Result<Outcome, RunError> {
+    raise_open_files();
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
     let registry = registry_for(options.guests * options.vcpus)?;
@@ -70,15 +73,14 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     for (vm, name) in made {
         guests.push((vm.start_behind(&gate)?, name));
     }
-    drop(all_started);
-    let started = Instant::now();
     let names: Vec<_> =
         guests.iter().map(|(vm, name)| (vm.source_name().to_string(), name.clone())).collect();
     let mut sampler = Sampler::new(mounted.path(), &names, options.vcpus);
 
+    let started = Instant::now();
     let watched = introduce(options, &mounted, &names)
         .map_err(output)
-        .and_then(|()| watch(options, &guests, signals, &mut sampler));
+        .and_then(|()| watch(options, &guests, signals, &mut sampler, all_started));
     // All are told before the first is waited for.
     guests.iter().for_each(|(vm, _)| vm.lifecycle().end(Ending::Stopped));
     guests.iter_mut().for_each(|(vm, _)| vm.stop());
@@ -137,12 +139,13 @@ fn introduce(options: &Options, mounted: &Mounted, names: &[(String, String)]) -
     out.flush()
 }
 
-/// Shows the table until the demo ends. Returns the signal that ended it.
+/// Lets the guests run, and shows the table until the demo ends. Returns the signal that ended it.
 fn watch(
     options: &Options,
     guests: &[(RunningVm, String)],
     signals: Signals,
     sampler: &mut Sampler,
+    all_started: OpenOnDrop<'_>,
 ) -> Result<Option<u8>, RunError> {
     let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber>>>::new()?;
     let signals = Arc::new(Mutex::new(signals));
@@ -154,6 +157,8 @@ fn watch(
     let end = options.duration.map(|duration| started + duration);
     let mut refresh = started + REFRESH;
     let mut display = Display::new();
+    seccomp::confine(Thread::Main(Duties { mount: true, stats_out: false }))?;
+    drop(all_started);
     loop {
         let now = Instant::now();
         if end.is_some_and(|end| now >= end) {

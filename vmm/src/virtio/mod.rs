@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::arch::x86_64::layout::{MAX_VIRTIO, MmioNode};
 use crate::bus::{BusError, Devices, Space};
 use crate::lifecycle::Lifecycle;
+use crate::seccomp;
 use crate::tree::{DeviceTree, MachineTree, TreeError};
 pub use config::{
     DiskConfig, DiskConfigError, NetConfig, NetConfigError, VirtioConfig, default_mac,
@@ -114,19 +115,24 @@ pub fn attach(
         let tree = tree.device(&name)?;
         let counters = BlockCounters::new(tree.add_values()?);
         let disk = Disk::open(&disk.path, disk.read_only)?;
-        machine.add(&name, &tree, Block::new(disk, &name, counters))?;
+        machine.add(&name, seccomp::Device::Block, &tree, Block::new(disk, &name, counters))?;
     }
     for (index, net) in config.nets.iter().enumerate() {
         let name = format!("net{index}");
         let tree = tree.device(&name)?;
         let counters = NetCounters::new(tree.add_values()?);
         let mac = net.mac.unwrap_or_else(|| default_mac(&net.tap));
-        machine.add(&name, &tree, Net::new(Tap::open(&net.tap)?, mac, counters))?;
+        machine.add(
+            &name,
+            seccomp::Device::Net,
+            &tree,
+            Net::new(Tap::open(&net.tap)?, mac, counters),
+        )?;
     }
     if config.rng {
         let tree = tree.device("rng0")?;
         let counters = EntropyCounters::new(tree.add_values()?);
-        machine.add("rng0", &tree, Entropy::new(counters)?)?;
+        machine.add("rng0", seccomp::Device::Entropy, &tree, Entropy::new(counters)?)?;
     }
     Ok(machine.made)
 }
@@ -146,6 +152,7 @@ impl Attach<'_> {
     fn add(
         &mut self,
         name: &str,
+        kind: seccomp::Device,
         tree: &DeviceTree,
         device: impl Device + 'static,
     ) -> Result<(), VirtioError> {
@@ -168,7 +175,7 @@ impl Attach<'_> {
                 .map_err(kvm("the notifications (KVM_IOEVENTFD)"))?;
         }
         self.devices.insert(name, Space::Mmio, node.base, node.size, Arc::new(transport))?;
-        self.made.services.push(Service::new(name, worker, self.lifecycle)?);
+        self.made.services.push(Service::new(name, kind, worker, self.lifecycle)?);
         self.made.nodes.push(node);
         Ok(())
     }

@@ -10,6 +10,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use thiserror::Error;
 
 use crate::lifecycle::{EndOnPanic, Ending, Lifecycle};
+use crate::seccomp::{self, ConfineError, confine};
 
 /// Why a device can not run on.
 #[derive(Debug, Error)]
@@ -31,6 +32,9 @@ pub enum DeviceError {
         /// Why.
         error: event_manager::Error,
     },
+    /// Its thread can not be confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// The thread panicked.
     #[error("the thread of device {device} panicked: this is a bug in the VMM")]
     Panicked {
@@ -42,6 +46,7 @@ pub enum DeviceError {
 /// A device's work, on its way to a thread or on one.
 pub(super) struct Service {
     device: String,
+    kind: seccomp::Device,
     lifecycle: Arc<Lifecycle>,
     stopping: Arc<AtomicBool>,
     stopper: Stopper,
@@ -53,6 +58,7 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(
         device: &str,
+        kind: seccomp::Device,
         worker: Worker,
         lifecycle: &Arc<Lifecycle>,
     ) -> Result<Self, DeviceError> {
@@ -63,6 +69,7 @@ impl Service {
         events.add_subscriber(Subscriber { worker, sources });
         Ok(Self {
             device: device.to_string(),
+            kind,
             lifecycle: lifecycle.clone(),
             stopping: Arc::default(),
             stopper,
@@ -75,10 +82,10 @@ impl Service {
     pub(super) fn start(&mut self) -> Result<(), DeviceError> {
         let Some(events) = self.events.take() else { return Ok(()) };
         let (device, lifecycle) = (self.device.clone(), self.lifecycle.clone());
-        let stopping = self.stopping.clone();
+        let (kind, stopping) = (self.kind, self.stopping.clone());
         let thread = thread::Builder::new()
             .name(device.clone())
-            .spawn(move || run(&device, events, &lifecycle, &stopping))
+            .spawn(move || run(&device, kind, events, &lifecycle, &stopping))
             .map_err(|error| DeviceError::Thread { device: self.device.clone(), error })?;
         self.thread = Some(thread);
         Ok(())
@@ -101,12 +108,16 @@ impl Service {
 
 fn run(
     device: &str,
+    kind: seccomp::Device,
     mut events: EventManager<Subscriber>,
     lifecycle: &Lifecycle,
     stopping: &AtomicBool,
 ) {
     let panicked = || Ending::DeviceFailed(DeviceError::Panicked { device: device.to_string() });
     let _panicking = EndOnPanic { lifecycle, ending: panicked };
+    if let Err(error) = confine(seccomp::Thread::Device(kind)) {
+        return lifecycle.end(Ending::DeviceFailed(error.into()));
+    }
     while !stopping.load(Ordering::Acquire) {
         if let Err(error) = events.run() {
             let device = device.to_string();
@@ -196,7 +207,8 @@ mod tests {
         let (transport, worker) =
             Transport::new(device, memory.clone(), line, NoEvents, NoEvents).unwrap();
         let lifecycle = Arc::new(Lifecycle::new().unwrap());
-        let mut service = Service::new("dev0", worker, &lifecycle).unwrap();
+        let mut service =
+            Service::new("dev0", seccomp::Device::Entropy, worker, &lifecycle).unwrap();
         service.start().unwrap();
         // As a driver does it: features, then a queue, then the requests.
         memory.write_obj([0x4000_u32, 0, 16, 0], GuestAddress(0x1000)).unwrap();
@@ -256,7 +268,8 @@ mod tests {
         )
         .unwrap();
         let lifecycle = Arc::new(Lifecycle::new().unwrap());
-        let mut service = Service::new("dev0", worker, &lifecycle).unwrap();
+        let mut service =
+            Service::new("dev0", seccomp::Device::Entropy, worker, &lifecycle).unwrap();
         service.tell_to_stop();
         service.stop();
         drop(transport);

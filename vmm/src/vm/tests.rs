@@ -76,7 +76,7 @@ fn run_logged(config: &Config) -> (Vec<Vec<ExitReason>>, Ending) {
     let Vm { vcpus, machine, .. } = make(config).unwrap();
     let threads: Vec<_> = vcpus
         .into_iter()
-        .map(|(vcpu, _slot)| {
+        .map(|(vcpu, ..)| {
             let lifecycle = machine.lifecycle.clone();
             thread::spawn(move || {
                 let _running = lifecycle.thread();
@@ -360,7 +360,7 @@ impl Account for Panics {
 fn a_panic_on_a_vcpus_thread_ends_the_machine() {
     kick::install_handler().unwrap();
     let Vm { mut vcpus, machine, .. } = make(&config(each_kind(), Entry::Long, 1)).unwrap();
-    let (vcpu, _slot) = vcpus.remove(0);
+    let (vcpu, ..) = vcpus.remove(0);
     assert!(thread::spawn(move || vcpu.run(&mut Panics)).join().is_err());
     assert!(machine.lifecycle.is_stopping());
     let Some(Ending::Failed(error)) = machine.lifecycle.ending() else { panic!("it failed") };

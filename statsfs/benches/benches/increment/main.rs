@@ -318,8 +318,8 @@ fn two_threads(source: &Source, rivals: &Rivals, options: Options) {
     let mut there = source.add_values::<Plain>().expect("room for a slot");
     let (mut own, mut other) = (Alone::default(), Alone::default());
     let atomic = AtomicU64::new(0);
-    let mut c = Comparison::new("One increment of each of two threads at once, against one thread");
-    // One thread and two of the same thing, in turn.
+    let mut c = Comparison::new("One increment of each of two threads at once");
+    // One thread and two of the same thing, in turn: what the second costs the first.
     macro_rules! pair {
         ($name:literal, $alone:expr, $both:expr) => {
             c.case(concat!($name, ", one"), $alone);
@@ -329,14 +329,16 @@ fn two_threads(source: &Source, rivals: &Rivals, options: Options) {
         };
     }
     let own = std::cell::RefCell::new(&mut own);
+    // What the machine makes of two threads that share nothing.
     pair!("plain u64 each", |n| timed(|| plain_loop(&mut own.borrow_mut().0, n)), |n| both(
         || plain_loop(&mut own.borrow_mut().0, n),
         || plain_loop(&mut other.0, n)
     ));
-    pair!("statsfs: a slot each", |n| timed(|| counter_loop(&here, n)), |n| {
+    c.case("statsfs: a slot each, two", |n| {
         let there = &mut there;
         both(|| counter_loop(&here, n), move || counter_loop(there, n))
     });
+    c.against("plain u64 each, two");
     c.budget(1.1);
     pair!("AtomicU64::fetch_add, shared", |n| timed(|| fetch_add_loop(&atomic, n)), |n| both(
         || fetch_add_loop(&atomic, n),

@@ -400,8 +400,9 @@ impl Process {
             let is_accumulator = block.role == role::ACCUMULATOR;
             let plan = plan.clone();
             let index = self.segments[usize::from(key.0)].index();
-            let generation = *generation;
-            let block_ref = BlockRef { key, index, generation, offset, is_accumulator, plan };
+            let (generation, source) = (*generation, block.source);
+            let block_ref =
+                BlockRef { key, index, generation, source, offset, is_accumulator, plan };
             match block.role {
                 role::SLOT => groups[at].slots.push(block_ref),
                 role::ACCUMULATOR => groups[at].accumulator = Some(block_ref),

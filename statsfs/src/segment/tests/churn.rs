@@ -35,7 +35,8 @@ fn sum(process: &mut Process) -> Option<u64> {
 
 #[test]
 fn every_sweep_is_exact_while_sources_come_and_go() {
-    let options = RegistryOptions { segment_size: 16 << 10, max_segments: 64 };
+    let options =
+        RegistryOptions { segment_size: 16 << 10, max_segments: 64, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let group = GroupBuilder::new("churn")
         .consistent()

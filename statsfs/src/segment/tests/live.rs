@@ -123,7 +123,8 @@ fn a_refresh_names_what_changed() {
 
 #[test]
 fn segments_come_one_by_one() {
-    let options = RegistryOptions { segment_size: 16 << 10, max_segments: 64 };
+    let options =
+        RegistryOptions { segment_size: 16 << 10, max_segments: 64, ..Default::default() };
     let registry = Registry::with_options(options).unwrap();
     let mut process = attach(&registry);
     let mut slots = Vec::new();

@@ -6,7 +6,7 @@ use super::crafted::*;
 use super::{cells, find};
 use crate::segment::Limits;
 use crate::segment::layout::{
-    ROOT_ID, accumulator_copy, head, header, kind, pair, role, unit_limit, unit_offset, word,
+    CUT, ROOT_ID, accumulator_copy, head, header, kind, pair, role, unit_limit, unit_offset, word,
 };
 use crate::segment::process::{Place, Process, Reading, Retired};
 
@@ -99,6 +99,8 @@ fn a_block_is_folded_only_where_its_target_says_so() {
     let cases = [
         (0, accumulator, false),
         (1, accumulator, true),
+        (1, accumulator | CUT, true),
+        (51, accumulator | CUT, false),
         (50, accumulator, true),
         (51, accumulator, false),
         (u64::MAX, accumulator, false),
@@ -118,14 +120,17 @@ fn a_block_is_folded_only_where_its_target_says_so() {
         let Reading::Cells { retired, .. } = process.read(&block, &mut [0; 2]) else {
             panic!("not read");
         };
+        let cut = target & CUT != 0;
+        let target = target & !CUT;
         let place = Place { segment: (target >> 32) as u32, unit: target as u32 };
-        assert_eq!(retired, (number != 0).then_some(Retired { number, target: place }));
+        assert_eq!(retired, (number != 0).then_some(Retired { number, target: place, cut }));
         assert_eq!(retired.is_some_and(|r| process.is_folded(r)), folded, "{number} {target:#x}");
     }
     // An accumulator that is freed is no target any more, nor one that was not read yet.
     segment.put(ACCUMULATOR, word::GENERATION, 3);
     refresh(&mut process);
-    let retired = Retired { number: 1, target: Place { segment: 0, unit: ACCUMULATOR } };
+    let retired =
+        Retired { number: 1, target: Place { segment: 0, unit: ACCUMULATOR }, cut: false };
     assert!(!process.is_folded(retired));
 }
 
@@ -142,7 +147,7 @@ fn what_is_selected_stays_selected_until_the_next_refresh() {
     segment.put(SLOT, word::RETIRE, 9);
     segment.put(ACCUMULATOR, word::SELECTOR, 1); // the commit; folds not yet
     assert_eq!(cells(&process, &block)[0], 1);
-    let retired = Retired { number: 9, target: block.place() };
+    let retired = Retired { number: 9, target: block.place(), cut: false };
     assert!(!process.is_folded(retired), "not in the copy that is read");
     segment.set(header::FOLDS, 1);
     assert!(process.is_stale());

@@ -1,0 +1,66 @@
+//! The library's own threads, and what a program has them do first.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// What a thread that the library starts is for.
+///
+/// All threads of a mount are started before [`Mount::new`](crate::fs::Mount::new) returns, but for those
+/// that answer requests: their [`Session`](Self::Session) thread starts them at once, and they inherit what a
+/// thread inherits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ThreadKind {
+    /// A registry's own, `statsfs-keeper`: calls the program's
+    /// [callbacks](crate::Source::add_callback) and folds what departed sources left. Started when there is
+    /// first one of both to do, or [before](crate::Registry::start_thread).
+    Keeper,
+    /// Of a mount, `statsfs-fuse`: opens `/dev/fuse` for the threads that answer requests, starts those
+    /// threads, and waits for their end.
+    Session,
+    /// Of a mount, `fuser-N`: answers requests. Calls the hook before its first answer, not when it starts:
+    /// until then it only waits.
+    Request,
+    /// Of a mount, `statsfs-bulk-N`: renders bulk files and sends them. Opens `/proc/PID/status` of who
+    /// reads one, for its groups.
+    Bulk,
+    /// Of a mount, `statsfs-inval`: tells the kernel which names to forget.
+    Invalidation,
+}
+
+/// What each thread that the library starts calls first: to bind it to a CPU, to give it a priority, to
+/// restrict its system calls.
+///
+/// It runs on the thread itself. A panic ends the thread.
+///
+/// ```
+/// use statsfs::{Registry, RegistryOptions, ThreadStart};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let thread_start = ThreadStart::new(|kind| println!("a thread starts: {kind:?}"));
+/// let registry = Registry::with_options(RegistryOptions { thread_start, ..Default::default() })?;
+/// # drop(registry);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct ThreadStart(Option<Arc<dyn Fn(ThreadKind) + Send + Sync>>);
+
+impl ThreadStart {
+    /// Has each thread call `hook`. The default is nothing.
+    pub fn new(hook: impl Fn(ThreadKind) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(hook)))
+    }
+
+    pub(crate) fn call(&self, kind: ThreadKind) {
+        if let Some(hook) = &self.0 {
+            hook(kind);
+        }
+    }
+}
+
+impl fmt::Debug for ThreadStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ThreadStart").field(&self.0.is_some()).finish()
+    }
+}

@@ -1,0 +1,99 @@
+//! Names that several processes want in a directory that they share.
+//!
+//! Within one process its registry refuses a name that would stand twice. Between processes whoever came
+//! first has it; a later one is left out there, which is logged and counted, until the name is free. What it
+//! counts is in the totals all the same.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::inode::DirId;
+use super::model::{ROOT_DIR, Reach};
+use super::{SourceKey, State};
+
+/// What is left out, and how often something was.
+#[derive(Debug, Default)]
+pub(crate) struct Clashes {
+    /// Sources that wait for a name in a directory, those below them not among them.
+    waiting: BTreeMap<SourceKey, (DirId, Box<str>)>,
+    so_far: AtomicU64,
+}
+
+impl Clashes {
+    /// A source waits for a name.
+    pub(super) fn wait(&mut self, key: SourceKey, dir: DirId, name: &str) {
+        self.waiting.insert(key, (dir, name.into()));
+    }
+
+    /// A source is gone.
+    pub(super) fn wait_no_more(&mut self, key: SourceKey) {
+        self.waiting.remove(&key);
+    }
+
+    /// Something begins to be left out.
+    pub(super) fn report(&self, what: &str, name: &str, directory: &str) {
+        let clashes = self.so_far.fetch_add(1, Ordering::Relaxed) + 1;
+        // A flood is logged less and less.
+        if clashes <= 100 || clashes.is_power_of_two() {
+            tracing::warn!(
+                name,
+                directory,
+                clashes,
+                "a {what} is left out: another process has its name there"
+            );
+        }
+    }
+
+    /// How often something was left out.
+    pub(super) fn so_far(&self) -> u64 {
+        self.so_far.load(Ordering::Relaxed)
+    }
+}
+
+impl State {
+    /// What is left out now.
+    pub(super) fn left_out(&self) -> usize {
+        let sources = self.sources.values().filter(|source| source.left_out).count();
+        // Elsewhere there is one process, whose registry sees to it.
+        let shared = self.dirs[&ROOT_DIR].children.iter();
+        let values = shared.filter_map(|dir| self.files(*dir)).map(|files| files.left_out.len());
+        sources + values.sum::<usize>()
+    }
+
+    /// Whether a source, or one above it, is left out.
+    pub(super) fn is_below_left_out(&self, key: SourceKey) -> bool {
+        let mut at = self.sources.get(&key);
+        while let Some(source) = at {
+            if source.left_out {
+                return true;
+            }
+            if source.dir.is_some() {
+                return false;
+            }
+            at = self.sources.get(&(key.0, source.parent));
+        }
+        false
+    }
+
+    /// Whether a directory has no subordinate of this name, and no value that came first.
+    pub(super) fn is_free(&self, dir: DirId, name: &str) -> bool {
+        let Some(directory) = self.dirs.get(&dir) else { return false };
+        // One process's own values and subordinates do not meet.
+        let shared = directory.members.len() > 1;
+        directory.child(name).is_none()
+            && !(shared && self.files(dir).is_some_and(|files| files.get(name).is_some()))
+    }
+
+    /// Shows the sources whose names have become free.
+    pub(super) fn readmit(&mut self) {
+        let waiting: Vec<_> =
+            self.clashes.waiting.iter().map(|(key, at)| (*key, at.clone())).collect();
+        for (key, (dir, name)) in waiting {
+            if self.is_free(dir, &name) {
+                // It comes once more, with all below it.
+                self.reach(key, Reach::Not);
+                self.settle(key);
+            }
+        }
+    }
+}
