@@ -1,10 +1,10 @@
 //! A `vmm` that runs, and one that has ended.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, ChildStderr, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -45,13 +45,49 @@ pub(crate) enum Stdout {
     Deaf,
 }
 
+/// What a `vmm` says on standard error.
+#[derive(Debug)]
+pub(crate) struct Stderr {
+    said: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Stderr {
+    /// Reads it to its end.
+    pub(crate) fn read(stderr: ChildStderr) -> Self {
+        let said = Arc::new(Mutex::new(String::new()));
+        let text = said.clone();
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n') {
+                let line = line.expect("a pipe can be read");
+                let line = String::from_utf8(line).expect("messages are text");
+                text.lock().unwrap_or_else(PoisonError::into_inner).push_str(&(line + "\n"));
+            }
+        });
+        Self { said, reader: Some(reader) }
+    }
+
+    /// So far.
+    pub(crate) fn so_far(&self) -> String {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the end.
+    pub(crate) fn all(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("it is text");
+        }
+        self.so_far()
+    }
+}
+
 /// A `vmm` that was started. Dropping it kills it and takes its mount away.
 #[derive(Debug)]
 pub struct Running {
     pub(crate) directory: TempDir,
     pub(crate) child: Child,
     pub(crate) stdout: Stdout,
-    pub(crate) stderr: Option<JoinHandle<String>>,
+    pub(crate) stderr: Stderr,
     /// A file that gets what the console sends, too.
     pub(crate) log: Option<File>,
     pub(crate) mount: PathBuf,
@@ -93,8 +129,11 @@ impl Running {
     /// One file's number, through the mount.
     pub fn value(&self, path: &str) -> u64 {
         let path = self.path(path);
-        let text = std::fs::read_to_string(&path)
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| {
+            // If it has ended, it may say why in a moment.
+            thread::sleep(Duration::from_millis(200));
+            panic!("{}: {error}; the VMM says: {:?}", path.display(), self.stderr.so_far())
+        });
         text.strip_suffix('\n')
             .and_then(|number| number.parse().ok())
             .unwrap_or_else(|| panic!("{} says {text:?}", path.display()))
@@ -185,11 +224,6 @@ impl Running {
         self.child.wait().expect("it is a child").signal()
     }
 
-    /// What it says on standard error; waits for its end.
-    pub(crate) fn stderr(&mut self) -> String {
-        self.stderr.take().expect("asked once").join().expect("it is text")
-    }
-
     /// Waits for its end.
     ///
     /// # Panics
@@ -208,7 +242,7 @@ impl Running {
             }
             _ => Vec::new(),
         };
-        let stderr = self.stderr();
+        let stderr = self.stderr.all();
         let mounts = namespace::mounted_at(&self.mount);
         let stats = std::fs::read_to_string(self.directory().join("final")).ok();
         Ended {

@@ -2,16 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 
 use tempfile::TempDir;
 
 use crate::guest::{Mode, Step, program};
-use crate::running::{Ended, FILL, Running, Stdout, wait_until};
+use crate::running::{Ended, FILL, Running, Stderr, Stdout, wait_until};
 use crate::{binary, namespace};
 
 /// Fails with the line that fixes it if the machine lacks what the tests need.
@@ -211,14 +210,8 @@ impl Vmm {
         let mut child = command.spawn().expect("the command was built");
         // With it go the write ends of the pipe that are ours.
         drop(command);
-        let mut stderr = child.stderr.take().expect("it is a pipe");
-        let stderr = thread::spawn(move || {
-            let mut text = String::new();
-            stderr.read_to_string(&mut text).expect("messages are text");
-            text
-        });
-        let mut running =
-            Running { directory, child, stdout, stderr: Some(stderr), log, mount, mounts_before };
+        let stderr = Stderr::read(child.stderr.take().expect("it is a pipe"));
+        let mut running = Running { directory, child, stdout, stderr, log, mount, mounts_before };
         if !blocked && !deaf {
             running.release();
         }
@@ -237,7 +230,7 @@ impl Vmm {
         wait_until("the mount", || {
             if let Some(status) = running.child.try_wait().expect("it is a child") {
                 // It may have been quick.
-                assert!(status.success(), "{status}: {}", running.stderr());
+                assert!(status.success(), "{status}: {}", running.stderr.all());
                 return Some(());
             }
             match std::fs::read(&exits) {

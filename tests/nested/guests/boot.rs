@@ -91,7 +91,7 @@ pub fn memory_above_the_gap_is_used() {
         "{SELF}
         grep 'System RAM' /proc/iomem | sed 's/^/RAM /'
         mount -t tmpfs tmpfs /tmp
-        dd if=/dev/urandom of=/tmp/a bs=1M count=24 2>/dev/null
+        dd if=/dev/urandom of=/tmp/a bs=1M count=8 2>/dev/null
         cp /tmp/a /tmp/b && cmp /tmp/a /tmp/b && echo SAME"
     );
     let kernel = KvmReturns::watch_all();

@@ -61,7 +61,6 @@ fn set_up() -> Result<()> {
         ("devpts", "/dev/pts"),
         ("tmpfs", "/dev/shm"),
         ("tmpfs", "/run"),
-        ("tmpfs", "/tmp"),
         ("debugfs", "/sys/kernel/debug"),
         ("cgroup2", GROUPS),
     ] {
