@@ -7,8 +7,8 @@
 //! ([`agent`]), which reports over a serial port ([`report`]): test programs of the workspace, each test in a
 //! process of its own, and functions of the executable itself.
 //!
-//! A test that does not report has failed, also if the host ended while it ran; those that had not begun are
-//! then run in another host.
+//! A test that does not report has failed. If the host itself ends, what ran and what had not begun is run in
+//! another host; what ran when that ends has failed, too.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
