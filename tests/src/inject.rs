@@ -95,8 +95,18 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // It may have been killed.
-        let _ = ptrace(libc::PTRACE_DETACH, self.0, 0);
+        if ptrace(libc::PTRACE_DETACH, self.0, 0).is_ok() {
+            return;
+        }
+        // It was killed. Its end must be taken note of, or its process has none; that of a process is for
+        // whoever started it.
+        let path = format!("/proc/{}/status", self.0);
+        let leads = std::fs::read_to_string(path)
+            .is_ok_and(|status| status.contains(&format!("\nTgid:\t{}\n", self.0)));
+        if !leads {
+            // SAFETY: no pointer is passed.
+            unsafe { libc::waitpid(self.0, std::ptr::null_mut(), libc::__WALL) };
+        }
     }
 }
 

@@ -136,7 +136,9 @@ fn a_demo_that_waits_for_its_own_answer_ends_too() {
     let mut stderr = String::new();
     demo.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     unmount(&mount).unwrap();
-    assert_eq!(status, Some(125), "{stderr}");
+    // The standard library's debug builds abort when they find a descriptor closed that was theirs.
+    let aborted = status.is_none() && stderr.contains("IO Safety violation");
+    assert!(status == Some(125) || aborted, "{status:?}: {stderr}");
     assert!(stderr.contains("the thread fuser-0 made a system call"), "{stderr}");
 }
 

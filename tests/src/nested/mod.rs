@@ -59,7 +59,7 @@ const FILES: &str = "/nested/files";
 /// The environment variable that names a test's directory in the host: files in it are kept outside.
 pub const KEPT: &str = "STATSFS_NESTED_FILES";
 /// The environment variable that says what this executable is to be.
-const ROLE: &str = "STATSFS_NESTED";
+const ROLE: &str = "STATSFS_NESTED_ROLE";
 
 /// What this executable is to be, when it is neither a test program nor the first process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
