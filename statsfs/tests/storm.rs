@@ -40,8 +40,7 @@ impl Storm {
     fn run(full: bool, look: impl FnOnce(&Self)) {
         let mut options = RegistryOptions::default();
         if full {
-            options =
-                RegistryOptions { segment_size: 1 << 20, max_segments: 1, ..Default::default() };
+            (options.segment_size, options.max_segments) = (1 << 20, 1);
         }
         let registry = Registry::with_options(options).unwrap();
         let outer = top(&registry);

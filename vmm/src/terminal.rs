@@ -93,8 +93,7 @@ fn is_ours() -> bool {
 }
 
 /// The signals that end a process, and are not received as events (see [`signals`](crate::signals)).
-pub(crate) const FATAL: [libc::c_int; 14] = [
-    libc::SIGQUIT,
+pub(crate) const FATAL: [libc::c_int; 13] = [
     libc::SIGILL,
     libc::SIGTRAP,
     libc::SIGABRT,

@@ -199,7 +199,7 @@ fn signals_leave_the_terminal_as_it_was() {
         (libc::SIGTERM, Some(143)),
         (libc::SIGINT, Some(130)),
         (libc::SIGHUP, Some(129)),
-        (libc::SIGQUIT, None),
+        (libc::SIGQUIT, Some(131)),
         (libc::SIGABRT, None),
         (libc::SIGSEGV, None),
         (libc::SIGUSR1, None),
