@@ -515,16 +515,21 @@ impl Model {
                     && identity.1.semantics == Cumulative
                     && all.insert(format!("{identity:?}"))
                 {
-                    let took = taken.entry(identity.1.name.to_string()).or_default();
+                    let mut take = |cells: &[u64]| {
+                        for (name, n) in taken_of(&identity.1, cells) {
+                            let took = taken.entry(name).or_default();
+                            *took = took.wrapping_add(n);
+                        }
+                    };
                     for s in live {
                         if let Some(cells) = self.instance(*s, &identity) {
-                            *took = took.wrapping_add(count_of(&identity.1, &cells));
+                            take(&cells);
                             self.clear_cells(*s, &identity);
                         }
                     }
                     for s in departed {
                         let cells = self.departed(*s, &identity);
-                        *took = took.wrapping_add(count_of(&identity.1, &cells));
+                        take(&cells);
                         for from in self.departed_from(*s) {
                             self.clear_cells(from, &identity);
                         }
@@ -556,6 +561,18 @@ pub fn count_of(d: &Descriptor, cells: &[u64]) -> u64 {
             cells[usize::from(sum)..].iter().fold(0, |n, b| n.wrapping_add(*b))
         }
         _ => cells[0],
+    }
+}
+
+/// What clearing these cells takes, by what it is called.
+fn taken_of(d: &Descriptor, cells: &[u64]) -> Vec<(String, u64)> {
+    match d.ty {
+        ValueType::Histogram { sum, .. } => {
+            let sum = sum.then(|| (format!("{}/sum", d.name), cells[0]));
+            let count = (format!("{}/count", d.name), count_of(d, cells));
+            sum.into_iter().chain([count]).collect()
+        }
+        _ => vec![(d.name.to_string(), count_of(d, cells))],
     }
 }
 
