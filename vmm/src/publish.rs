@@ -5,9 +5,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use statsfs::fs::{MountError, MountOptions};
-use statsfs::tree::Owner;
 use statsfs::{Embedded, EmbeddedError, Registry};
 use thiserror::Error;
+
+use crate::tree::tree_options;
 
 /// Why the statistics can not be published.
 #[derive(Debug, Error)]
@@ -50,9 +51,6 @@ pub enum PublishError {
     },
 }
 
-/// The group that may look into the directories of single guests, if the host has it.
-const READERS: &str = "kvm";
-
 /// A registry's tree, mounted. Dropping it unmounts it.
 #[derive(Debug)]
 pub struct Mounted(Embedded);
@@ -63,9 +61,7 @@ impl Mounted {
     /// # Errors
     /// [`PublishError::Mount`].
     pub fn new(registry: &Registry, path: &Path) -> Result<Self, PublishError> {
-        let this = Owner::this_process();
-        let owner = this.with_readers(READERS).unwrap_or(this);
-        let tree = registry.tree_of(owner).map_err(EmbeddedError::from);
+        let tree = registry.tree_of(tree_options()).map_err(EmbeddedError::from);
         tree.and_then(|tree| Embedded::mount_tree(tree, path, MountOptions::new()))
             .map(Self)
             .map_err(|error| PublishError::Mount { path: path.to_path_buf(), error })
@@ -161,7 +157,10 @@ impl StatsOut {
                 mounted.0.tree().flat(&mut text);
                 Ok(())
             }
-            None => registry.tree().map(|tree| tree.flat(&mut text)).map_err(io::Error::other),
+            None => {
+                let tree = registry.tree_of(tree_options());
+                tree.map(|tree| tree.flat(&mut text)).map_err(io::Error::other)
+            }
         };
         rendered
             .and_then(|()| self.replace(&text))

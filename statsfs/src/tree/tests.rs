@@ -1,49 +1,23 @@
 //! Several processes in one tree.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::sync::Arc;
 
-use super::model::ROOT_DIR;
+use super::dirs::ROOT_DIR;
 use super::sweep::{Request, Sweep};
-use super::{Feed, Owner, State, Tree};
+use super::{Counted, Identity, Owner, Tree, TreeOptions};
 use crate::fs::{Caller, Nodes, ROOT};
-use crate::segment::{Limits, Process};
 use crate::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType};
 use crate::{DynSlot, Registry, Source};
 
-/// All segments are there from the beginning.
-struct NoMore;
-
-impl Feed for NoMore {
-    fn segments(&self) -> io::Result<Vec<OwnedFd>> {
-        Ok(Vec::new())
-    }
-
-    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
-        std::thread::sleep(timeout);
-        seen
-    }
-}
-
 /// A tree of several processes, in the order in which they come.
 fn tree(registries: &[&Registry]) -> Tree {
-    let mut state = State::new();
+    let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
+    let tree = Tree::with(options, false, Box::new(Counted::default()));
     for registry in registries {
-        let process = Process::attach(registry.segments().unwrap(), &Limits::default()).unwrap();
-        state.take_in(process).unwrap();
+        registry.join(&tree, Identity::this_process()).unwrap();
     }
-    Tree {
-        state: RwLock::new(state),
-        feed: Box::new(NoMore),
-        owner: Owner { uid: 0, gid: 0 },
-        gone: Mutex::default(),
-        awaited: AtomicBool::new(false),
-        seen: Mutex::new(0),
-    }
+    tree
 }
 
 fn flat(tree: &Tree) -> BTreeMap<String, String> {
@@ -301,7 +275,7 @@ fn a_process_that_is_let_go_takes_nothing_else_along() {
     assert_eq!(number(&tree, "kvm/n"), 11);
     tree.clear("kvm/a/n").unwrap();
     let before = tree.usage();
-    tree.write(false).let_go(0);
+    tree.write().let_go(0);
     let after = tree.usage();
     assert_eq!((before.processes, after.processes), (2, 1));
     assert_eq!((before.sources, after.sources), (4, 2));

@@ -72,8 +72,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     }
     drop(all_started);
     let started = Instant::now();
-    let names: Vec<_> =
-        guests.iter().map(|(vm, name)| (vm.source_name().to_string(), name.clone())).collect();
+    let names: Vec<_> = guests.iter().map(|(vm, name)| (vm.directory(), name.clone())).collect();
     let mut sampler = Sampler::new(mounted.path(), &names, options.vcpus);
 
     let watched = introduce(options, &mounted, &names)
