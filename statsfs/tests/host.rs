@@ -2,12 +2,13 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::process::CommandExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use statsfs::fs::{Caller, Kind, Nodes, ROOT};
-use statsfs::tree::{Identity, Left, Owner, ProcessKey, Tree, TreeError, TreeOptions};
+use statsfs::segment::Limits;
+use statsfs::tree::{Identity, Left, Numbers, Owner, ProcessKey, Tree, TreeError, TreeOptions};
 use statsfs::value::{Descriptor, GroupBuilder, Semantics, ValueType};
 use statsfs::{DynSlot, Registry, Slot, Source};
 use support::{Work, below, flat, list, node, number, try_number};
@@ -504,4 +505,108 @@ fn whoever_waits_is_told_what_is_gone() {
     let gone = gone.into_inner().unwrap();
     assert!(gone.contains(&(kvm, "1-web".to_owned())), "{gone:?}");
     assert!(gone.contains(&(by_name, "web".to_owned())), "{gone:?}");
+}
+
+#[test]
+fn a_process_beyond_its_limits_is_let_go_and_told_why() {
+    let options = TreeOptions::new(Owner { uid: 0, gid: READERS });
+    let limits = Limits { sources: 4, ..Limits::default() };
+    let tree = Tree::host(TreeOptions { pid_prefix: true, limits, ..options });
+    let modest = Guest::join(&tree, 1, "modest");
+    let greedy = Guest::join(&tree, 2, "greedy");
+    modest.count(1);
+    greedy.count(10);
+    assert_eq!(number(&tree, "kvm/work_done"), 11);
+    tree.clear("kvm/2-greedy/work_done").unwrap();
+    for n in 0..3 {
+        below(&greedy.registry, &greedy.kvm, &format!("more{n}"));
+    }
+    assert_eq!(number(&tree, "kvm/work_done"), 1);
+    assert_eq!(directories(&tree, "kvm"), ["1-modest"]);
+    let refused = tree.refused();
+    assert_eq!((refused.len(), refused[0].process, refused[0].identity.pid), (1, greedy.key, 2));
+    assert!(refused[0].error.to_string().contains("more than 4 sources"), "{:?}", refused[0].error);
+    let usage = tree.usage();
+    assert_eq!((usage.processes, usage.refused, usage.sources, usage.baselines), (1, 1, 2, 0));
+    assert!(tree.refused().is_empty());
+    assert!(matches!(tree.detach(greedy.key), Err(TreeError::NoProcess)));
+    // Nor does it get in like this.
+    let again = greedy.registry.join(&tree, identity(2));
+    assert!(matches!(again, Err(TreeError::Segment(_))), "{again:?}");
+}
+
+/// Numbers that are kept, as far as there are any.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Granted>>);
+
+#[derive(Default)]
+struct Granted {
+    last: u64,
+    blocks: HashMap<(u128, u64), u64>,
+    names: HashMap<String, u64>,
+    exhausted: bool,
+}
+
+impl Granted {
+    fn next(&mut self) -> std::io::Result<u64> {
+        if self.exhausted {
+            return Err(std::io::Error::other("the disk is full"));
+        }
+        self.last += 1;
+        Ok(self.last)
+    }
+}
+
+impl Numbers for Kept {
+    fn block(&mut self, publisher: u128, high: u64) -> std::io::Result<u64> {
+        let mut granted = self.0.lock().unwrap();
+        if let Some(block) = granted.blocks.get(&(publisher, high)) {
+            return Ok(*block);
+        }
+        let block = granted.next()?;
+        granted.blocks.insert((publisher, high), block);
+        Ok(block)
+    }
+
+    fn directory(&mut self, name: &str) -> std::io::Result<u64> {
+        let mut granted = self.0.lock().unwrap();
+        if let Some(number) = granted.names.get(name) {
+            return Ok(*number);
+        }
+        let number = granted.next()? << 12;
+        granted.names.insert(name.to_owned(), number);
+        Ok(number)
+    }
+}
+
+#[test]
+fn numbers_that_are_kept_outlast_the_tree() {
+    let kept = Kept::default();
+    let options = TreeOptions::new(Owner { uid: 0, gid: READERS });
+    let options = TreeOptions { pid_prefix: true, ..options };
+    let tree = Tree::host_with(options.clone(), kept.clone());
+    let guest = Guest::join(&tree, 1, "web");
+    let inner = below(&guest.registry, &guest.guest, "inner");
+    let _slot = inner.add_values::<Work>().unwrap();
+    let paths = ["kvm", "kvm/work_done", "kvm/1-web", "kvm/1-web/inner/work_done", "by-name/web"];
+    let numbers = |tree: &Tree| paths.map(|path| node(tree, path).unwrap());
+    let before = numbers(&tree);
+    tree.detach(guest.key).unwrap();
+    tree.reattach(guest.key).unwrap();
+    assert_eq!(numbers(&tree), before);
+    drop(tree);
+    let tree = Tree::host_with(options, kept.clone());
+    // Whoever comes first this time.
+    let other = Guest::join(&tree, 2, "other");
+    guest.registry.join(&tree, identity(1)).unwrap();
+    assert_eq!(numbers(&tree), before);
+    assert!(!before.contains(&node(&tree, "kvm/2-other").unwrap()));
+    // What can not have one is not shown, but counts.
+    kept.0.lock().unwrap().exhausted = true;
+    let third = Guest::join(&tree, 3, "third");
+    third.count(7);
+    assert_eq!(try_number(&tree, "kvm/3-third/work_done").unwrap_err().0, libc::ENOENT);
+    assert_eq!(number(&tree, "kvm/work_done"), 7);
+    other.count(1);
+    assert_eq!(number(&tree, "kvm/2-other/work_done"), 1);
 }

@@ -36,7 +36,7 @@ use crate::value::GroupDescriptor;
 mod scan;
 mod settle;
 
-pub(crate) use self::settle::Found;
+pub(crate) use self::settle::{Found, ROUNDS};
 
 /// Attempts until a writer is taken for dead in the middle of cutting a block.
 const CUT_ATTEMPTS: u32 = 400;
@@ -254,6 +254,10 @@ impl Process {
             return Err(SegmentError::TooManySegments(self.segments.len()));
         }
         let segment = SegmentReader::attach(fd.as_fd(), &self.limits)?;
+        let bytes = self.segments.iter().map(SegmentReader::size).sum::<usize>() + segment.size();
+        if bytes > self.limits.bytes {
+            return Err(SegmentError::TooManyBytes { bytes, limit: self.limits.bytes });
+        }
         if self.segments.is_empty() {
             self.publisher = segment.publisher();
         } else if segment.publisher() != self.publisher {

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::sync::PoisonError;
+use std::time::Instant;
 
+use super::budget::{Budget, thread_time};
 use super::ledger::Left;
 use super::processes::{Feed, Identity, Member, ProcessKey};
 use super::sweep::{Request, Sweep};
@@ -16,8 +18,8 @@ impl Tree {
     /// [`TreeError`]: the segments can not be had, are refused, or are in the tree already, whether by this
     /// process or by another that has got hold of them.
     pub fn join(&self, feed: impl Feed, identity: Identity) -> Result<ProcessKey, TreeError> {
-        feed.wake_by(self.sleeper.waker());
         let fds = feed.segments().map_err(TreeError::Feed)?;
+        feed.wake_by(self.sleeper.waker());
         // This may take long, and is nobody else's concern.
         let mut process = Process::attach(fds, &self.options.limits)?;
         let mut touched = Vec::new();
@@ -27,7 +29,8 @@ impl Tree {
             return Err(TreeError::Joined(key));
         }
         let key = state.processes.next_key();
-        state.take_in(Member::new(key, identity, Box::new(feed), process), &touched);
+        let budget = state.is_host.then(|| Budget::new(Instant::now()));
+        state.take_in(Member::new(key, identity, Box::new(feed), process, budget), &touched);
         self.collect(&mut state);
         drop(state);
         self.poke();
@@ -56,7 +59,7 @@ impl Tree {
         let mut state = self.lock();
         let id = state.processes.id(process).ok_or(TreeError::NoProcess)?;
         // What it changed but did not live to announce is seen as well.
-        state.refresh(|other| other == id);
+        state.refresh_one(id, true);
         if state.processes.id(process).is_some() {
             state.set_detached(id, detached);
         }
@@ -134,22 +137,33 @@ impl State {
     /// Takes in what changed in the segments. Of those that `force` picks every record is looked at,
     /// whatever their change counters say.
     pub(super) fn refresh(&mut self, force: impl Fn(ProcessId) -> bool) {
-        let due =
-            self.processes.iter().filter(|(id, process)| force(*id) || process.needs_refresh());
+        let due = self.processes.iter().filter(|(id, process)| {
+            process.needs_refresh() || (force(*id) && !process.has_spent_its_budget())
+        });
         let due: Vec<_> = due.map(|(id, _)| id).collect();
         for process in due {
-            let mut touched = Vec::new();
-            match self.refresh_process(process, force(process), &mut touched) {
-                Ok(()) => self.reconcile(process, &touched),
-                Err(error) => {
-                    let Member { key, identity, .. } = self.processes[process];
-                    let pid = identity.pid;
-                    tracing::error!(%error, pid, "a process's statistics are let go");
-                    self.let_go(process);
-                    self.refused.push(Refused { process: key, identity, error });
-                    self.refused_so_far += 1;
-                }
+            self.refresh_one(process, force(process));
+        }
+    }
+
+    /// Takes in what changed in one process's segments, whatever that costs.
+    fn refresh_one(&mut self, process: ProcessId, force: bool) {
+        let start = thread_time();
+        let mut touched = Vec::new();
+        match self.refresh_process(process, force, &mut touched) {
+            Ok(()) => self.reconcile(process, &touched),
+            Err(error) => {
+                let Member { key, identity, .. } = self.processes[process];
+                let pid = identity.pid;
+                tracing::error!(%error, pid, "a process's statistics are let go");
+                self.let_go(process);
+                self.refused.push(Refused { process: key, identity, error });
+                self.refused_so_far += 1;
+                return;
             }
+        }
+        if let Some(budget) = &mut self.processes[process].budget {
+            budget.spend(Instant::now(), thread_time().saturating_sub(start));
         }
     }
 

@@ -21,6 +21,7 @@
 //! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
 
 mod access;
+mod budget;
 mod by_name;
 mod clashes;
 mod clear;
@@ -288,7 +289,7 @@ impl Tree {
         for _ in 0..2 {
             let state = self.read();
             state.sweep(request, sweep);
-            if !sweep.outdated {
+            if !sweep.outdated || state.is_in_vain(sweep, Duration::ZERO) {
                 return show(&state, sweep);
             }
         }
@@ -298,11 +299,15 @@ impl Tree {
     /// Reads what is asked for whatever is folded meanwhile, and keeps everybody else out of the tree as
     /// long as the answer is held. The sweep is outdated only if a hostile writer wants it so.
     fn settle(&self, request: Request, sweep: &mut Sweep) -> RwLockWriteGuard<'_, State> {
+        let start = Instant::now();
         for attempt in 0.. {
             let mut state = self.write();
             state.sweep_settled(request, sweep);
             self.collect(&mut state);
-            if !sweep.outdated || attempt > ATTEMPTS {
+            if !sweep.outdated {
+                return state;
+            }
+            if attempt > ATTEMPTS || state.is_in_vain(sweep, start.elapsed()) {
                 return state;
             }
             if let Some((process, cut)) = sweep.cut
@@ -358,6 +363,20 @@ impl Tree {
 }
 
 impl State {
+    /// Whether all processes that keep a sweep from being right have been waited for as long as they may be.
+    fn is_in_vain(&self, sweep: &Sweep, waited: Duration) -> bool {
+        let mut by = sweep.outdated_by.iter().filter_map(|process| self.processes.get(*process));
+        by.all(|process| {
+            process.budget.as_ref().is_some_and(|budget| {
+                let in_vain = !budget.is_hopeless() && waited > budget.patience();
+                if in_vain {
+                    budget.give_up();
+                }
+                in_vain || budget.is_hopeless()
+            })
+        })
+    }
+
     /// The tree's number for a group that it has met.
     fn group_id(&self, group: &Arc<GroupDescriptor>) -> Option<GroupId> {
         self.groups.iter().position(|g| Arc::ptr_eq(g, group) || **g == **group)

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::{Deref, DerefMut, Index, IndexMut};
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
+use super::budget::Budget;
 use super::wake::Waker;
 use super::{Owner, ProcessId};
 use crate::segment::Process;
@@ -60,6 +62,8 @@ pub(crate) struct Member {
     pub(super) incomplete: bool,
     /// The blocks of directory numbers that it has: by the upper bits of sources' ids.
     pub(super) blocks: HashMap<u64, u64>,
+    /// What it may cost; `None` in a tree of its own.
+    pub(super) budget: Option<Budget>,
 }
 
 impl Member {
@@ -68,14 +72,20 @@ impl Member {
         identity: Identity,
         feed: Box<dyn Feed>,
         process: Process,
+        budget: Option<Budget>,
     ) -> Self {
         let (detached, incomplete, blocks) = (false, false, HashMap::new());
-        Self { key, identity, feed, process, detached, incomplete, blocks }
+        Self { key, identity, feed, process, detached, incomplete, blocks, budget }
     }
 
-    /// Whether there is something to take in.
+    /// Whether there is something to take in, now.
     pub(super) fn needs_refresh(&self) -> bool {
-        self.incomplete || self.process.is_stale()
+        (self.incomplete || self.process.is_stale()) && !self.has_spent_its_budget()
+    }
+
+    /// Whether it has to wait until something is taken in.
+    pub(super) fn has_spent_its_budget(&self) -> bool {
+        self.budget.as_ref().is_some_and(|budget| budget.is_spent(Instant::now()))
     }
 
     /// The segments, and where they come from.

@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::budget::Budget;
 use super::model::Reach;
 use super::sweep::{Account, Request, Sweep, add};
 use super::{GroupId, SourceKey, State};
 use crate::segment::layout::ROOT_ID;
-use crate::segment::process::Found;
+use crate::segment::process::{Found, ROUNDS};
 use crate::value::Descriptor;
 
 /// What was read of a block, before it is known on whose account that is.
@@ -83,20 +84,27 @@ impl State {
         let mut all = Vec::new();
         for &id in &plan.processes {
             let process = &self.processes[id];
+            let budget = process.budget.as_ref();
+            let rounds = if budget.is_some_and(Budget::is_hopeless) { 1 } else { ROUNDS };
             let steps = plan.steps.iter().filter(|step| step.process == id);
             let of_steps = steps
                 .flat_map(|step| plan.blocks[step.blocks.clone()].iter().map(move |b| (step, b)));
             let of_steps: Vec<_> = of_steps.collect();
             let blocks: Vec<_> =
                 of_steps.iter().map(|(step, block)| (*block, step.value)).collect();
-            let (found, settled) = process.settle(&blocks);
-            out.outdated |= !settled;
+            let (found, settled) = process.settle(&blocks, rounds);
+            if !settled {
+                out.is_outdated_by(id);
+            }
             for ((step, block), (found, words)) in of_steps.into_iter().zip(found) {
                 match found {
                     Found::Folded => continue,
                     Found::Cells => {}
                     Found::Torn => out.torn += 1,
-                    Found::Cut(retired) => (out.outdated, out.cut) = (true, Some((id, retired))),
+                    Found::Cut(retired) => {
+                        out.is_outdated_by(id);
+                        out.cut = Some((id, retired));
+                    }
                 }
                 all.push(Read {
                     source: (id, block.source()),

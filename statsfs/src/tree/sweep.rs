@@ -106,6 +106,8 @@ pub(crate) struct Sweep {
     /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
     /// made again.
     pub(crate) outdated: bool,
+    /// The processes of which that is so.
+    pub(super) outdated_by: BTreeSet<ProcessId>,
     /// A block that a writer is just cutting off: it may not be shown before that is done.
     pub(crate) cut: Option<(ProcessId, Retired)>,
     /// Blocks that a writer changed faster than they could be read: only a hostile writer can.
@@ -122,6 +124,13 @@ impl Sweep {
     pub(super) fn clear(&mut self) {
         self.cells.clear();
         (self.outdated, self.cut, self.torn) = (false, None, 0);
+        self.outdated_by.clear();
+    }
+
+    /// Something of a process is not as it must be.
+    pub(super) fn is_outdated_by(&mut self, process: ProcessId) {
+        self.outdated = true;
+        self.outdated_by.insert(process);
     }
 
     /// Adds cells that come all at once.
@@ -253,7 +262,11 @@ impl State {
                 out.cells.push(Cells { account, group, words: step.words.clone() });
             }
         }
-        out.outdated |= plan.processes.iter().any(|process| !self.processes[*process].is_current());
+        for &process in &plan.processes {
+            if !self.processes[process].is_current() {
+                out.is_outdated_by(process);
+            }
+        }
     }
 
     /// Reads the blocks of one step. False if there was none that counts by itself.
@@ -265,7 +278,7 @@ impl State {
         if departed {
             words.fill(0);
         }
-        let mut found = false;
+        let (mut found, mut outdated) = (false, false);
         for (n, block) in blocks.iter().enumerate() {
             // What is alone on its account is read where it stays.
             let alone = !found && !departed;
@@ -281,10 +294,10 @@ impl State {
                 // It is in its target's cells. Where that was read in place, nothing was found. If its
                 // source is live as far as we know, that is on another account than its baseline.
                 Reading::Cells { retired: Some(retired), .. } if process.is_folded(retired) => {
-                    out.outdated |= n < step.live;
+                    outdated |= n < step.live;
                 }
                 Reading::Cells { retired: Some(retired), .. } if process.is_being_cut(retired) => {
-                    out.outdated = true;
+                    outdated = true;
                 }
                 Reading::Cells { .. } | Reading::Torn => {
                     // Each cell of a torn copy is right by itself.
@@ -298,8 +311,11 @@ impl State {
                         add(values, departed, words, &out.scratch);
                     }
                 }
-                Reading::Gone => out.outdated = true,
+                Reading::Gone => outdated = true,
             }
+        }
+        if outdated {
+            out.is_outdated_by(step.process);
         }
         found
     }

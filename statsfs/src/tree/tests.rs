@@ -399,3 +399,80 @@ fn sweeps_that_are_always_overtaken_count_everything_once() {
         });
     }
 }
+
+/// A writer of which nothing ever stays as it is: every record is another one at each look, and all that
+/// says so moves.
+fn storm(registry: &Registry, stop: &std::sync::atomic::AtomicBool) {
+    use crate::segment::layout::{header, unit_offset, word};
+    use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+    let state = registry.0.lock();
+    let region = state.arenas[0].region();
+    let units = region.word(header::UNITS).load(Relaxed) as u32;
+    let generation = |unit| region.word(unit_offset(unit) + word::GENERATION * 8);
+    // Those of groups stay: if they did not, that would be the end of it.
+    let is_group = |unit| {
+        let (kind, ..) =
+            crate::segment::layout::split_head(region.word(unit_offset(unit) + 8).load(Relaxed));
+        kind == crate::segment::layout::kind::GROUP
+    };
+    let storming: Vec<_> = (0..units).rev().take_while(|unit| !is_group(*unit)).collect();
+    let storming = &storming[..storming.len() / 2];
+    assert!(storming.len() > 10);
+    while !stop.load(SeqCst) {
+        for unit in storming {
+            if generation(*unit).load(Relaxed).is_multiple_of(2) {
+                generation(*unit).fetch_add(2, SeqCst);
+            }
+        }
+        region.word(header::CHANGES).fetch_add(1, SeqCst);
+        region.word(header::FOLDS).fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn others_stay_right_while_one_storms() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
+    let tree = Tree::host(TreeOptions { pid_prefix: true, ..options });
+    let of = group("vm", &[counter("n", ValueType::U64)]);
+    let (hostile, honest) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&hostile), top(&honest)];
+    let _slots: Vec<_> =
+        (0..200).map(|n| publish(&tops[0], &hostile, &format!("s{n}"), &of)).collect();
+    let slot = publish(&tops[1], &honest, "vm", &of);
+    let identity = |pid| Identity { pid, uid: pid, gid: pid, is_host: false };
+    let bad = hostile.join(&tree, identity(1)).unwrap();
+    let good = honest.join(&tree, identity(2)).unwrap();
+    let stop = AtomicBool::new(false);
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        scope.spawn(|| storm(&hostile, &stop));
+        let mut counted = 0;
+        for round in 0..25 {
+            for _ in 0..20 {
+                slot.add(0, 1);
+                counted += 1;
+                assert_eq!(number(&tree, "kvm/2-vm/n"), counted);
+            }
+            let all = flat(&tree);
+            assert_eq!(all["kvm/2-vm/n"], counted.to_string());
+            assert!(number(&tree, "kvm/n") >= counted);
+            if round == 3 {
+                let more = publish(&tops[1], &honest, "more", &of);
+                more.add(0, 9);
+                assert_eq!(number(&tree, "kvm/2-more/n"), 9);
+            }
+        }
+        tree.fold(good, |_| Ok(())).unwrap();
+        assert!(number(&tree, "kvm/.departed/n") >= counted + 9);
+        // It can be taken away, too, whatever it does.
+        let _ = tree.detach(bad);
+        assert!(number(&tree, "kvm/n") >= counted + 9);
+    });
+}
