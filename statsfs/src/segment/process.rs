@@ -18,7 +18,7 @@
 //!
 //! A block that is [`Reading::Gone`] has nothing to add: if it counted, *folds* moved.
 //!
-//! Where folds overtake one sweep after the other, [`Process::settle`] reads without starting again.
+//! Where folds overtake one sweep after the other, `Process::settle` reads without starting again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
