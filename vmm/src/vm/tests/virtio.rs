@@ -141,8 +141,11 @@ fn notifications_and_interrupts_pass_by_the_exit_loop() {
     assert_eq!(get("blk0/blk_reads "), READS);
     assert_eq!(get("blk0/blk_read_bytes "), READS * 512);
     assert_eq!(get("blk0/blk_request_time/count "), READS);
-    assert_eq!(get("blk0/virtio_notifications "), READS);
-    assert_eq!(get("blk0/virtio_interrupts "), READS);
+    // The guest looks at the ring, not for interrupts: so its next request may be found before it notifies of
+    // it, and be done before it is interrupted for the last one.
+    for name in ["blk0/virtio_notifications ", "blk0/virtio_interrupts "] {
+        assert!((1..=READS).contains(&get(name)), "{name}{}", get(name));
+    }
     assert_eq!(get("blk0/virtio_bad_accesses ") + get("blk0/virtio_queue_errors "), 0);
     // Its name has a prefix, so that it can be seen here.
     assert_eq!(get("blk_reads "), READS);
