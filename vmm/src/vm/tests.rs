@@ -298,9 +298,8 @@ fn memory_goes_on_above_the_gap() {
 
 guest!(for_ever, ".code64", "2: jmp 2b");
 
-#[test]
-fn a_machine_that_never_exits_is_stopped_promptly() {
-    let mut running = make(&config(for_ever(), Entry::Long, 8)).unwrap().start().unwrap();
+/// Stops a machine that runs and does not end by itself.
+fn stops_promptly(mut running: RunningVm) {
     thread::sleep(Duration::from_millis(50));
     assert!(running.ending().is_none());
     let (done, waits) = mpsc::channel();
@@ -312,6 +311,11 @@ fn a_machine_that_never_exits_is_stopped_promptly() {
     waits.recv_timeout(Duration::from_secs(20)).expect("it stops");
     let running = stopper.join().unwrap();
     assert!(matches!(running.ending(), Some(Ending::Stopped)));
+}
+
+#[test]
+fn a_machine_that_never_exits_is_stopped_promptly() {
+    stops_promptly(make(&config(for_ever(), Entry::Long, 8)).unwrap().start().unwrap());
 }
 
 #[test]

@@ -214,17 +214,7 @@ guest!(halts, ".code64", "2: hlt", "jmp 2b");
 #[test]
 fn vcpus_that_halt_or_were_never_started_are_stopped_promptly() {
     let config = kernel_config(&bzimage(&halts()), 64, "");
-    let mut running = make(&config).unwrap().start().unwrap();
-    thread::sleep(Duration::from_millis(50));
-    assert!(running.ending().is_none());
-    let (done, waits) = mpsc::channel();
-    let stopper = thread::spawn(move || {
-        running.stop();
-        done.send(()).unwrap();
-        running
-    });
-    waits.recv_timeout(Duration::from_secs(20)).expect("it stops");
-    assert!(matches!(stopper.join().unwrap().ending(), Some(Ending::Stopped)));
+    stops_promptly(make(&config).unwrap().start().unwrap());
 }
 
 guest!(
