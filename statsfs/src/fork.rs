@@ -6,8 +6,7 @@
 //! before it runs anything else. Children made by clone(2), vfork(2) or posix_spawn(3) do not run such
 //! handlers: they either share all memory with their parent until they exec, or are on their own.
 
-use std::sync::Once;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use crate::segment::CreateError;
 use crate::segment::region::Region;
@@ -16,9 +15,10 @@ use crate::segment::region::Region;
 const TABLE: usize = 4096;
 static BASES: [AtomicUsize; TABLE] = [const { AtomicUsize::new(0) }; TABLE];
 static LENGTHS: [AtomicUsize; TABLE] = [const { AtomicUsize::new(0) }; TABLE];
-/// How many forks lie between this process and the first: a child's number is its parent's plus one.
+/// Grows with every fork that lies between this process and the first.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
-static INSTALL: Once = Once::new();
+/// Whether the handler is in its place.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
 /// Marks an entry that is being filled.
 const FILLING: usize = 1;
 
@@ -28,8 +28,8 @@ pub(crate) struct Hidden {
     entry: usize,
 }
 
-/// How many forks lie between this process and the first, since the first segment was hidden: where it
-/// is not what it was, this process is a child of that one.
+/// A number that grows with every fork since the first segment was hidden: where it is not what it was,
+/// this process is a child of that one.
 pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
@@ -45,10 +45,12 @@ impl Drop for Hidden {
 /// # Errors
 /// `CreateError::TooMany` if the table is full.
 pub(crate) fn hide(region: &Region) -> Result<Hidden, CreateError> {
-    INSTALL.call_once(|| {
+    // No lock, which a child could find held. Two handlers, where two threads come at once, do no harm.
+    if !INSTALLED.load(Ordering::Acquire) {
         // SAFETY: the handler is a function that only uses atomics and mmap(2).
         unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-    });
+        INSTALLED.store(true, Ordering::Release);
+    }
     for (entry, base) in BASES.iter().enumerate() {
         if base.compare_exchange(0, FILLING, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             LENGTHS[entry].store(region.len(), Ordering::Relaxed);

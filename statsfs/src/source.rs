@@ -112,6 +112,15 @@ impl Source {
         &self.0.name
     }
 
+    /// A group's descriptor. A forked child does not ask for it: a thread of its parent may have been
+    /// making it at the fork, and then nobody will ever have made it.
+    fn descriptor<G: Group>(&self) -> Result<&'static Arc<GroupDescriptor>, SourceError> {
+        if self.0.shared.is_forked() {
+            return Err(SourceError::Forked);
+        }
+        Ok(G::descriptor())
+    }
+
     fn slot(&self, group: &Arc<GroupDescriptor>) -> Result<Arc<SlotInner>, SourceError> {
         self.0.shared.change(|state, options| {
             state.add_slot(options, self.0.id, group, |arena, block| {
@@ -126,15 +135,17 @@ impl Source {
     /// [`SourceError`]: a name that exists here or above with another meaning, no room in the segments,
     /// or the source was removed.
     pub fn add_values<G: Group>(&self) -> Result<Slot<G>, SourceError> {
-        Ok(Slot::new(self.slot(G::descriptor())?, self.0.id, &self.0.shared))
+        Ok(Slot::new(self.slot(self.descriptor::<G>()?)?, self.0.id, &self.0.shared))
     }
 
     /// As [`add_values`](Self::add_values), for code that must go on in any case: where that fails, the
-    /// slot counts into private memory, which is logged.
+    /// slot counts into private memory, which is logged, but for a forked child: who logs takes locks.
     pub fn add_values_or_dummy<G: Group>(&self) -> Slot<G> {
         self.add_values().unwrap_or_else(|error| {
-            let (source, group) = (self.name(), G::descriptor().name());
-            tracing::warn!(%error, source, group, "values are not published");
+            if !matches!(error, SourceError::Forked) {
+                let (source, group) = (self.name(), G::descriptor().name());
+                tracing::warn!(%error, source, group, "values are not published");
+            }
             Slot::dummy()
         })
     }
@@ -184,9 +195,8 @@ impl Source {
     /// # Errors
     /// As [`add_values`](Self::add_values).
     pub fn add_aggregates<G: Group>(&self) -> Result<(), SourceError> {
-        self.0
-            .shared
-            .change(|state, options| state.add_aggregates(options, self.0.id, G::descriptor()))
+        let group = self.descriptor::<G>()?;
+        self.0.shared.change(|state, options| state.add_aggregates(options, self.0.id, group))
     }
 
     /// Puts `child`, with all that is below it, into this source's directory.

@@ -13,7 +13,7 @@ use statsfs::fs::MountOptions;
 use statsfs::tree::{Snapshot, Tree};
 use statsfs::{Embedded, Registry, RegistryOptions, Source};
 use support::churn::{Account, Churner, Exchange, total};
-use support::{Random, Work, flat, list, node, number, rounds};
+use support::{Random, StopAtEnd, Work, flat, list, node, number, rounds};
 
 /// Counts what the whole process has allocated and not freed.
 struct Counting;
@@ -108,8 +108,8 @@ impl Run {
                 .collect();
             let stop = &self.stop;
             scope.spawn(move || {
+                let _stop = StopAtEnd(stop);
                 writers.into_iter().for_each(|writer| writer.join().unwrap());
-                stop.store(true, SeqCst);
             });
             meanwhile(stop);
         });

@@ -17,7 +17,7 @@ use statsfs::tree::Tree;
 use statsfs::value::{Descriptor, GroupBuilder, Semantics, ValueType};
 use statsfs::{Registry, RegistryOptions, Slot, Source};
 use support::churn::{Account, Churner, Exchange, total};
-use support::{Random, Work, flat, list, node, number, rounds, try_number};
+use support::{Random, StopAtEnd, Work, flat, list, node, number, rounds, try_number};
 
 const THREADS: usize = 4;
 const LEAVES: usize = 5;
@@ -169,6 +169,7 @@ fn target(run: &Run, random: &mut Random, reach: Reach) -> Target {
 }
 
 fn clear_at_random(run: &Run, reach: Reach, seed: u64, clears: usize) {
+    let _stop = StopAtEnd(&run.stop);
     let mut random = Random::new(seed);
     let mut done = 0;
     while done < clears {
@@ -202,7 +203,6 @@ fn clear_at_random(run: &Run, reach: Reach, seed: u64, clears: usize) {
         }
         run.epoch.fetch_add(1, SeqCst);
     }
-    run.stop.store(true, SeqCst);
 }
 
 fn writer(

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use statsfs::{Registry, Source, SourceError};
-use support::{Tick, Work, number};
+use support::{StopAtEnd, Tick, Work, number};
 
 /// Runs `check` in a forked child, which must end with status 0.
 fn in_child(check: impl FnOnce()) {
@@ -136,6 +136,7 @@ fn a_child_of_a_busy_process_never_waits() {
                 }
             });
         }
+        let _stop = StopAtEnd(&stop);
         let slot = top.add_values::<Work>().unwrap();
         for _ in 0..support::rounds(200) {
             in_child(|| {
@@ -151,7 +152,6 @@ fn a_child_of_a_busy_process_never_waits() {
                 drop(unsafe { std::ptr::read(&registry) });
             });
         }
-        stop.store(true, SeqCst);
     });
     let tree = registry.tree().unwrap();
     assert!(number(&tree, "top/.departed/work_done") > 0);

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use statsfs::{Registry, SourceError};
-use support::{Random, Tick, Work, below, flat, number, top, try_number, until};
+use support::{Random, StopAtEnd, Tick, Work, below, flat, number, top, try_number, until};
 
 #[test]
 fn a_departed_leaf_counts_until_it_is_folded_and_after() {
@@ -215,12 +215,13 @@ fn revoked_slots_count_nowhere_and_their_counts_stay() {
                 });
             }
             barrier.wait();
+            let _stop = StopAtEnd(&stop);
             thread::sleep(Duration::from_millis(round % 3));
             source.revoke().unwrap();
             assert!(matches!(source.revoke(), Err(SourceError::Removed)));
             // An update that was running ends in the segment; the next one does not begin there.
             let mut last = number(&tree, "top/work_done");
-            let settled = loop {
+            loop {
                 thread::sleep(Duration::from_millis(20));
                 let now = number(&tree, "top/work_done");
                 assert!(now >= last);
@@ -228,9 +229,7 @@ fn revoked_slots_count_nowhere_and_their_counts_stay() {
                     break now;
                 }
                 last = now;
-            };
-            stop.store(true, SeqCst);
-            settled
+            }
         });
         assert!(at_revocation - before <= i128::from(counted.load(SeqCst)));
         assert!(try_number(&tree, "top/source/work_done").is_err());
@@ -477,6 +476,7 @@ fn revoking_slots_that_count_takes_nothing_back() {
                 cleared.fetch_add(taken, SeqCst);
             }
         });
+        let _stop = StopAtEnd(done);
         let mut least = 0;
         for _ in 0..support::rounds(300) {
             let source = below(&registry, &pool, "source");
@@ -504,7 +504,6 @@ fn revoking_slots_that_count_takes_nothing_back() {
             let counted: i128 = writer.join().unwrap();
             assert!(counted > 0);
         }
-        done.store(true, SeqCst);
     });
     registry.usage();
     let left = number(&tree, "top/work_done");

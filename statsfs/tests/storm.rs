@@ -9,7 +9,7 @@ use std::thread;
 use statsfs::tree::{Snapshot, Tree};
 use statsfs::{Registry, RegistryOptions, Slot, Source, SourceError};
 use support::churn::{Account, total};
-use support::{Random, Work, below, flat, number, rounds, top};
+use support::{Random, StopAtEnd, Work, below, flat, number, rounds, top};
 
 /// Sources that stay, so many that folds overtake each look at them.
 const STAYING: usize = 1000;
@@ -78,14 +78,7 @@ impl Storm {
                     of_staying.add(1, 1, || count(slot));
                 }
             });
-            // Also if it panics.
-            struct Stop<'a>(&'a AtomicBool);
-            impl Drop for Stop<'_> {
-                fn drop(&mut self) {
-                    self.0.store(true, SeqCst);
-                }
-            }
-            let _stop = Stop(&storm.stop);
+            let _stop = StopAtEnd(&storm.stop);
             look(&storm);
         });
         let counted = storm.low();

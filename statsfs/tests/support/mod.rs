@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -112,6 +113,16 @@ pub fn ends<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'stati
         Ok(answer) => answer,
         Err(RecvTimeoutError::Timeout) => panic!("{what} does not end"),
         Err(RecvTimeoutError::Disconnected) => panic!("{what} panicked"),
+    }
+}
+
+/// Tells other threads to stop when it is dropped, also by a panic: else whoever waits for them would wait
+/// for ever.
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
     }
 }
 
