@@ -4,10 +4,12 @@
 mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
+use statsfs::value::{Group, GroupDescriptor, NoCells};
 use statsfs::{Registry, Source, SourceError};
 use support::{StopAtEnd, Tick, Work, number};
 
@@ -104,6 +106,32 @@ fn a_child_counts_for_itself() {
     while number(&tree, "top/sampled_times") == sampled {
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// A group whose description is being made when the process forks, and so never is in the child.
+struct BeingMade;
+
+// SAFETY: without fields there is nothing that a description could be wrong about.
+unsafe impl Group for BeingMade {
+    type Latched = NoCells;
+
+    fn descriptor() -> &'static Arc<GroupDescriptor> {
+        panic!("the child would wait for ever")
+    }
+}
+
+#[test]
+fn a_child_does_not_wait_for_what_its_parent_was_making() {
+    let registry = Registry::new().unwrap();
+    let top = registry.create_source("top").unwrap();
+    top.register().unwrap();
+    in_child(|| {
+        assert!(matches!(top.add_values::<BeingMade>(), Err(SourceError::Forked)));
+        assert!(matches!(top.add_aggregates::<BeingMade>(), Err(SourceError::Forked)));
+        let sampled = top.add_callback::<BeingMade>(Duration::from_millis(1), |_| ());
+        assert!(matches!(sampled, Err(SourceError::Forked)));
+        drop(top.add_values_or_dummy::<BeingMade>());
+    });
 }
 
 mod statsfs_tests_support {
