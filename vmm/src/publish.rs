@@ -10,6 +10,7 @@ use statsfs::{Embedded, EmbeddedError, Registry};
 use thiserror::Error;
 
 use crate::seccomp::thread_start;
+use crate::tree::{tree_options, tree_options_of};
 
 /// Why the statistics can not be published.
 #[derive(Debug, Error)]
@@ -52,9 +53,6 @@ pub enum PublishError {
     },
 }
 
-/// The group that may look into the directories of single guests, if the host has it.
-const READERS: &str = "kvm";
-
 /// A registry's tree, mounted. Dropping it unmounts it.
 #[derive(Debug)]
 pub struct Mounted(Embedded);
@@ -65,9 +63,7 @@ impl Mounted {
     /// # Errors
     /// [`PublishError::Mount`].
     pub fn new(registry: &Registry, path: &Path) -> Result<Self, PublishError> {
-        let this = Owner::this_process();
-        let owner = this.with_readers(READERS).unwrap_or(this);
-        let tree = registry.tree_of(owner).map_err(EmbeddedError::from);
+        let tree = registry.tree_of(tree_options()).map_err(EmbeddedError::from);
         tree.and_then(|tree| {
             Embedded::mount_tree(tree, path, MountOptions::new().thread_start(thread_start()))
         })
@@ -169,7 +165,11 @@ impl StatsOut {
                 mounted.0.tree().flat(&mut text);
                 Ok(())
             }
-            None => registry.tree().map(|tree| tree.flat(&mut text)).map_err(io::Error::other),
+            None => {
+                // Whoever writes the file sees everything, whosever it is.
+                let tree = registry.tree_of(tree_options_of(Owner::this_process()));
+                tree.map(|tree| tree.flat(&mut text)).map_err(io::Error::other)
+            }
         };
         rendered
             .and_then(|()| self.replace(&text))

@@ -253,9 +253,9 @@ pub struct RunningVm {
 }
 
 impl RunningVm {
-    /// The name of the machine's source: `<pid>-<name>`.
-    pub fn source_name(&self) -> &str {
-        self.machine.tree.name()
+    /// The name of the machine's directory in the statistics: `<pid>-<name>`.
+    pub fn directory(&self) -> String {
+        self.machine.tree.directory()
     }
 
     /// What tells of the machine's end.

@@ -1,4 +1,5 @@
-//! Names that several processes want in a directory that they share.
+//! Names that can not be shown: several processes want one in a directory that they share, or it is
+//! reserved.
 //!
 //! Within one process its registry refuses a name that would stand twice. Between processes whoever came
 //! first has it; a later one is left out there, which is logged and counted, until the name is free. What it
@@ -7,9 +8,21 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::dirs::ROOT_DIR;
 use super::inode::DirId;
-use super::model::{ROOT_DIR, Reach};
+use super::model::Reach;
 use super::{SourceKey, State};
+
+/// Why something is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Another has the name.
+    Taken,
+    /// The name is the tree's own.
+    Reserved,
+    /// Nothing at the top level of a host may be hidden.
+    Hidden,
+}
 
 /// What is left out, and how often something was.
 #[derive(Debug, Default)]
@@ -31,16 +44,16 @@ impl Clashes {
     }
 
     /// Something begins to be left out.
-    pub(super) fn report(&self, what: &str, name: &str, directory: &str) {
+    pub(super) fn report(&self, what: &str, name: &str, directory: &str, why: Why) {
         let clashes = self.so_far.fetch_add(1, Ordering::Relaxed) + 1;
         // A flood is logged less and less.
         if clashes <= 100 || clashes.is_power_of_two() {
-            tracing::warn!(
-                name,
-                directory,
-                clashes,
-                "a {what} is left out: another process has its name there"
-            );
+            let why = match why {
+                Why::Taken => "another process has its name there",
+                Why::Reserved => "its name is reserved",
+                Why::Hidden => "it is hidden, which nothing at the top level of a host may be",
+            };
+            tracing::warn!(name, directory, clashes, "a {what} is left out: {why}");
         }
     }
 

@@ -23,6 +23,7 @@ type OfGroups = HashMap<GroupId, Box<[u64]>>;
 pub(crate) struct Baselines {
     live: HashMap<SourceKey, OfGroups>,
     departed: HashMap<SourceKey, OfGroups>,
+    left: HashMap<DirId, OfGroups>,
 }
 
 /// What a clear took away, by the name of the file that showed it, summed over all that it cleared; of a
@@ -56,7 +57,7 @@ impl Scope {
             Self::Own(value) | Self::All(value) | Self::Departed(value) => Want::Value(value),
             Self::Subtree | Self::DepartedSubtree => Want::All,
         };
-        Request { dir, below: !matches!(self, Self::Own(_)), want }
+        Request { dir, below: !matches!(self, Self::Own(_)), want, process: None }
     }
 }
 
@@ -65,6 +66,7 @@ impl Baselines {
         match account {
             Account::Live(key) => self.live.get(&key),
             Account::Departed(key) => self.departed.get(&key),
+            Account::Left(dir) => self.left.get(&dir),
         }
     }
 
@@ -73,10 +75,11 @@ impl Baselines {
         self.of(account)?.get(&group).map(|words| &**words)
     }
 
-    fn entry(&mut self, account: Account, group: GroupId, len: usize) -> &mut [u64] {
+    pub(super) fn entry(&mut self, account: Account, group: GroupId, len: usize) -> &mut [u64] {
         let of_groups = match account {
             Account::Live(key) => self.live.entry(key).or_default(),
             Account::Departed(key) => self.departed.entry(key).or_default(),
+            Account::Left(dir) => self.left.entry(dir).or_default(),
         };
         of_groups.entry(group).or_insert_with(|| vec![0; len].into())
     }
@@ -100,7 +103,8 @@ impl Baselines {
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        self.live.values().chain(self.departed.values()).map(HashMap::len).sum()
+        let of_sources = self.live.values().chain(self.departed.values());
+        of_sources.chain(self.left.values()).map(HashMap::len).sum()
     }
 
     /// The groups of a live source that have baselines.
@@ -182,7 +186,7 @@ impl State {
             Account::Departed(_) if descriptor.ty.width() < 8 => {
                 (raw.wrapping_sub(*baseline) as i64).max(0) as u64
             }
-            Account::Departed(_) => raw.wrapping_sub(*baseline),
+            Account::Departed(_) | Account::Left(_) => raw.wrapping_sub(*baseline),
         });
         shown.collect()
     }
@@ -193,14 +197,16 @@ impl State {
         let want = scope.request(dir).want;
         let mut cleared = Cleared::default();
         for cells in &sweep.cells {
-            let included = match (scope, cells.account) {
-                (Scope::Own(_), Account::Live(key)) => members.contains(&key),
-                (Scope::Own(_), Account::Departed(_)) => false,
-                (Scope::Departed(_) | Scope::DepartedSubtree, Account::Departed(key)) => {
-                    members.contains(&key)
+            let departs_in = self.departs_in(cells.account);
+            let included = match scope {
+                Scope::Own(_) => {
+                    let key = cells.account.key();
+                    departs_in.is_none()
+                        && matches!(cells.account, Account::Live(_))
+                        && key.is_some_and(|key| members.contains(&key))
                 }
-                (Scope::Departed(_) | Scope::DepartedSubtree, Account::Live(_)) => false,
-                (Scope::All(_) | Scope::Subtree, _) => true,
+                Scope::Departed(_) | Scope::DepartedSubtree => departs_in == Some(dir),
+                Scope::All(_) | Scope::Subtree => true,
             };
             if included {
                 self.clear_cells(sweep, cells, want, &mut cleared);

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::GroupId;
+use super::dirs::Dir;
 use super::inode::{MAX_IDENTITIES, Part};
-use super::model::Dir;
 use crate::registry::names::{aggregate_names, identity};
 use crate::value::{Aggregations, Descriptor, GroupDescriptor, Semantics};
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::access::Access;
 use super::clear::Scope;
+use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::files::{File, Files, file_mode};
 use super::inode::{Bulk, DirId, Field, Node, Part};
-use super::model::ROOT_DIR;
-use super::sweep::{Request, Sweep, Want};
+use super::sweep::{Request, Sweep};
 use super::{Cleared, State, Tree};
 use crate::fs::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
 
@@ -29,13 +30,8 @@ fn is_zero(data: &[u8]) -> bool {
 impl State {
     /// The files of a directory's `.departed`: of the groups that departed sources left totals of.
     fn departed_files(&self, dir: DirId) -> Option<Files> {
-        let directory = self.dirs.get(&dir)?;
-        let members = directory.members.iter();
-        let records = members.filter_map(|(process, id)| self.processes[*process].source(*id));
-        let groups = records
-            .flat_map(|record| &record.groups)
-            .filter(|group| group.accumulator.is_some())
-            .filter_map(|group| self.group_id(&group.group));
+        self.dirs.get(&dir)?;
+        let groups = self.departed_groups(dir).into_iter();
         Some(Files::departed(&self.identities, groups))
     }
 
@@ -71,6 +67,8 @@ impl Tree {
                 let private = state.dirs.get(&dir).ok_or(STALE)?.private;
                 (dir, Kind::Directory, if private { 0o750 } else { 0o755 })
             }
+            Node::Link(dir) if state.links.has(dir) => (dir, Kind::Symlink, 0o777),
+            Node::Link(_) => return Err(STALE),
             Node::Bulk(dir, _, Bulk::Flat) => (dir, Kind::Text, 0o444),
             Node::Bulk(dir, _, Bulk::Clear) => (dir, Kind::Text, 0o200),
             Node::Value(dir, _, _, part) => {
@@ -81,8 +79,8 @@ impl Tree {
                 }
             }
         };
-        let created_ns = state.dirs.get(&dir).ok_or(STALE)?.created_ns;
-        let owner = self.owner();
+        let directory = state.dirs.get(&dir).ok_or(STALE)?;
+        let (created_ns, owner) = (directory.created_ns, directory.owner);
         Ok(Attr {
             ino: node.ino(),
             kind,
@@ -98,6 +96,7 @@ impl Tree {
     /// The node of this name in a directory.
     fn find(&self, state: &State, parent: Node, name: &str) -> Result<Node, Errno> {
         let found = match parent {
+            Node::Dir(BY_NAME_DIR) => state.links.get(name).map(Node::Link),
             Node::Dir(dir) => {
                 let directory = state.dirs.get(&dir).ok_or(STALE)?;
                 match name {
@@ -128,24 +127,18 @@ impl Tree {
                     .map(|field| Node::Value(dir, departed, identity, Part::Field(field)))
                     .filter(|node| state.file(*node).is_some())
             }
-            Node::Value(..) | Node::Bulk(..) => return Err(Errno(libc::ENOTDIR)),
+            Node::Value(..) | Node::Bulk(..) | Node::Link(_) => {
+                return Err(Errno(libc::ENOTDIR));
+            }
         };
         found.ok_or(NOT_THERE)
-    }
-
-    /// Whether a caller may go into private directories.
-    fn is_reader(&self, caller: Caller) -> bool {
-        caller.uid == 0
-            || caller.uid == self.owner.uid
-            || caller.gid == self.owner.gid
-            || supplementary_groups(caller.pid).contains(&self.owner.gid)
     }
 
     /// Appends every file in and below the root, `path value` a line: what `.stats/flat` of the root
     /// shows its owner.
     pub fn flat(&self, out: &mut Vec<u8>) {
         self.show(Request::WHOLE, &mut Sweep::default(), |state, sweep| {
-            state.write_flat(ROOT_DIR, true, sweep, out);
+            state.write_flat(ROOT_DIR, &Access::all(), sweep, out);
         });
     }
 
@@ -195,15 +188,6 @@ impl Tree {
     }
 }
 
-/// The supplementary groups of a process, as far as /proc tells.
-fn supplementary_groups(pid: u32) -> Vec<u32> {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
-        return Vec::new();
-    };
-    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
-    groups.split_ascii_whitespace().filter_map(|group| group.parse().ok()).collect()
-}
-
 fn node_of(ino: Ino) -> Result<Node, Errno> {
     Node::of(ino).ok_or(STALE)
 }
@@ -236,6 +220,15 @@ impl Nodes for Tree {
             })
         };
         match node_of(dir)? {
+            Node::Dir(BY_NAME_DIR) => {
+                state.dirs.get(&BY_NAME_DIR).ok_or(STALE)?;
+                for (to, name) in state.links.after(after.saturating_sub(CHILDREN)) {
+                    let (cookie, ino) = (CHILDREN + to, Node::Link(to).ino());
+                    if !push(Entry { cookie, ino, kind: Kind::Symlink, name }) {
+                        break;
+                    }
+                }
+            }
             Node::Dir(dir) => {
                 let directory = state.dirs.get(&dir).ok_or(STALE)?;
                 if !files(state.files(dir).ok_or(STALE)?, dir, false) {
@@ -274,7 +267,9 @@ impl Nodes for Tree {
                     }
                 }
             }
-            Node::Value(..) | Node::Bulk(..) => return Err(Errno(libc::ENOTDIR)),
+            Node::Value(..) | Node::Bulk(..) | Node::Link(_) => {
+                return Err(Errno(libc::ENOTDIR));
+            }
         }
         Ok(())
     }
@@ -294,11 +289,11 @@ impl Nodes for Tree {
             Node::Value(dir, departed, identity, part) => {
                 self.read().value_request(dir, departed, identity, part)
             }
-            Node::Bulk(dir, _, Bulk::Flat) => Request { dir, below: true, want: Want::All },
+            Node::Bulk(dir, _, Bulk::Flat) => Request { dir, ..Request::WHOLE },
             _ => return self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
         };
         // Whoever opened a file may go into its directory, but perhaps not into all those below.
-        let private = matches!(node, Node::Bulk(..)) && self.is_reader(caller);
+        let access = Access::of(caller);
         self.show(request, &mut Sweep::default(), |state, sweep| {
             match node {
                 Node::Value(dir, departed, identity, part) => {
@@ -310,7 +305,7 @@ impl Nodes for Tree {
                     state.write_flat_departed(dir, &files, sweep, out);
                 }
                 _ if !state.dirs.contains_key(&request.dir) => return Err(NO_DEVICE),
-                _ => state.write_flat(request.dir, private, sweep, out),
+                _ => state.write_flat(request.dir, &access, sweep, out),
             }
             Ok(())
         })
@@ -333,6 +328,7 @@ impl Nodes for Tree {
             }
             Some(Node::Stats(dir, true) | Node::Value(dir, true, ..)) => Node::Departed(dir),
             Some(Node::Bulk(dir, departed, _)) => Node::Stats(dir, departed),
+            Some(Node::Link(_)) => Node::Dir(BY_NAME_DIR),
             None => Node::Dir(ROOT_DIR),
         };
         node.ino()
@@ -346,8 +342,10 @@ impl Nodes for Tree {
         matches!(Node::of(ino), Some(Node::Bulk(..)))
     }
 
-    fn readlink(&self, _ino: Ino) -> Result<String, Errno> {
-        Err(Errno(libc::EINVAL))
+    fn readlink(&self, ino: Ino) -> Result<String, Errno> {
+        let Node::Link(dir) = node_of(ino)? else { return Err(Errno(libc::EINVAL)) };
+        let state = self.read();
+        if state.links.has(dir) { Ok(format!("../{}", state.path(dir))) } else { Err(STALE) }
     }
 
     fn wait_gone(&self, timeout: Duration, gone: &mut Vec<Gone>) {

@@ -73,8 +73,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     for (vm, name) in made {
         guests.push((vm.start_behind(&gate)?, name));
     }
-    let names: Vec<_> =
-        guests.iter().map(|(vm, name)| (vm.source_name().to_string(), name.clone())).collect();
+    let names: Vec<_> = guests.iter().map(|(vm, name)| (vm.directory(), name.clone())).collect();
     let mut sampler = Sampler::new(mounted.path(), &names, options.vcpus);
 
     let started = Instant::now();
