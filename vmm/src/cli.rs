@@ -13,6 +13,7 @@ use crate::clock::Moment;
 use crate::demo;
 use crate::flat::{Entry, FlatProgram};
 use crate::kernel::{Kernel, cmdline};
+use crate::message::tell;
 use crate::publish::StatsOut;
 use crate::run::{Outcome, Publish, RunError, run};
 use crate::seccomp;
@@ -261,7 +262,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("vmm: {error}");
+            tell(error);
             ExitCode::from(STATUS_FAILED)
         }
     }
@@ -328,15 +329,15 @@ fn status(outcome: Outcome) -> u8 {
     match outcome {
         Outcome::Status(status) => status,
         Outcome::Crashed(what) => {
-            eprintln!("vmm: the guest crashed: {what}");
+            tell(format_args!("the guest crashed: {what}"));
             STATUS_CRASHED
         }
         Outcome::Failed(what) => {
-            eprintln!("vmm: {what}");
+            tell(what);
             STATUS_FAILED
         }
         Outcome::TripleFault { vcpu } => {
-            eprintln!("vmm: the guest reset itself (triple fault, vCPU {vcpu})");
+            tell(format_args!("the guest reset itself (triple fault, vCPU {vcpu})"));
             0
         }
         Outcome::Signal(signal) => STATUS_SIGNAL.saturating_add(signal),

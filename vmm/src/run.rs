@@ -14,7 +14,8 @@ use crate::flat::FlatError;
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::kernel::KernelError;
 use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS, OpenOnDrop, Reset};
-use crate::limits::raise_open_files;
+use crate::limits;
+use crate::message::tell;
 use crate::publish::{Mounted, PublishError, StatsOut};
 use crate::seccomp::{self, ConfineError, Duties, EnableError, Thread};
 use crate::signals::Signals;
@@ -115,7 +116,7 @@ pub fn run(
     stats_out: Option<StatsOut>,
     start: Moment,
 ) -> Result<Outcome, RunError> {
-    raise_open_files();
+    limits::make_the_best();
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
     let registry = registry_for(config.vcpus)?;
@@ -125,8 +126,8 @@ pub fn run(
         Publish::Mount(path) => Some(Mounted::new(&registry, path)?),
         Publish::Nowhere => None,
         Publish::Unsaid => {
-            eprintln!(
-                "vmm: the statistics are not published: say --mount DIR to see them, or --no-publish"
+            tell(
+                "the statistics are not published: say --mount DIR to see them, or --no-publish"
             );
             None
         }
@@ -184,7 +185,7 @@ const TERMINAL: fn(io::Error) -> RunError =
 /// The terminal on standard input, if that is one, raw.
 fn console_terminal() -> Result<Option<Terminal>, RunError> {
     let Some(terminal) = Terminal::of_stdin() else { return Ok(None) };
-    eprintln!("vmm: this terminal is the guest's console: Ctrl-A x ends the guest");
+    tell("this terminal is the guest's console: Ctrl-A x ends the guest");
     seccomp::before_the_end(terminal::restore);
     terminal.make_raw().map_err(TERMINAL)?;
     Ok(Some(terminal))

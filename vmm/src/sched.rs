@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use statsfs::{Slot, Source, SourceError};
 
+use crate::message::tell;
 use crate::stats::SchedStats;
 
 /// How often the first vCPUs of a process are sampled.
@@ -120,9 +121,9 @@ fn run_ns_now() -> Option<u64> {
 fn complain(error: &io::Error) {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
-        eprintln!(
-            "vmm: the scheduler's statistics of vCPUs are missing, {error} (is /proc mounted?)"
-        );
+        tell(format_args!(
+            "the scheduler's statistics of vCPUs are missing, {error} (is /proc mounted?)"
+        ));
     });
 }
 

@@ -20,6 +20,7 @@ use statsfs::value::Group;
 use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
 use thiserror::Error;
 
+use crate::message::tell;
 use crate::sched::{Sampled, VcpuSched};
 use crate::seccomp::thread_start;
 use crate::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
@@ -106,7 +107,7 @@ fn unless_full<T>(result: Result<T, SourceError>) -> Result<Option<T>, SourceErr
     match result {
         Err(error @ SourceError::SegmentFull { .. }) => {
             SAID.call_once(|| {
-                eprintln!("vmm: {error}; what does not fit is missing from the statistics");
+                tell(format_args!("{error}; what does not fit is missing from the statistics"));
             });
             Ok(None)
         }

@@ -17,7 +17,7 @@ use crate::accounting::Detail;
 use crate::clock::Moment;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{Ending, Gate, OpenOnDrop};
-use crate::limits::raise_open_files;
+use crate::limits;
 use crate::publish::Mounted;
 use crate::run::{Ends, Outcome, RunError, outcome};
 use crate::seccomp::{self, Duties, Thread};
@@ -48,7 +48,7 @@ pub struct Options {
 /// # Errors
 /// [`RunError`]; whatever was started is stopped again.
 pub fn run(options: &Options) -> Result<Outcome, RunError> {
-    raise_open_files();
+    limits::make_the_best();
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
     let registry = registry_for(options.guests * options.vcpus)?;
