@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tests::flat::Flat;
 use tests::namespace::{self, mounted_at};
 use tests::running::wait_until;
-use tests::vmm::require_host;
+use tests::vmm::{end_with_test, require_host};
 use tests::{binary, tracepoint};
 
 /// A demo with its own place. Dropping it ends it and takes its mount away.
@@ -28,6 +28,7 @@ impl Demo {
         let mut command = Command::new(binary::vmm());
         command.arg("demo").args(args).arg("--mount").arg(place.path().join("stats"));
         command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
+        end_with_test(&mut command);
         Self { child: command.spawn().unwrap(), place }
     }
 
