@@ -142,6 +142,9 @@ pub fn run(
     let ran = vm.start_behind(&gate).map_err(RunError::from).map(|mut vm| {
         let waited = wait(&vm, signals, terminal, &gate, duties);
         vm.stop();
+        if let Some(lost) = vm.lost_output() {
+            eprintln!("vmm: {lost}");
+        }
         (vm, waited)
     });
     // Whatever went wrong, the final statistics are written and the mount goes, in this order: the

@@ -268,7 +268,7 @@ impl RunningVm {
     /// # Errors
     /// If the process has no file descriptor left.
     pub fn com1(&self) -> io::Result<(Arc<Com>, EventFd)> {
-        let Com1 { port, room } = &self.machine.com1;
+        let Com1 { port, room, .. } = &self.machine.com1;
         Ok((port.clone(), room.try_clone()?))
     }
 
@@ -286,6 +286,11 @@ impl RunningVm {
             virtio.stop();
         }
         self.machine.set_state(State::Stopped);
+    }
+
+    /// What its console lost so far, to be said to the user; `None` if nothing.
+    pub fn lost_output(&self) -> Option<String> {
+        self.machine.com1.lost.message()
     }
 
     /// How the machine ended, once it has.
