@@ -85,6 +85,7 @@ mod embedded;
 mod error;
 mod fork;
 pub mod fs;
+pub mod limits;
 mod registry;
 pub mod segment;
 mod slot;

@@ -13,6 +13,7 @@ use crate::clock::Moment;
 use crate::demo;
 use crate::flat::{Entry, FlatProgram};
 use crate::kernel::{Kernel, cmdline};
+use crate::limits;
 use crate::message::tell;
 use crate::publish::StatsOut;
 use crate::run::{Outcome, Publish, RunError, run};
@@ -168,7 +169,7 @@ Examples:
 #[command(after_help = DEMO_HELP)]
 pub struct DemoArgs {
     /// How long to run; 0: until Ctrl-C
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = parse_seconds)]
     pub seconds: u32,
     /// Number of guests, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_guests)]
@@ -189,6 +190,10 @@ pub struct DemoArgs {
 
 /// Most guests of the demo.
 const MAX_GUESTS: u32 = 64;
+
+fn parse_seconds(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("the demo runs for whole seconds, at most {}", u32::MAX))
+}
 
 fn parse_guests(text: &str) -> Result<u32, String> {
     match text.parse() {
@@ -262,7 +267,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            tell(error);
+            tell(limits::told(&error));
             ExitCode::from(STATUS_FAILED)
         }
     }

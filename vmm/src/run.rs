@@ -126,12 +126,11 @@ pub fn run(
         Publish::Mount(path) => Some(Mounted::new(&registry, path)?),
         Publish::Nowhere => None,
         Publish::Unsaid => {
-            tell(
-                "the statistics are not published: say --mount DIR to see them, or --no-publish"
-            );
+            tell("the statistics are not published: say --mount DIR to see them, or --no-publish");
             None
         }
     };
+    tree.tell_what_is_missing();
     let terminal = match config.guest {
         Guest::Kernel { .. } => console_terminal()?,
         // A flat guest has no use for keys: they stay the user's.
@@ -142,8 +141,11 @@ pub fn run(
     let ran = vm.start_behind(&gate).map_err(RunError::from).map(|mut vm| {
         let waited = wait(&vm, signals, terminal, &gate, duties);
         vm.stop();
+        if waited.is_ok() {
+            tree.tell_what_is_missing();
+        }
         if let Some(lost) = vm.lost_output() {
-            eprintln!("vmm: {lost}");
+            tell(lost);
         }
         (vm, waited)
     });

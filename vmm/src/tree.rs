@@ -170,6 +170,12 @@ impl KvmTree {
         Ok(Self { registry: registry.clone(), source, sampled })
     }
 
+    /// Says once what the tree does not have on this host. To be called when nothing else has failed: the reason
+    /// may be the same, and is said once then.
+    pub fn tell_what_is_missing(&self) {
+        self.sampled.tell_what_is_missing();
+    }
+
     /// Adds a machine of this process called `name`.
     ///
     /// # Errors

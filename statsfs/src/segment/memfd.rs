@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::layout::MIN_SEGMENT;
 use super::region::Region;
+use crate::limits::told;
 
 const SEALS: [(libc::c_int, &str); 4] = [
     (libc::F_SEAL_SEAL, "SEAL"),
@@ -25,7 +26,7 @@ const MFD_NOEXEC_SEAL: libc::c_uint = 8;
 #[non_exhaustive]
 pub enum CreateError {
     /// memfd_create(2) failed.
-    #[error("cannot create a memfd for statistics: {0}")]
+    #[error("cannot create a memfd for statistics: {}", told(.0))]
     Memfd(#[source] io::Error),
     /// A file of this process may not have the size of a segment (RLIMIT_FSIZE).
     #[error(
@@ -42,7 +43,7 @@ pub enum CreateError {
     #[error("cannot give a statistics segment {1} bytes: {0}")]
     Size(#[source] io::Error, usize),
     /// mmap(2) failed.
-    #[error("cannot map a statistics segment: {0}")]
+    #[error("cannot map a statistics segment: {}", told(.0))]
     Map(#[source] io::Error),
     /// fcntl(F_ADD_SEALS) failed; `FUTURE_WRITE` needs Linux 5.1.
     #[error("cannot seal a statistics segment (needs Linux 5.1 or newer): {0}")]

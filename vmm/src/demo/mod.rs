@@ -67,6 +67,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         })
         .collect::<Result<Vec<_>, RunError>>()?;
     let mounted = Mounted::new(&registry, &options.mount)?;
+    tree.tell_what_is_missing();
     let gate = Arc::new(Gate::default());
     let mut guests = Vec::new();
     let all_started = OpenOnDrop(&gate);
@@ -96,6 +97,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         watched => watched?,
     };
     unmounted?;
+    tree.tell_what_is_missing();
     print_totals(totals.map_err(reading)?, elapsed).map_err(output)?;
 
     let ended = guests.iter().map(|(vm, _)| outcome(vm, signal.or(Some(0))));
@@ -112,6 +114,9 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
 }
 
 fn output(error: io::Error) -> RunError {
+    // Else it would look as if there were too many threads.
+    let full = error.kind() == io::ErrorKind::WouldBlock;
+    let error = if full { io::Error::other("it is full, and non-blocking") } else { error };
     RunError::Host { what: "the standard output can not be written", error }
 }
 
