@@ -56,6 +56,7 @@ pub struct Vmm {
     deaf: bool,
     stdin: Option<Stdio>,
     log: Option<File>,
+    console: Option<File>,
     mount: PathBuf,
 }
 
@@ -97,6 +98,7 @@ impl Vmm {
             deaf: false,
             stdin: None,
             log: None,
+            console: None,
             mount,
         }
     }
@@ -133,6 +135,13 @@ impl Vmm {
     #[must_use]
     pub fn deaf_console(mut self) -> Self {
         self.deaf = true;
+        self
+    }
+
+    /// With a console that goes to this file alone.
+    #[must_use]
+    pub fn console_to(mut self, file: File) -> Self {
+        self.console = Some(file);
         self
     }
 
@@ -194,7 +203,8 @@ impl Vmm {
 
     /// Starts it, without waiting for anything.
     pub fn start(self) -> Running {
-        let Self { directory, mut command, cpus, mounted, blocked, deaf, stdin, log, mount } = self;
+        let Self { directory, mut command, cpus, mounted, blocked, .. } = self;
+        let Self { deaf, stdin, log, console, mount, .. } = self;
         if mounted {
             command.arg("--mount").arg(&mount);
         } else {
@@ -206,7 +216,11 @@ impl Vmm {
         if blocked {
             fill(&mut writer);
         }
-        command.stdout(writer);
+        let deaf = deaf || console.is_some();
+        match console {
+            Some(file) => command.stdout(file),
+            None => command.stdout(writer),
+        };
         let stdout = if deaf { Stdout::Deaf } else { Stdout::Held(reader, blocked) };
         end_with_test(&mut command);
         // SAFETY: the call is async-signal-safe, takes no pointer and installs no code.
