@@ -1,15 +1,20 @@
 //! The processes of a tree: who they are, where their segments come from, and whether they are there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::ops::{Deref, DerefMut, Index, IndexMut};
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::budget::Budget;
 use super::wake::Waker;
-use super::{Owner, ProcessId};
+use super::{GroupId, Owner, ProcessId};
 use crate::segment::Process;
+use crate::value::GroupDescriptor;
+
+/// How long a source waits that could not have a number for its directory, until it is tried again.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Where a process's segments come from.
 pub trait Feed: Send + Sync + 'static {
@@ -62,6 +67,14 @@ pub(crate) struct Member {
     pub(super) incomplete: bool,
     /// The blocks of directory numbers that it has: by the upper bits of sources' ids.
     pub(super) blocks: HashMap<u64, u64>,
+    /// New sources that are still to be taken over.
+    pub(super) pending: BTreeSet<u64>,
+    /// Sources that wait for a number, and until when.
+    unnumbered: BTreeSet<u64>,
+    retry: Option<Instant>,
+    /// The tree's numbers for its groups, by where they are in memory, which they are as long as they are
+    /// here.
+    groups: HashMap<usize, (Arc<GroupDescriptor>, GroupId)>,
     /// What it may cost; `None` in a tree of its own.
     pub(super) budget: Option<Budget>,
 }
@@ -74,13 +87,72 @@ impl Member {
         process: Process,
         budget: Option<Budget>,
     ) -> Self {
-        let (detached, incomplete, blocks) = (false, false, HashMap::new());
-        Self { key, identity, feed, process, detached, incomplete, blocks, budget }
+        Self {
+            key,
+            identity,
+            feed,
+            process,
+            detached: false,
+            incomplete: false,
+            blocks: HashMap::new(),
+            pending: BTreeSet::new(),
+            unnumbered: BTreeSet::new(),
+            retry: None,
+            groups: HashMap::new(),
+            budget,
+        }
+    }
+
+    /// The tree's number for a group of this process, if it was [noted](Self::note_group).
+    pub(super) fn group(&self, group: &Arc<GroupDescriptor>) -> Option<GroupId> {
+        self.groups.get(&Arc::as_ptr(group).addr()).map(|(_, id)| *id)
+    }
+
+    pub(super) fn note_group(&mut self, group: &Arc<GroupDescriptor>, id: GroupId) {
+        self.groups.insert(Arc::as_ptr(group).addr(), (group.clone(), id));
+    }
+
+    /// A source waits for a number.
+    pub(super) fn await_number(&mut self, source: u64) {
+        self.unnumbered.insert(source);
+        self.retry = Some(Instant::now() + RETRY);
+    }
+
+    /// A source does not wait for a number any more.
+    pub(super) fn await_no_number(&mut self, source: u64) {
+        self.unnumbered.remove(&source);
+    }
+
+    /// The sources that waited long enough for a number, at most so many.
+    pub(super) fn unnumbered(&mut self, most: usize) -> Vec<u64> {
+        if !self.may_have_numbers() {
+            return Vec::new();
+        }
+        self.retry = None;
+        self.unnumbered.iter().copied().take(most).collect()
+    }
+
+    /// Whether a source does not wait for a number.
+    pub(super) fn is_numbered(&self, source: u64) -> bool {
+        !self.unnumbered.contains(&source)
+    }
+
+    fn may_have_numbers(&self) -> bool {
+        !self.unnumbered.is_empty() && self.retry.is_none_or(|retry| retry <= Instant::now())
     }
 
     /// Whether there is something to take in, now.
     pub(super) fn needs_refresh(&self) -> bool {
-        (self.incomplete || self.process.is_stale()) && !self.has_spent_its_budget()
+        let something = self.incomplete
+            || !self.pending.is_empty()
+            || self.process.is_stale()
+            || self.may_have_numbers();
+        something && !self.has_spent_its_budget()
+    }
+
+    /// Whether there are sources left that are to be taken over now.
+    pub(super) fn has_more(&self) -> bool {
+        !self.pending.is_empty() && !self.has_spent_its_budget()
     }
 
     /// Whether it has to wait until something is taken in.
