@@ -4,6 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::limits::told;
 use crate::segment::CreateError;
 
 /// Why a registry could not be made, or could not get another segment.
@@ -23,7 +24,7 @@ pub enum RegistryError {
     #[error(transparent)]
     Create(#[from] CreateError),
     /// The registry's thread could not be started.
-    #[error("cannot start the thread that samples statistics: {0}")]
+    #[error("cannot start the thread that samples statistics: {}", told(.0))]
     Thread(#[source] io::Error),
 }
 

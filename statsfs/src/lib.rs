@@ -87,6 +87,7 @@ mod error;
 mod fork;
 pub mod fs;
 pub mod host;
+pub mod limits;
 mod registry;
 pub mod segment;
 mod slot;

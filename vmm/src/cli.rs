@@ -13,6 +13,8 @@ use crate::clock::Moment;
 use crate::demo;
 use crate::flat::{Entry, FlatProgram};
 use crate::kernel::{Kernel, cmdline};
+use crate::limits;
+use crate::message::tell;
 use crate::publish::{Publish, StatsOut};
 use crate::run::{Outcome, RunError, run};
 use crate::seccomp;
@@ -174,7 +176,7 @@ Examples:
 #[command(after_help = DEMO_HELP)]
 pub struct DemoArgs {
     /// How long to run; 0: until Ctrl-C
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = parse_seconds)]
     pub seconds: u32,
     /// Number of guests, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_guests)]
@@ -203,6 +205,10 @@ pub struct DemoArgs {
 
 /// Most guests of the demo.
 const MAX_GUESTS: u32 = 64;
+
+fn parse_seconds(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("the demo runs for whole seconds, at most {}", u32::MAX))
+}
 
 fn parse_guests(text: &str) -> Result<u32, String> {
     match text.parse() {
@@ -276,7 +282,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("vmm: {error}");
+            tell(limits::told(&error));
             ExitCode::from(STATUS_FAILED)
         }
     }
@@ -348,15 +354,15 @@ fn status(outcome: Outcome) -> u8 {
     match outcome {
         Outcome::Status(status) => status,
         Outcome::Crashed(what) => {
-            eprintln!("vmm: the guest crashed: {what}");
+            tell(format_args!("the guest crashed: {what}"));
             STATUS_CRASHED
         }
         Outcome::Failed(what) => {
-            eprintln!("vmm: {what}");
+            tell(what);
             STATUS_FAILED
         }
         Outcome::TripleFault { vcpu } => {
-            eprintln!("vmm: the guest reset itself (triple fault, vCPU {vcpu})");
+            tell(format_args!("the guest reset itself (triple fault, vCPU {vcpu})"));
             0
         }
         Outcome::Signal(signal) => STATUS_SIGNAL.saturating_add(signal),

@@ -7,6 +7,8 @@ use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
 use vmm_sys_util::errno;
 
+use crate::limits;
+
 /// Where KVM is.
 const DEVICE: &str = "/dev/kvm";
 
@@ -26,19 +28,30 @@ pub enum HypervisorError {
     )]
     Forbidden(PathBuf),
     /// It can not be opened for another reason.
-    #[error("{} can not be opened: {error}: see what the kernel says (`dmesg | grep -i kvm`)", .path.display())]
+    #[error(
+        "{} can not be opened: {error}: {}",
+        .path.display(),
+        limits::way_out(.error).unwrap_or("see what the kernel says (`dmesg | grep -i kvm`)")
+    )]
     Open {
         /// The device.
         path: PathBuf,
         /// Why.
+        #[source]
         error: errno::Error,
     },
-    /// It is not KVM, or not one that we know.
+    /// What is called `/dev/kvm` is something else.
+    #[error(
+        "{} is not the KVM device: remove it and create it with `mknod {} c 10 232`",
+        .0.display(), .0.display()
+    )]
+    NotTheDevice(PathBuf),
+    /// It is not a KVM that we know.
     #[error("{} is not KVM with API version {KVM_API_VERSION} (it says {version}): update the kernel", .path.display())]
     Version {
         /// The device.
         path: PathBuf,
-        /// What it says, −1 if it is no KVM at all.
+        /// What it says.
         version: i32,
     },
     /// It lacks something.
@@ -46,7 +59,7 @@ pub enum HypervisorError {
     Capability(Cap),
     /// It does not say what CPUs it can offer.
     #[error("KVM does not say which CPUID it supports (KVM_GET_SUPPORTED_CPUID): {0}")]
-    Cpuid(errno::Error),
+    Cpuid(#[source] errno::Error),
 }
 
 /// What a machine needs of KVM.
@@ -79,11 +92,15 @@ impl Hypervisor {
                 return Err(match error.errno() {
                     libc::ENOENT | libc::ENODEV | libc::ENXIO => HypervisorError::Missing(path),
                     libc::EACCES | libc::EPERM => HypervisorError::Forbidden(path),
+                    libc::EISDIR => HypervisorError::NotTheDevice(path),
                     _ => HypervisorError::Open { path, error },
                 });
             }
         };
         let version = kvm.get_api_version();
+        if version < 0 {
+            return Err(HypervisorError::NotTheDevice(path));
+        }
         if u32::try_from(version) != Ok(KVM_API_VERSION) {
             return Err(HypervisorError::Version { path, version });
         }

@@ -4,6 +4,9 @@
 //! it took, into statistics ([`stats`]) of the vCPU's own that are published as a tree ([`tree`]) by the
 //! `statsfs` library.
 
+// They panic where nothing can be written: see `message`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod accounting;
 pub mod arch;
 pub mod bus;
@@ -19,6 +22,7 @@ pub mod kernel;
 pub mod kick;
 pub mod lifecycle;
 pub mod limits;
+pub mod message;
 pub mod publish;
 pub mod run;
 pub mod sched;

@@ -11,6 +11,7 @@ use statsfs::tree::Owner;
 use statsfs::{Embedded, EmbeddedError, Registry};
 use thiserror::Error;
 
+use crate::message::tell;
 use crate::seccomp::thread_start;
 use crate::tree::{tree_options, tree_options_of};
 
@@ -87,7 +88,7 @@ impl Published {
     /// # Errors
     /// [`PublishError`]: no mount, or no thread that publishes.
     pub fn new(registry: &Registry, publish: &Publish, public: bool) -> Result<Self, PublishError> {
-        Self::with(registry, publish, public, OnChange::new(tell))
+        Self::with(registry, publish, public, OnChange::new(tell_state))
     }
 
     /// As [`new`](Self::new), without telling.
@@ -143,17 +144,19 @@ impl Published {
 
 /// Says what has become of publishing to the host's server: once that there is none, since it is tried again
 /// all the time, and whatever is not as usual.
-fn tell(state: &PublishState) {
+fn tell_state(state: &PublishState) {
     static SAID: Once = Once::new();
     match state {
         PublishState::Unreachable(reason) => SAID.call_once(|| {
-            eprintln!(
-                "vmm: the statistics are not published, there is no server ({reason}): \
-                `statsfs serve`, or say --mount DIR to see them, or --no-publish"
-            );
+            tell(format_args!(
+                "the statistics are not published, there is no server ({reason}): `statsfs serve`, or say \
+                --mount DIR to see them, or --no-publish"
+            ));
         }),
         PublishState::Refused { reason, .. } => {
-            eprintln!("vmm: the statistics are not published, the server refuses them: {reason}");
+            tell(format_args!(
+                "the statistics are not published, the server refuses them: {reason}"
+            ));
         }
         PublishState::Published { .. } => SAID.call_once(|| ()),
         PublishState::Trying => {}

@@ -13,7 +13,8 @@ use crate::flat::FlatError;
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::kernel::KernelError;
 use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS, OpenOnDrop, Reset};
-use crate::limits::raise_open_files;
+use crate::limits;
+use crate::message::tell;
 use crate::publish::{Publish, PublishError, Published, StatsOut};
 use crate::seccomp::{self, ConfineError, Duties, EnableError, Thread};
 use crate::signals::Signals;
@@ -103,13 +104,14 @@ pub fn run(
     stats_out: Option<StatsOut>,
     start: Moment,
 ) -> Result<Outcome, RunError> {
-    raise_open_files();
+    limits::make_the_best();
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
     let registry = registry_for(config.vcpus)?;
     let tree = KvmTree::register(&registry)?;
     let vm = Vm::new(&hypervisor, &tree, config, start)?;
     let published = Published::new(&registry, publish, config.public)?;
+    tree.tell_what_is_missing();
     let terminal = match config.guest {
         Guest::Kernel { .. } => console_terminal()?,
         // A flat guest has no use for keys: they stay the user's.
@@ -120,8 +122,11 @@ pub fn run(
     let ran = vm.start_behind(&gate).map_err(RunError::from).map(|mut vm| {
         let waited = wait(&vm, signals, terminal, &gate, duties);
         vm.stop();
+        if waited.is_ok() {
+            tree.tell_what_is_missing();
+        }
         if let Some(lost) = vm.lost_output() {
-            eprintln!("vmm: {lost}");
+            tell(lost);
         }
         (vm, waited)
     });
@@ -166,7 +171,7 @@ const TERMINAL: fn(io::Error) -> RunError =
 /// The terminal on standard input, if that is one, raw.
 fn console_terminal() -> Result<Option<Terminal>, RunError> {
     let Some(terminal) = Terminal::of_stdin() else { return Ok(None) };
-    eprintln!("vmm: this terminal is the guest's console: Ctrl-A x ends the guest");
+    tell("this terminal is the guest's console: Ctrl-A x ends the guest");
     seccomp::before_the_end(terminal::restore);
     terminal.make_raw().map_err(TERMINAL)?;
     Ok(Some(terminal))

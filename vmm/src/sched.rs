@@ -13,11 +13,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use statsfs::{Slot, Source, SourceError};
 
+use crate::limits::told;
+use crate::message::tell;
 use crate::stats::SchedStats;
 
 /// How often the first vCPUs of a process are sampled.
@@ -60,7 +63,7 @@ impl ThreadFiles {
         let open = |name: &str| {
             let path = format!("/proc/thread-self/{name}");
             File::open(&path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+                .map_err(|error| io::Error::new(error.kind(), format!("{path}: {}", told(&error))))
         };
         let (schedstat, status) = (open("schedstat")?, open("status")?);
         Ok(Self { schedstat, status, buffer: vec![0; 4096], last: Reading::default() })
@@ -116,14 +119,24 @@ fn run_ns_now() -> Option<u64> {
     (got == 0).then(|| time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
-/// Says once why the numbers are not there.
-fn complain(error: &io::Error) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
-        eprintln!(
-            "vmm: the scheduler's statistics of vCPUs are missing, {error} (is /proc mounted?)"
-        );
-    });
+/// Why the numbers of a process are not there, as far as they are not.
+#[derive(Debug, Default)]
+struct Missing {
+    /// The first reason.
+    error: OnceLock<io::Error>,
+    told: AtomicBool,
+}
+
+impl Missing {
+    /// Says it once.
+    fn tell(&self) {
+        let Some(error) = self.error.get() else { return };
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let gone = error.kind() == io::ErrorKind::NotFound;
+            let hint = if gone { " (is /proc mounted?)" } else { "" };
+            tell(format_args!("the scheduler's statistics of vCPUs are missing, {error}{hint}"));
+        }
+    }
 }
 
 /// The vCPUs of a process that are sampled.
@@ -132,18 +145,26 @@ pub struct Sampled {
     /// Held by every one of them.
     count: Arc<()>,
     readable: bool,
+    missing: Arc<Missing>,
 }
 
 impl Sampled {
-    /// None yet. Says so, and never samples any, if the kernel does not have the files.
+    /// None yet, nor ever if the kernel does not have the files.
     pub fn none() -> Self {
         let readable = ThreadFiles::of_this_thread().and_then(|mut files| files.read());
-        Self { count: Arc::default(), readable: readable.inspect_err(complain).is_ok() }
+        let missing = Missing::default();
+        let readable = readable.map_err(|error| missing.error.set(error)).is_ok();
+        Self { count: Arc::default(), readable, missing: Arc::new(missing) }
     }
 
     /// Whether vCPUs are sampled.
     pub fn is_possible(&self) -> bool {
         self.readable
+    }
+
+    /// Says once why vCPUs are not sampled, if one of them is not.
+    pub fn tell_what_is_missing(&self) {
+        self.missing.tell();
     }
 
     /// How often the next one is sampled.
@@ -168,7 +189,7 @@ impl Sampled {
             let _count = &count;
             sampled.sample(slot);
         })?;
-        Ok(Some(VcpuSched { shared, last }))
+        Ok(Some(VcpuSched { shared, last, missing: self.missing.clone() }))
     }
 }
 
@@ -226,6 +247,7 @@ impl Progress {
 pub struct VcpuSched {
     shared: Arc<Shared>,
     last: Slot<SchedStats>,
+    missing: Arc<Missing>,
 }
 
 impl VcpuSched {
@@ -235,7 +257,8 @@ impl VcpuSched {
     pub fn start(self) -> Watched {
         match ThreadFiles::of_this_thread() {
             Ok(files) => self.shared.lock().files = Some(files),
-            Err(error) => complain(&error),
+            // The first reason is enough.
+            Err(error) => drop(self.missing.error.set(error)),
         }
         Watched { sched: self, on_this_thread: std::marker::PhantomData }
     }
@@ -251,7 +274,7 @@ pub struct Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let VcpuSched { shared, last } = &self.sched;
+        let VcpuSched { shared, last, .. } = &self.sched;
         let mut progress = shared.lock();
         let Some(mut files) = progress.files.take() else { return };
         if let Ok(mut reading) = files.read() {

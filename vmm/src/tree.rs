@@ -20,6 +20,7 @@ use statsfs::value::Group;
 use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
 use thiserror::Error;
 
+use crate::message::tell;
 use crate::sched::{Sampled, VcpuSched};
 use crate::seccomp::thread_start;
 use crate::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStats, VmStats};
@@ -106,7 +107,7 @@ fn unless_full<T>(result: Result<T, SourceError>) -> Result<Option<T>, SourceErr
     match result {
         Err(error @ SourceError::SegmentFull { .. }) => {
             SAID.call_once(|| {
-                eprintln!("vmm: {error}; what does not fit is missing from the statistics");
+                tell(format_args!("{error}; what does not fit is missing from the statistics"));
             });
             Ok(None)
         }
@@ -167,6 +168,12 @@ impl KvmTree {
         };
         let source = build().map_err(during(Self::NAME))?;
         Ok(Self { registry: registry.clone(), source, sampled })
+    }
+
+    /// Says once what the tree does not have on this host. To be called when nothing else has failed: the reason
+    /// may be the same, and is said once then.
+    pub fn tell_what_is_missing(&self) {
+        self.sampled.tell_what_is_missing();
     }
 
     /// Adds a machine of this process called `name`, whose directory is for all to read if it is `public`.

@@ -38,8 +38,9 @@ use crate::virtio::{VirtioConfig, VirtioDevices};
 
 /// The least memory: room for tables, stacks and a program.
 pub const MIN_MEMORY: u64 = 1 << 20;
-/// The most memory: what x86-64 CPUs have long been able to address (46 bits), less the gap.
-pub const MAX_MEMORY: u64 = (1 << 46) - (1 << 32);
+/// The most memory: what is above the gap is one slot, and KVM's have less than 2^31 pages
+/// (KVM_MEM_MAX_NR_PAGES).
+pub const MAX_MEMORY: u64 = 8 << 40;
 /// Memory comes in pages of this size.
 pub const PAGE_SIZE: u64 = 4096;
 

@@ -285,14 +285,21 @@ fn child(name: &str, variable: &str, value: &str) -> Output {
 }
 
 fn run(command: &mut Command, name: &str, variable: &str, value: &str) -> Output {
+    child_of(command, name, variable, value).output().unwrap()
+}
+
+fn child_of<'a>(
+    command: &'a mut Command,
+    name: &str,
+    variable: &str,
+    value: &str,
+) -> &'a mut Command {
     command
         .args(["--ignored", "--exact", name, "--nocapture", "--test-threads=1"])
         .env(variable, value)
         // What that asks for must not keep a panic from being told.
         .env("RUST_BACKTRACE", "1")
         .stdin(Stdio::null())
-        .output()
-        .unwrap()
 }
 
 #[test]
@@ -401,6 +408,9 @@ fn do_deed(deed: &str) {
             panic!("this panic is part of the test");
         }
         "abort" => std::process::abort(),
+        "no memory" => {
+            std::alloc::handle_alloc_error(std::alloc::Layout::new::<[u8; 12345]>());
+        }
         "fault" => {
             // SAFETY: it is not: that is what is tested. There is nothing at this address.
             unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
@@ -426,6 +436,18 @@ fn do_deed(deed: &str) {
         }
         _ => unreachable!("{deed}"),
     }
+}
+
+/// As [`done`], with a standard error that can not be written.
+fn done_unheard(deed: &str) -> (Option<i32>, Option<i32>) {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let status = child_of(&mut command, "child_does_a_deed", DEED, deed)
+        .stdout(Stdio::null())
+        .stderr(full)
+        .status()
+        .unwrap();
+    (status.code(), status.signal())
 }
 
 /// The status, the signal and the messages of a child that did this.
@@ -473,11 +495,17 @@ fn other_ends_are_what_they_would_be() {
     assert!(stderr.starts_with(line) && stderr.contains("this panic is part of"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 
+    // Nor is it more than a panic if nobody can be told.
+    assert_eq!(done_unheard("panic"), (Some(66), None));
+
     let (_, signal, stderr) = done("double panic");
     assert_eq!(signal, Some(SIGABRT), "{stderr}");
     assert!(stderr.contains("this panic is part") && stderr.contains("and this one"), "{stderr}");
 
     assert_eq!(done("abort").1, Some(SIGABRT));
+    let (_, signal, stderr) = done("no memory");
+    assert_eq!(signal, Some(SIGABRT), "{stderr}");
+    assert!(stderr.starts_with("memory allocation of 12345 bytes failed"), "{stderr}");
     assert_eq!(done("fault").1, Some(SIGSEGV));
     let (_, signal, stderr) = done("overflow");
     assert_eq!(signal, Some(SIGABRT), "{stderr}");

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::limits::{told, way_out};
+
 /// Why a file system could not be mounted or unmounted: one line that says what failed, on what, and
 /// what to do.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,13 @@ pub enum MountError {
         /// What opening it gave.
         source: io::Error,
     },
+    /// `/dev/fuse` can not be opened for another reason.
+    #[error("/dev/fuse can not be opened: {source}: {}",
+        way_out(.source).unwrap_or("see what the kernel says (`dmesg | grep -i fuse`)"))]
+    Device {
+        /// What opening it gave.
+        source: io::Error,
+    },
     /// root without the right to mount.
     #[error("not allowed to mount on {at}: mounting needs CAP_SYS_ADMIN", at = .path.display())]
     Forbidden {
@@ -48,8 +57,8 @@ pub enum MountError {
         message: String,
     },
     /// The process that is to unmount in the end, as an ordinary user, could not be started.
-    #[error("nobody would be there to unmount {at}: /bin/sh can not be started: {source}",
-        at = .path.display())]
+    #[error("nobody would be there to unmount {at}: /bin/sh can not be started: {}",
+        told(.source), at = .path.display())]
     Keeper {
         /// The mount point.
         path: PathBuf,
@@ -62,6 +71,26 @@ pub enum MountError {
     NoParent {
         /// The mount point.
         path: PathBuf,
+    },
+    /// The directory that the mount point should be created in takes no new ones, such as one of /proc.
+    #[error("{at} can not be created, {parent} takes no new directories: choose another place",
+        at = .path.display(), parent = .path.parent().unwrap_or(.path).display())]
+    NoPlace {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// The mount point is below a dead FUSE mount.
+    #[error("{at} is below {dead}, a dead mount of {kind} `{what}`: take that away with `umount -l {dead}`, or \
+        choose another place", at = .path.display(), dead = .dead.display())]
+    BelowDead {
+        /// The mount point.
+        path: PathBuf,
+        /// Where the dead mount is.
+        dead: PathBuf,
+        /// Type of the file system there.
+        kind: String,
+        /// Its source.
+        what: String,
     },
     /// The mount point is a symbolic link to a directory that is missing.
     #[error("{at} is a symbolic link to {to}, which is missing: create that directory, or remove the \
@@ -80,10 +109,10 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
-    /// The mount point is not a directory.
+    /// The mount point, or what it is to be in, is not a directory.
     #[error("{at} is not a directory: choose another place", at = .path.display())]
     NotDirectory {
-        /// The mount point.
+        /// What is none.
         path: PathBuf,
     },
     /// The mount point has entries, which the mount would hide.
@@ -159,7 +188,8 @@ pub enum MountError {
         message: String,
     },
     /// The mount point could not be examined.
-    #[error("{at} can not be examined: {source}; choose another place", at = .path.display())]
+    #[error("{at} can not be examined: {source}: {}",
+        way_out(.source).unwrap_or("choose another place"), at = .path.display())]
     Examine {
         /// The mount point.
         path: PathBuf,
@@ -167,13 +197,14 @@ pub enum MountError {
         source: io::Error,
     },
     /// `/proc/self/mountinfo` or a neighbour could not be read.
-    #[error("/proc can not be read ({source}): mount it with `mount -t proc proc /proc`")]
+    #[error("/proc can not be read ({source}): {}",
+        way_out(.source).unwrap_or("mount it with `mount -t proc proc /proc`"))]
     Proc {
         /// Why.
         source: io::Error,
     },
     /// mount(2) failed.
-    #[error("mounting on {at} failed: {source}", at = .path.display())]
+    #[error("mounting on {at} failed: {}", told(.source), at = .path.display())]
     Mount {
         /// The mount point.
         path: PathBuf,
@@ -181,7 +212,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// The kernel and the server did not come to terms, or a thread could not be started.
-    #[error("{at} was mounted but can not be served: {source}", at = .path.display())]
+    #[error("{at} was mounted but can not be served: {}", told(.source), at = .path.display())]
     Serve {
         /// The mount point.
         path: PathBuf,

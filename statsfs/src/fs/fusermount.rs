@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::MountError;
+use crate::limits::told;
 
 const PROGRAM: &str = "fusermount3";
 
 /// Mounts at `point` and returns the device.
 pub(super) fn mount(point: &Path, options: &str) -> Result<OwnedFd, MountError> {
     let failed = |message: String| MountError::Fusermount { path: point.to_owned(), message };
-    let (ours, theirs) = UnixStream::pair().map_err(|error| failed(error.to_string()))?;
+    let (ours, theirs) = UnixStream::pair().map_err(|error| failed(told(&error)))?;
     let child = Command::new(PROGRAM)
         .args(["-o", options, "--"])
         .arg(point)
@@ -35,15 +36,15 @@ pub(super) fn mount(point: &Path, options: &str) -> Result<OwnedFd, MountError> 
         .spawn()
         .map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => MountError::NoFusermount,
-            _ => failed(error.to_string()),
+            _ => failed(told(&error)),
         })?;
     // Ends with an end of file when the program ends without sending anything.
     let device = receive_fd(&ours);
-    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
+    let output = child.wait_with_output().map_err(|error| failed(told(&error)))?;
     match device {
         Ok(Some(device)) => Ok(device),
         Ok(None) => Err(failed(last_line(&output.stderr))),
-        Err(error) => Err(failed(error.to_string())),
+        Err(error) => Err(failed(told(&error))),
     }
 }
 
@@ -55,7 +56,7 @@ pub(super) fn unmount(point: &Path) -> Result<(), String> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .output()
-        .map_err(|error| format!("{PROGRAM}: {error}"))?;
+        .map_err(|error| format!("{PROGRAM}: {}", told(&error)))?;
     if output.status.success() { Ok(()) } else { Err(last_line(&output.stderr)) }
 }
 

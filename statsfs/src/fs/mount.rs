@@ -288,8 +288,12 @@ fn open_device() -> Result<File, MountError> {
     let opened = OpenOptions::new().read(true).write(true).open(path);
     let file = opened.map_err(|source| match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => MountError::NoDevice,
-        _ if nix::unistd::geteuid().is_root() => MountError::DeviceForbidden { source },
-        _ => MountError::DeviceClosed { source },
+        Some(libc::EACCES | libc::EPERM) if nix::unistd::geteuid().is_root() => {
+            MountError::DeviceForbidden { source }
+        }
+        Some(libc::EACCES | libc::EPERM) => MountError::DeviceClosed { source },
+        Some(libc::EISDIR) => MountError::NotTheDevice,
+        _ => MountError::Device { source },
     })?;
     let is_fuse = file.metadata().is_ok_and(|meta| {
         meta.file_type().is_char_device() && meta.rdev() == nix::sys::stat::makedev(10, 229)

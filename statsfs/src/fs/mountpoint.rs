@@ -207,10 +207,7 @@ pub(super) fn claim(path: &Path) -> Result<MountPoint, MountError> {
                     created = Some(create(path)?);
                     continue;
                 }
-                Some(libc::ENOTDIR) => {
-                    return Err(MountError::NotDirectory { path: path.to_owned() });
-                }
-                _ => return Err(MountError::Examine { path: path.to_owned(), source: error }),
+                _ => return Err(unreachable_place(path, error)),
             },
         };
         let table = MountTable::read()?;
@@ -255,6 +252,33 @@ impl Drop for Created {
     }
 }
 
+/// Why there is no getting to a place.
+fn unreachable_place(path: &Path, error: io::Error) -> MountError {
+    let is_in_the_way = |above: &&Path| above.metadata().is_ok_and(|found| !found.is_dir());
+    match error.raw_os_error() {
+        Some(libc::ENOTDIR) => {
+            let found = path.ancestors().find(is_in_the_way).unwrap_or(path);
+            MountError::NotDirectory { path: found.to_owned() }
+        }
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => match mount_above(path) {
+            Some(MountEntry { point, kind, what, .. }) => {
+                MountError::BelowDead { path: path.to_owned(), dead: point, kind, what }
+            }
+            None => MountError::Examine { path: path.to_owned(), source: error },
+        },
+        _ => MountError::Examine { path: path.to_owned(), source: error },
+    }
+}
+
+/// The mount that a path is below, unless a symbolic link leads elsewhere: a dead one could not be asked.
+fn mount_above(path: &Path) -> Option<MountEntry> {
+    let path = std::path::absolute(path).ok()?;
+    let mut table = MountTable::read().ok()?.0;
+    table.retain(|entry| path.starts_with(&entry.point));
+    // Of several at one place the last is on top.
+    table.into_iter().max_by_key(|entry| entry.point.as_os_str().len())
+}
+
 fn create(path: &Path) -> Result<Created, MountError> {
     // With a slash at its end a link would be followed.
     let path = path.components().as_path();
@@ -266,7 +290,11 @@ fn create(path: &Path) -> Result<Created, MountError> {
             Err(MountError::Dangling { path: path.to_owned(), target })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(MountError::NoParent { path: path.to_owned() })
+            let there = path
+                .parent()
+                .is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir());
+            let path = path.to_owned();
+            Err(if there { MountError::NoPlace { path } } else { MountError::NoParent { path } })
         }
         Err(source) => Err(MountError::Create { path: path.to_owned(), source }),
     }
@@ -278,7 +306,11 @@ fn clear(place: &Place, entry: &MountEntry) -> Result<(), MountError> {
     let path = place.path.clone();
     let fuse = kind == "fuse" || kind.starts_with("fuse.") || kind == "fuseblk";
     // Others are not asked: a network file system may take minutes to answer.
-    let answer = if fuse { probe(place) } else { Answer::Alive };
+    let answer = if fuse {
+        probe(place).map_err(|source| MountError::Examine { path: path.clone(), source })?
+    } else {
+        Answer::Alive
+    };
     match answer {
         Answer::Dead if kind == FS_TYPE => {
             let result = if nix::unistd::geteuid().is_root() {
@@ -313,22 +345,24 @@ enum Answer {
 }
 
 /// Opens the root directory of a FUSE mount: of all requests the one that no cache can answer.
-fn probe(place: &Place) -> Answer {
-    let Ok(handle) = place.handle.try_clone() else {
-        return Answer::Silent;
-    };
+fn probe(place: &Place) -> io::Result<Answer> {
+    let handle = place.handle.try_clone()?;
     let (tell, told) = mpsc::channel();
     // If the server hangs this thread does, too; it can still be killed with the process.
-    let thread = std::thread::Builder::new().name("statsfs-probe".into()).spawn(move || {
+    std::thread::Builder::new().name("statsfs-probe".into()).spawn(move || {
         let result = std::fs::read_dir(fd_path(&handle)).map(drop);
         let _ = tell.send(result.err().and_then(|error| error.raw_os_error()));
-    });
-    match thread.ok().and_then(|_| told.recv_timeout(PATIENCE).ok()) {
+    })?;
+    Ok(match told.recv_timeout(PATIENCE).ok() {
         None => Answer::Silent,
+        // Nobody was asked.
+        Some(Some(error @ (libc::EMFILE | libc::ENFILE))) => {
+            return Err(io::Error::from_raw_os_error(error));
+        }
         Some(Some(libc::ENOTCONN | libc::ECONNABORTED)) => Answer::Dead,
         Some(Some(libc::EACCES | libc::EPERM)) => Answer::Denied,
         Some(_) => Answer::Alive,
-    }
+    })
 }
 
 /// Makes sure that the directory is empty and that nobody else is about to mount there.

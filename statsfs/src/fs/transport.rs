@@ -65,6 +65,7 @@ impl Transport for Fuser {
 
     fn accept(device: OwnedFd, server: Arc<Server>, setup: Setup) -> io::Result<Self> {
         let Setup { threads, ttl, thread_start } = setup;
+        check_memory(threads)?;
         let mut config = Config::default();
         config.n_threads = Some(threads);
         // A queue for each thread: it wakes the right one, which matters when it is on another core.
@@ -81,6 +82,17 @@ impl Transport for Fuser {
     fn run(self) -> io::Result<()> {
         self.0.run()
     }
+}
+
+/// What each of fuser's threads takes for requests: the largest that it knows, and a page.
+const REQUEST_BUFFER: usize = (16 << 20) + 4096;
+
+/// Whether there is room for what fuser's threads take, as far as can be told before. Later its lack would abort
+/// the process, and leave a dead mount.
+fn check_memory(threads: usize) -> io::Result<()> {
+    Vec::<u8>::new()
+        .try_reserve_exact(threads * REQUEST_BUFFER)
+        .map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))
 }
 
 /// [`Invalidate`] by fuser.

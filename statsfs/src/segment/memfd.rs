@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::layout::MIN_SEGMENT;
 use super::region::Region;
+use crate::limits::told;
 
 const SEALS: [(libc::c_int, &str); 4] = [
     (libc::F_SEAL_SEAL, "SEAL"),
@@ -25,13 +26,24 @@ const MFD_NOEXEC_SEAL: libc::c_uint = 8;
 #[non_exhaustive]
 pub enum CreateError {
     /// memfd_create(2) failed.
-    #[error("cannot create a memfd for statistics: {0}")]
+    #[error("cannot create a memfd for statistics: {}", told(.0))]
     Memfd(#[source] io::Error),
+    /// A file of this process may not have the size of a segment (RLIMIT_FSIZE).
+    #[error(
+        "a statistics segment takes {len} bytes, and this process's files may have at most {limit}: raise \
+         the limit (`ulimit -f`)"
+    )]
+    FileSize {
+        /// The segment's size.
+        len: usize,
+        /// The limit.
+        limit: u64,
+    },
     /// ftruncate(2) failed.
     #[error("cannot give a statistics segment {1} bytes: {0}")]
     Size(#[source] io::Error, usize),
     /// mmap(2) failed.
-    #[error("cannot map a statistics segment: {0}")]
+    #[error("cannot map a statistics segment: {}", told(.0))]
     Map(#[source] io::Error),
     /// fcntl(F_ADD_SEALS) failed; `FUTURE_WRITE` needs Linux 5.1.
     #[error("cannot seal a statistics segment (needs Linux 5.1 or newer): {0}")]
@@ -90,6 +102,10 @@ pub(crate) fn create(name: &str, len: usize) -> Result<(OwnedFd, Region), Create
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     };
     let fd = open(flags | MFD_NOEXEC_SEAL).or_else(|_| open(flags)).map_err(CreateError::Memfd)?;
+    // Asked before, since ftruncate(2) would have SIGXFSZ end the process.
+    if let Some(limit) = file_size_limit().filter(|limit| *limit < len as u64) {
+        return Err(CreateError::FileSize { len, limit });
+    }
     // SAFETY: plain system calls on a descriptor that we own.
     if unsafe { libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) } < 0 {
         return Err(CreateError::Size(io::Error::last_os_error(), len));
@@ -102,6 +118,14 @@ pub(crate) fn create(name: &str, len: usize) -> Result<(OwnedFd, Region), Create
         return Err(CreateError::Seal(io::Error::last_os_error()));
     }
     Ok((fd, region))
+}
+
+/// The largest size that a file of this process may get (RLIMIT_FSIZE), if that is limited.
+fn file_size_limit() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) } == 0;
+    (known && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
 /// Checks that a file is a sealed memfd, and answers its size in bytes. Nothing that could hang is done to

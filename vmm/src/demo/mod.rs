@@ -19,7 +19,7 @@ use crate::accounting::Detail;
 use crate::clock::Moment;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{Ending, Gate, OpenOnDrop};
-use crate::limits::raise_open_files;
+use crate::limits;
 use crate::publish::{Mounted, Publish, Published};
 use crate::run::{Ends, Outcome, RunError, outcome};
 use crate::seccomp::{self, Duties, Thread};
@@ -83,7 +83,7 @@ fn publish(registry: &Registry, options: &Options) -> Result<(Published, PathBuf
 /// # Errors
 /// [`RunError`]; whatever was started is stopped again.
 pub fn run(options: &Options) -> Result<Outcome, RunError> {
-    raise_open_files();
+    limits::make_the_best();
     let signals = Signals::receive().map_err(RunError::Signals)?;
     let hypervisor = Hypervisor::open()?;
     let registry = registry_for(options.guests * options.vcpus)?;
@@ -103,6 +103,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         })
         .collect::<Result<Vec<_>, RunError>>()?;
     let (published, mount, is_alone) = publish(&registry, options)?;
+    tree.tell_what_is_missing();
     let gate = Arc::new(Gate::default());
     let mut guests = Vec::new();
     let all_started = OpenOnDrop(&gate);
@@ -132,6 +133,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         watched => watched?,
     };
     ended?;
+    tree.tell_what_is_missing();
     print_totals(totals.map_err(reading)?, elapsed).map_err(output)?;
 
     let ended = guests.iter().map(|(vm, _)| outcome(vm, signal.or(Some(0))));
@@ -148,6 +150,9 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
 }
 
 fn output(error: io::Error) -> RunError {
+    // Else it would look as if there were too many threads.
+    let full = error.kind() == io::ErrorKind::WouldBlock;
+    let error = if full { io::Error::other("it is full, and non-blocking") } else { error };
     RunError::Host { what: "the standard output can not be written", error }
 }
 

@@ -36,6 +36,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use statsfs::{ThreadKind, ThreadStart};
 use thiserror::Error;
 
+use crate::message::tell;
+
 pub use self::violation::before_the_end;
 
 /// The kinds of thread that have a policy.
@@ -116,6 +118,7 @@ pub fn enable() -> Result<(), EnableError> {
     }
     violation::install_handler().map_err(EnableError::Handler)?;
     one_heap();
+    no_backtraces();
     std::panic::set_hook(Box::new(tell_panic));
     ENABLED.store(true, Ordering::Release);
     Ok(())
@@ -132,19 +135,26 @@ fn one_heap() {
     }
 }
 
-/// Says in one line that a thread panicked. What usually does that would read the program's own files if
-/// RUST_BACKTRACE is set, which a confined thread can not; and nothing would be said.
+/// Has nothing read the program's own files to show from where it was called, as RUST_BACKTRACE asks for: a
+/// confined thread can not, and what was to be told (that there is no memory, for one) would look like an
+/// attack.
+fn no_backtraces() {
+    // SAFETY: no other thread is there yet that could look at the environment.
+    unsafe { std::env::remove_var("RUST_BACKTRACE") };
+}
+
+/// Says in one line that a thread panicked, and how to learn from where.
 fn tell_panic(info: &std::panic::PanicHookInfo<'_>) {
     let payload = info.payload();
     let message = payload.downcast_ref::<&str>().copied();
     let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let thread = std::thread::current();
-    eprintln!(
-        "vmm: the thread {} panicked at {}: {} (--no-seccomp and RUST_BACKTRACE=1 show from where)",
+    tell(format_args!(
+        "the thread {} panicked at {}: {} (--no-seccomp and RUST_BACKTRACE=1 show from where)",
         thread.name().unwrap_or("without a name"),
         info.location().map_or("an unknown place".to_string(), ToString::to_string),
         message.unwrap_or("without a message"),
-    );
+    ));
 }
 
 /// Confines the calling thread to its policy, for ever, if policies are [enabled](enable).
@@ -171,7 +181,7 @@ fn install(thread: Thread) -> Result<(), seccompiler::Error> {
 pub fn thread_start() -> ThreadStart {
     ThreadStart::new(|kind| {
         if let Err(error) = confine(Thread::Statsfs(kind)) {
-            eprintln!("vmm: {error}");
+            tell(error);
             std::process::exit(crate::cli::STATUS_FAILED.into());
         }
     })

@@ -8,6 +8,8 @@ use std::time::Duration;
 use devices::virtio::block::{BlockEvents, Operation, Outcome};
 use devices::virtio::stats::BlockCounters;
 
+use crate::message::tell;
+
 /// Counts a disk's requests, and says the first failure of its file on standard error.
 pub(super) struct Told {
     counters: BlockCounters,
@@ -52,7 +54,7 @@ impl BlockEvents for Told {
     fn host_error(&self, operation: Operation, offset: Option<u64>, error: &io::Error) {
         self.counters.host_error(operation, offset, error);
         if !self.told.replace(true) {
-            eprintln!("vmm: {}", self.message(operation, offset, error));
+            tell(self.message(operation, offset, error));
         }
     }
 }

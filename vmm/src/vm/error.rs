@@ -23,6 +23,7 @@ pub enum VmError {
         /// What it was asked for.
         what: String,
         /// Why.
+        #[source]
         error: errno::Error,
     },
     /// KVM lacks what only machines with a kernel need.

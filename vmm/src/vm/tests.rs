@@ -336,7 +336,7 @@ fn limits_are_named() {
     assert!(error(|c| c.vcpus = 65).contains("1 to 64"));
     assert!(error(|c| c.memory = MIN_MEMORY - 4096).contains("1048576"));
     assert!(error(|c| c.memory = MIN_MEMORY + 1).contains("whole pages"));
-    assert!(error(|c| c.memory = MAX_MEMORY + 4096).contains("not 70364449214464"));
+    assert!(error(|c| c.memory = MAX_MEMORY + 4096).contains("not 8796093026304"));
     let too_large = |c: &mut Config| *c = config(vec![0; 2 << 20], Entry::Long, 1);
     assert!(error(too_large).contains("--memory"));
 }
