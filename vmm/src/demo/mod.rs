@@ -75,7 +75,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     }
     let names: Vec<_> =
         guests.iter().map(|(vm, name)| (vm.source_name().to_string(), name.clone())).collect();
-    let mut sampler = Sampler::new(mounted.path(), &names, options.vcpus);
+    let mut sampler = Sampler::new(mounted.path(), &names, options.vcpus).map_err(reading)?;
 
     let started = Instant::now();
     let watched = introduce(options, &mounted, &names)
