@@ -131,7 +131,7 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_ioctl, &[-1, TCSETS as i64], ALL),
         p(SYS_ioctl, &[-1, TIOCGPGRP as i64], ALL),
         p(SYS_getpgrp, &[], ALL),
-        p(SYS_ioctl, &[-1, TCGETS as i64], MAIN),
+        p(SYS_ioctl, &[-1, TCGETS as i64], ALL),
         p(SYS_ioctl, &[-1, TIOCGWINSZ as i64], MAIN),
         p(SYS_ioctl, &[-1, TIOCSTI as i64], NONE),
         // KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, and what else KVM has: KVM_CREATE_VM, KVM_SET_REGS,

@@ -82,9 +82,11 @@ fn every_thread() -> Vec<Rule> {
         any(SYS_restart_syscall),
         // Seeds of hash tables.
         any(SYS_getrandom),
-        // Messages, and the last line of a forbidden call; giving the terminal back before that.
+        // Messages, and the last line of a forbidden call; giving the terminal back before that, or before a
+        // fatal signal, on whichever thread that comes to. glibc looks what has become of it.
         any(SYS_write),
         ioctl(TCSETS),
+        ioctl(TCGETS),
         ioctl(TIOCGPGRP),
         any(SYS_getpgrp),
         // Files that go with the last who held them; in debug builds std looks first whether they are open.
@@ -173,8 +175,7 @@ fn main_thread(duties: Duties) -> Vec<Rule> {
         any(SYS_epoll_ctl),
         any(SYS_poll),
         any(SYS_read),
-        // Whether there is a terminal, and how wide it is.
-        ioctl(TCGETS),
+        // How wide the terminal is.
         ioctl(TIOCGWINSZ),
         // Stopping the vCPUs.
         when(SYS_tgkill, [is(0, own_pid), is(2, kick)]),
