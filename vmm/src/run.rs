@@ -20,6 +20,7 @@ use crate::seccomp::{self, ConfineError, Duties, EnableError, Thread};
 use crate::signals::Signals;
 use crate::terminal::{self, Terminal};
 use crate::tree::{KvmTree, TreeError, registry_for};
+use crate::trim;
 use crate::vm::{Config, Guest, RunningVm, Vm, VmError};
 
 /// Why a command failed.
@@ -197,6 +198,7 @@ fn wait(
     let input = Input::new(com1, room.try_clone().map_err(console)?, terminal.is_some());
     let input = Arc::new(Mutex::new(input));
     events.add_subscriber(input.clone());
+    trim::give_back();
     seccomp::confine(Thread::Main(duties))?;
     drop(all_ready);
     loop {

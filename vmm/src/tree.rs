@@ -30,11 +30,16 @@ use crate::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStat
 /// # Errors
 /// [`RegistryError`] if its first segment can not be made, or its thread can not be had.
 pub fn registry_for(vcpus: u32) -> Result<Registry, RegistryError> {
-    // A vCPU takes up to 8 KiB, and a machine no more than two of them beside.
+    // A vCPU takes up to 8 KiB, and a machine no more than two of them beside; what is said of each value
+    // takes some 50 KiB once. All of a segment's pages are there from the beginning: so one machine of one
+    // vCPU is not given more than it needs.
     const EACH: usize = 3 * (8 << 10);
+    const ONCE: usize = 88 << 10;
     let room = vcpus as usize * EACH;
-    let segment_size =
-        (room / MAX_SEGMENTS * 2).next_multiple_of(4096).clamp(DEFAULT_SEGMENT, MAX_SEGMENT);
+    let segment_size = (room / MAX_SEGMENTS * 2)
+        .max((ONCE + room).min(DEFAULT_SEGMENT))
+        .next_multiple_of(4096)
+        .min(MAX_SEGMENT);
     let registry = Registry::with_options(RegistryOptions {
         segment_size,
         max_segments: MAX_SEGMENTS,

@@ -111,7 +111,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         guests.push((vm.start_behind(&gate)?, name));
     }
     let names: Vec<_> = guests.iter().map(|(vm, name)| (vm.directory(), name.clone())).collect();
-    let mut sampler = Sampler::new(&mount, &names, options.vcpus, is_alone);
+    let mut sampler = Sampler::new(&mount, &names, options.vcpus, is_alone).map_err(reading)?;
 
     let started = Instant::now();
     let watched = introduce(options, &mount, &names)
