@@ -25,7 +25,7 @@ pub enum PublishError {
         path: PathBuf,
         /// Why.
         #[source]
-        error: EmbeddedError,
+        error: Box<EmbeddedError>,
     },
     /// They can not be published to the host's server.
     #[error("the statistics can not be published: {0}")]
@@ -178,7 +178,7 @@ impl Mounted {
             Embedded::mount_tree(tree, path, MountOptions::new().thread_start(thread_start()))
         })
         .map(Self)
-        .map_err(|error| PublishError::Mount { path: path.to_path_buf(), error })
+        .map_err(|error| PublishError::Mount { path: path.to_path_buf(), error: Box::new(error) })
     }
 
     /// Where the tree is mounted.
