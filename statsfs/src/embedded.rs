@@ -56,29 +56,23 @@ impl Owner {
         Self { uid, gid }
     }
 
-    /// The same with another group, the readers of private directories; `None` if there is none of that
-    /// name.
+    /// The same with another group, the readers of private directories; `None` if the host's `/etc/group`
+    /// has none of that name. A service that knows of more groups is not asked: the C library would load it
+    /// into this process for good, with all that it needs.
     pub fn with_readers(self, group: &str) -> Option<Self> {
-        let name = std::ffi::CString::new(group).ok()?;
-        let mut buffer = vec![0; 16 << 10];
-        let mut entry = std::mem::MaybeUninit::<libc::group>::uninit();
-        let mut found = std::ptr::null_mut();
-        // SAFETY: the name is a C string; the other pointers are to live memory, as long as stated.
-        let failed = unsafe {
-            libc::getgrnam_r(
-                name.as_ptr(),
-                entry.as_mut_ptr(),
-                buffer.as_mut_ptr(),
-                buffer.len(),
-                &mut found,
-            )
-        };
-        if failed != 0 || found.is_null() {
-            return None;
-        }
-        // SAFETY: the call succeeded and found the group, so `entry` is what `found` points to.
-        Some(Self { gid: unsafe { entry.assume_init() }.gr_gid, ..self })
+        let gid = group_id(&std::fs::read("/etc/group").ok()?, group)?;
+        Some(Self { gid, ..self })
     }
+}
+
+/// The number of a group in the text of `/etc/group` (group(5)): `name:password:number:members`.
+fn group_id(text: &[u8], group: &str) -> Option<u32> {
+    text.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b':');
+        let found = fields.next()? == group.as_bytes();
+        let number = std::str::from_utf8(fields.nth(1)?).ok()?;
+        if found { number.parse().ok() } else { None }
+    })
 }
 
 impl Registry {
@@ -151,5 +145,24 @@ impl Embedded {
     /// [`MountError`] if the mount is still there afterwards.
     pub fn unmount(self) -> Result<(), MountError> {
         self.mount.unmount()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_its_whole_name() {
+        let text =
+            b"root:x:0:\nkvmx:x:1:\nbroken\nkvm\nkvm:x:many:\nkvm:x:104:a,b\n\xff:x:7:\nlast:*:9";
+        for (group, id) in [("kvm", Some(104)), ("last", Some(9)), ("kv", None), ("a", None)] {
+            assert_eq!(group_id(text, group), id, "{group}");
+        }
+        assert_eq!(group_id(b"", "kvm"), None);
+        let owner = Owner { uid: 5, gid: 6 };
+        let root = owner.with_readers("root").unwrap();
+        assert_eq!((root.uid, root.gid), (5, 0));
+        assert!(owner.with_readers("no such group").is_none());
     }
 }

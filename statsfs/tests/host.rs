@@ -2,26 +2,29 @@
 
 mod support;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use statsfs::fs::{Caller, Kind, Nodes, ROOT};
 use statsfs::segment::Limits;
-use statsfs::tree::{Identity, Left, Numbers, Owner, ProcessKey, Tree, TreeError, TreeOptions};
+use statsfs::tree::{Identity, Owner, ProcessKey, Tree, TreeError, TreeOptions, UserLimits};
 use statsfs::value::{Descriptor, GroupBuilder, Semantics, ValueType};
 use statsfs::{DynSlot, Registry, Slot, Source};
 use support::{Work, below, flat, list, node, number, try_number};
 
 const READERS: u32 = 500;
 
+fn host_options() -> TreeOptions {
+    TreeOptions { pid_prefix: true, ..TreeOptions::new(Owner { uid: 0, gid: READERS }) }
+}
+
 fn host() -> Tree {
-    let options = TreeOptions::new(Owner { uid: 0, gid: READERS });
-    Tree::host(TreeOptions { pid_prefix: true, ..options })
+    Tree::host(host_options())
 }
 
 fn identity(pid: u32) -> Identity {
-    Identity { pid, uid: 1000 + pid, gid: 2000 + pid, is_host: false }
+    Identity { pid, uid: 1000 + pid, gid: 2000 + pid, is_public: true, is_host: false }
 }
 
 /// A process with one guest in `kvm`, as far as the tree can see.
@@ -72,10 +75,6 @@ fn link(tree: &Tree, name: &str) -> Option<String> {
     Some(tree.readlink(node).unwrap())
 }
 
-fn keep(_: &[Left]) -> std::io::Result<()> {
-    Ok(())
-}
-
 #[test]
 fn processes_come_and_go_and_every_count_stays() {
     let tree = host();
@@ -117,15 +116,12 @@ fn processes_come_and_go_and_every_count_stays() {
     assert_eq!(number(&tree, "kvm/.departed/work_done"), 13);
     assert_eq!(number(&tree, "kvm/work_done"), 117);
 
-    let mut left = Vec::new();
-    tree.fold(one.key, |all| {
-        left = all.to_vec();
-        Ok(())
-    })
-    .unwrap();
+    tree.fold(one.key).unwrap();
+    let saved = tree.save();
+    let left: Vec<_> = saved.ledger.iter().collect();
     assert_eq!(left.len(), 1);
-    assert_eq!((&*left[0].directory, left[0].group.name(), left[0].raw[0]), ("kvm", "work", 113));
-    assert_eq!(tree.left(), left);
+    let ((directory, group), left) = left[0];
+    assert_eq!((&**directory, saved.groups[*group].name(), left.raw[0]), ("kvm", "work", 113));
     assert_eq!(number(&tree, "kvm/work_done"), 117);
     assert_eq!(number(&tree, "kvm/.departed/work_done"), 113);
     assert_eq!(flat(&tree)["kvm/work_done"], "117");
@@ -133,9 +129,9 @@ fn processes_come_and_go_and_every_count_stays() {
     slot.update(|c| c.work_done.add(100));
     assert_eq!(number(&tree, "kvm/work_done"), 117);
     assert!(matches!(tree.reattach(one.key), Err(TreeError::NoProcess)));
-    assert!(matches!(tree.fold(one.key, keep), Err(TreeError::NoProcess)));
+    assert!(matches!(tree.fold(one.key), Err(TreeError::NoProcess)));
 
-    tree.fold(two.key, keep).unwrap();
+    tree.fold(two.key).unwrap();
     assert_eq!(number(&tree, "kvm/work_done"), 117);
     assert_eq!(number(&tree, "kvm/work_failed"), 34);
     assert_eq!(number(&tree, "kvm/work_time/count"), 3);
@@ -148,8 +144,8 @@ fn processes_come_and_go_and_every_count_stays() {
     );
 
     // What the next tree gets is what it shows.
-    let next = host();
-    next.restore(&tree.left()).unwrap();
+    let next = Tree::host_from(tree.save(), host_options()).unwrap();
+    assert_eq!(next.save(), tree.save());
     assert_eq!(flat(&next), flat(&tree));
     assert_eq!(number(&next, "kvm/.departed/work_done"), 117);
 }
@@ -168,7 +164,7 @@ fn clears_reach_whatever_is_counted_wherever_it_is() {
     tree.reattach(guests[0].key).unwrap();
     assert_eq!(number(&tree, "kvm/1-vm/work_done"), 1);
     tree.detach(guests[0].key).unwrap();
-    tree.fold(guests[1].key, keep).unwrap();
+    tree.fold(guests[1].key).unwrap();
     assert_eq!(number(&tree, "kvm/.departed/work_done"), 11);
     // Both what is detached and what is folded, and nothing else.
     assert_eq!(tree.clear("kvm/.departed/work_done").unwrap().0["work_done"], 11);
@@ -179,17 +175,18 @@ fn clears_reach_whatever_is_counted_wherever_it_is() {
     assert_eq!(number(&tree, "kvm/.departed/work_done"), 5);
     tree.reattach(guests[0].key).unwrap();
     assert_eq!(number(&tree, "kvm/1-vm/work_done"), 5);
-    tree.fold(guests[0].key, keep).unwrap();
+    tree.fold(guests[0].key).unwrap();
     assert_eq!(number(&tree, "kvm/.departed/work_done"), 5);
-    tree.fold(guests[2].key, keep).unwrap();
+    tree.fold(guests[2].key).unwrap();
     assert_eq!(tree.clear("kvm/.stats/clear").unwrap().0["work_done"], 25);
     assert_eq!(number(&tree, "kvm/work_done"), 0);
     assert_eq!(number(&tree, "kvm/work_time/sum"), 0);
-    let left: u64 = tree.left().iter().map(|left| left.raw[0]).sum();
-    assert_eq!(left, 36, "raw sums are what was counted");
-    assert_eq!(tree.left()[0].cleared[0], 36);
+    let saved = tree.save();
+    let left = saved.ledger.values().next().unwrap();
+    assert_eq!(left.raw[0], 36, "raw sums are what was counted");
+    assert_eq!(left.cleared[0], 36);
     guests[3].count(2);
-    tree.fold(guests[3].key, keep).unwrap();
+    tree.fold(guests[3].key).unwrap();
     assert_eq!(number(&tree, "kvm/work_done"), 2);
     assert_eq!(tree.clear(".stats/clear").unwrap().0["work_done"], 2);
     assert_eq!(number(&tree, "kvm/.departed/work_done"), 0);
@@ -221,23 +218,10 @@ fn narrow_counters_show_what_they_showed() {
     assert_eq!(number(&tree, "kvm/.departed/n8"), 100);
     tree.reattach(key).unwrap();
     assert_eq!(see(), (100, 100));
-    tree.fold(key, keep).unwrap();
+    tree.fold(key).unwrap();
     assert_eq!(see(), (100, 100));
     assert_eq!(tree.clear("kvm/n8").unwrap().0["n8"], 100);
     assert_eq!(see(), (0, 100));
-}
-
-#[test]
-fn a_fold_that_can_not_be_kept_changes_nothing() {
-    let tree = host();
-    let guest = Guest::join(&tree, 1, "web");
-    guest.count(3);
-    let error = tree.fold(guest.key, |_| Err(std::io::Error::other("the disk is full")));
-    assert!(matches!(error, Err(TreeError::Commit(_))));
-    assert_eq!((tree.usage().processes, tree.usage().detached, tree.usage().left), (1, 1, 0));
-    assert_eq!(number(&tree, "kvm/.departed/work_done"), 3);
-    tree.reattach(guest.key).unwrap();
-    assert_eq!(number(&tree, "kvm/1-web/work_done"), 3);
 }
 
 #[test]
@@ -248,7 +232,7 @@ fn nobody_joins_twice() {
     assert!(matches!(again, Err(TreeError::Joined(key)) if key == guest.key));
     tree.detach(guest.key).unwrap();
     assert!(matches!(guest.registry.join(&tree, identity(1)), Err(TreeError::Joined(_))));
-    tree.fold(guest.key, keep).unwrap();
+    tree.fold(guest.key).unwrap();
     guest.registry.join(&tree, identity(1)).unwrap();
 }
 
@@ -272,8 +256,8 @@ fn links_by_name() {
     // A name stays what it is; whoever comes next has the shorter one.
     tree.reattach(one.key).unwrap();
     assert_eq!(node(&tree, "by-name/web").unwrap(), old, "the same directory has the same number");
-    tree.fold(one.key, keep).unwrap();
-    tree.fold(two.key, keep).unwrap();
+    tree.fold(one.key).unwrap();
+    tree.fold(two.key).unwrap();
     assert!(names(&tree, "by-name").is_empty());
     assert_eq!(node(&tree, "by-name/.stats").unwrap_err().0, libc::ENOENT);
 }
@@ -304,7 +288,7 @@ fn reserved_names_are_left_out_and_the_hosts_own_is_not() {
     own.join(&tree, Identity { is_host: true, ..identity(1) }).unwrap();
     assert_eq!(number(&tree, "statsfs/requests/work_done"), 9);
     assert_eq!(number(&tree, "statsfs/work_done"), 9);
-    tree.fold(key, keep).unwrap();
+    tree.fold(key).unwrap();
     assert_eq!((tree.usage().clashes, tree.usage().left_out), (3, 0));
     assert_eq!(number(&tree, "statsfs/work_done"), 9);
     assert_eq!(number(&tree, ".departed/work_done"), 2, "nothing is lost");
@@ -330,11 +314,11 @@ fn other_identities_of_a_name_are_left_out_and_come_when_it_is_free() {
     assert_eq!((number(&tree, "kvm/n"), number(&tree, "kvm/2-vm/n")), (5, 70));
     assert_eq!((tree.usage().clashes, tree.usage().left_out), (1, 1));
     // What is left keeps the name.
-    tree.fold(first, keep).unwrap();
+    tree.fold(first).unwrap();
     assert_eq!(number(&tree, "kvm/n"), 5);
-    tree.fold(second, keep).unwrap();
+    tree.fold(second).unwrap();
     assert_eq!(number(&tree, "kvm/n"), 5);
-    assert_eq!(tree.left().len(), 2);
+    assert_eq!(tree.save().ledger.len(), 2);
 }
 
 #[test]
@@ -365,13 +349,13 @@ fn two_top_level_names_do_not_mix() {
     tree.detach(key).unwrap();
     assert_eq!(see(), [110, 111, 1000]);
     assert_eq!(number(&tree, "net/.departed/work_done"), 111);
-    tree.fold(key, keep).unwrap();
+    tree.fold(key).unwrap();
     assert_eq!(see(), [110, 111, 1000]);
     assert_eq!(number(&tree, "kvm/.departed/work_done"), 110);
-    let mut left: Vec<_> =
-        tree.left().iter().map(|left| (left.directory.clone(), left.raw[0])).collect();
-    left.sort();
-    assert_eq!(left, [("".into(), 1000), ("kvm".into(), 110), ("net".into(), 111)]);
+    let saved = tree.save();
+    let left: Vec<_> =
+        saved.ledger.iter().map(|((directory, _), left)| (&**directory, left.raw[0])).collect();
+    assert_eq!(left, [("", 1000), ("kvm", 110), ("net", 111)]);
     assert_eq!(tree.clear("net/.stats/clear").unwrap().0["work_done"], 111);
     assert_eq!(see(), [110, 0, 1000]);
     assert_eq!(tree.clear(".stats/clear").unwrap().0["work_done"], 1110);
@@ -509,9 +493,8 @@ fn whoever_waits_is_told_what_is_gone() {
 
 #[test]
 fn a_process_beyond_its_limits_is_let_go_and_told_why() {
-    let options = TreeOptions::new(Owner { uid: 0, gid: READERS });
     let limits = Limits { sources: 4, ..Limits::default() };
-    let tree = Tree::host(TreeOptions { pid_prefix: true, limits, ..options });
+    let tree = Tree::host(TreeOptions { limits, ..host_options() });
     let modest = Guest::join(&tree, 1, "modest");
     let greedy = Guest::join(&tree, 2, "greedy");
     modest.count(1);
@@ -535,78 +518,112 @@ fn a_process_beyond_its_limits_is_let_go_and_told_why() {
     assert!(matches!(again, Err(TreeError::Segment(_))), "{again:?}");
 }
 
-/// Numbers that are kept, as far as there are any.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Granted>>);
-
-#[derive(Default)]
-struct Granted {
-    last: u64,
-    blocks: HashMap<(u128, u64), u64>,
-    names: HashMap<String, u64>,
-    exhausted: bool,
-}
-
-impl Granted {
-    fn next(&mut self) -> std::io::Result<u64> {
-        if self.exhausted {
-            return Err(std::io::Error::other("the disk is full"));
-        }
-        self.last += 1;
-        Ok(self.last)
-    }
-}
-
-impl Numbers for Kept {
-    fn block(&mut self, publisher: u128, high: u64) -> std::io::Result<u64> {
-        let mut granted = self.0.lock().unwrap();
-        if let Some(block) = granted.blocks.get(&(publisher, high)) {
-            return Ok(*block);
-        }
-        let block = granted.next()?;
-        granted.blocks.insert((publisher, high), block);
-        Ok(block)
-    }
-
-    fn directory(&mut self, name: &str) -> std::io::Result<u64> {
-        let mut granted = self.0.lock().unwrap();
-        if let Some(number) = granted.names.get(name) {
-            return Ok(*number);
-        }
-        let number = granted.next()? << 12;
-        granted.names.insert(name.to_owned(), number);
-        Ok(number)
-    }
+#[test]
+fn what_a_user_may_bring_has_limits_that_a_refusal_names() {
+    let of = |group: String, values: usize| {
+        let value =
+            |n| Descriptor::new(format!("{group}_n{n}"), ValueType::U64, Semantics::Cumulative);
+        let group = GroupBuilder::new(group.clone());
+        (0..values).fold(group, |group, n| group.value(value(n))).build().unwrap()
+    };
+    // A process with one top-level directory per name, and a group in the first.
+    let join = |tree: &Tree, pid: u32, uid: u32, names: &[&str], groups: &[(&str, usize)]| {
+        let registry = Registry::new().unwrap();
+        let tops: Vec<_> = names.iter().map(|name| registry.create_source(name).unwrap()).collect();
+        tops.iter().for_each(|top| top.register().unwrap());
+        let slots: Vec<_> = groups
+            .iter()
+            .map(|(group, values)| tops[0].add_group(&of((*group).to_owned(), *values)).unwrap())
+            .collect();
+        slots.iter().for_each(|slot| slot.add(0, 1));
+        let key = registry.join(tree, Identity { uid, ..identity(pid) });
+        (key, registry, slots, tops)
+    };
+    let user_limits = UserLimits { groups: 2, values: 5, directories: 3 };
+    let tree = Tree::host(TreeOptions { user_limits, ..host_options() });
+    let refused = |key: Result<ProcessKey, TreeError>, says: &str| {
+        let error = key.unwrap_err();
+        assert!(matches!(error, TreeError::Limit { .. }), "{error:?}");
+        assert_eq!(error.to_string(), says);
+    };
+    let (first, ..) = join(&tree, 1, 50, &["a", "b"], &[("g", 2)]);
+    let first = first.unwrap();
+    let (key, ..) = join(&tree, 2, 50, &["a", "c", "d"], &[]);
+    refused(key, "user 50 has more directories at the top level than the limit of 3");
+    let (key, ..) = join(&tree, 2, 50, &["a"], &[("h", 4)]);
+    refused(key, "user 50 has more different values than the limit of 5");
+    let (key, ..) = join(&tree, 2, 50, &["a"], &[("h", 1), ("i", 1)]);
+    refused(key, "user 50 has more groups of values than the limit of 2");
+    assert_eq!((tree.usage().processes, tree.usage().groups), (1, 1), "nothing came of these");
+    assert_eq!(names(&tree, ""), ["by-name", "a", "b"]);
+    // What is there costs nobody anything, nor do others' limits.
+    let (key, ..) = join(&tree, 3, 50, &["a", "b"], &[("g", 2)]);
+    key.unwrap();
+    let (other, ..) = join(&tree, 4, 51, &["c", "d", "e"], &[("h", 4), ("g", 2)]);
+    other.unwrap();
+    let (key, ..) = join(&tree, 5, 50, &["c", "d", "e", "f"], &[("h", 4)]);
+    key.unwrap();
+    // One that is there and brings more is let go.
+    let (key, registry, ..) = join(&tree, 6, 50, &["a"], &[]);
+    let key = key.unwrap();
+    assert_eq!(tree.usage().processes, 5);
+    registry.create_source("z").unwrap().register().unwrap();
+    assert_eq!(tree.usage().processes, 4);
+    assert!(flat(&tree).contains_key("a/g_n0"));
+    let refused = tree.refused();
+    assert_eq!((refused.len(), refused[0].process), (1, key));
+    assert!(matches!(refused[0].error, TreeError::Limit { limit: 3, uid: 50, .. }));
+    // A directory in which nothing was counted is forgotten, and may be brought again.
+    tree.fold(first).unwrap();
+    assert!(names(&tree, "").contains(&"b".to_owned()), "another has it");
 }
 
 #[test]
-fn numbers_that_are_kept_outlast_the_tree() {
-    let kept = Kept::default();
-    let options = TreeOptions::new(Owner { uid: 0, gid: READERS });
-    let options = TreeOptions { pid_prefix: true, ..options };
-    let tree = Tree::host_with(options.clone(), kept.clone());
-    let guest = Guest::join(&tree, 1, "web");
-    let inner = below(&guest.registry, &guest.guest, "inner");
-    let _slot = inner.add_values::<Work>().unwrap();
-    let paths = ["kvm", "kvm/work_done", "kvm/1-web", "kvm/1-web/inner/work_done", "by-name/web"];
-    let numbers = |tree: &Tree| paths.map(|path| node(tree, path).unwrap());
-    let before = numbers(&tree);
-    tree.detach(guest.key).unwrap();
-    tree.reattach(guest.key).unwrap();
-    assert_eq!(numbers(&tree), before);
-    drop(tree);
-    let tree = Tree::host_with(options, kept.clone());
-    // Whoever comes first this time.
-    let other = Guest::join(&tree, 2, "other");
-    guest.registry.join(&tree, identity(1)).unwrap();
-    assert_eq!(numbers(&tree), before);
-    assert!(!before.contains(&node(&tree, "kvm/2-other").unwrap()));
-    // What can not have one is not shown, but counts.
-    kept.0.lock().unwrap().exhausted = true;
-    let third = Guest::join(&tree, 3, "third");
-    third.count(7);
-    assert_eq!(try_number(&tree, "kvm/3-third/work_done").unwrap_err().0, libc::ENOENT);
-    assert_eq!(number(&tree, "kvm/work_done"), 7);
-    other.count(1);
-    assert_eq!(number(&tree, "kvm/2-other/work_done"), 1);
+fn what_comes_is_taken_over_bit_by_bit_and_nothing_is_lost() {
+    const SOURCES: u64 = 5000;
+    let tree = host();
+    let registry = Registry::with_options(statsfs::RegistryOptions {
+        segment_size: 4 << 20,
+        ..Default::default()
+    })
+    .unwrap();
+    let kvm = registry.create_source("kvm").unwrap();
+    kvm.register().unwrap();
+    let mut all: Vec<_> = (0..SOURCES).map(|n| below(&registry, &kvm, &format!("s{n}"))).collect();
+    let count = |source: &Source| {
+        let slot = source.add_values::<Work>().unwrap();
+        slot.update(|c| c.work_done.add(1));
+        slot
+    };
+    let mut slots: Vec<_> = all.iter().map(count).collect();
+    let key = registry.join(&tree, identity(1)).unwrap();
+    assert_eq!(number(&tree, "kvm/work_done"), SOURCES as i128);
+    assert_eq!(tree.usage().sources as u64, SOURCES + 1);
+    // Nobody looks while they come and go, so some are gone before they were ever taken over.
+    for n in 0..3000 {
+        let source = below(&registry, &kvm, &format!("t{n}"));
+        slots.push(count(&source));
+        all.push(source);
+    }
+    for source in all.drain(..).step_by(2) {
+        kvm.remove_subordinate(&source).unwrap();
+    }
+    // Not at once, where this process has used up its share of a slow machine.
+    support::until("all are taken over", || number(&tree, "kvm/work_done") == 8000);
+    assert_eq!(number(&tree, "kvm/.departed/work_done"), 4000);
+    // A clear takes what has been taken over by then, and leaves the rest.
+    for n in 0..3000 {
+        slots.push(count(&below(&registry, &kvm, &format!("u{n}"))));
+    }
+    let taken = i128::from(tree.clear("kvm/work_done").unwrap().0["work_done"]);
+    assert!((8000..=11_000).contains(&taken), "{taken}");
+    support::until("the rest", || number(&tree, "kvm/work_done") + taken == 11_000);
+    for n in 0..3000 {
+        slots.push(count(&below(&registry, &kvm, &format!("v{n}"))));
+    }
+    tree.fold(key).unwrap();
+    assert_eq!(number(&tree, "kvm/work_done") + taken, 14_000);
+    assert_eq!(tree.save().ledger.values().next().unwrap().raw[0], 14_000);
+    let usage = tree.usage();
+    assert_eq!((usage.sources, usage.processes, usage.directories), (0, 0, 2));
 }

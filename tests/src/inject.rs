@@ -126,7 +126,23 @@ pub fn call(thread: i32, number: i64, arguments: [u64; 3]) {
 /// # Panics
 /// If one of the threads can not be traced.
 pub fn call_after_read(thread: i32, others: &[i32], number: i64, arguments: [u64; 3]) {
-    let _others: Vec<_> = others.iter().map(|other| Stopped::new(*other)).collect();
+    let held = hold_after_read(thread, others);
+    assert!(held.thread.call(number, arguments), "it has just come out of one");
+}
+
+/// Threads that stand still until this is dropped.
+pub struct Held {
+    thread: Stopped,
+    _others: Vec<Stopped>,
+}
+
+/// Holds a thread as soon as the read(2) that it waits in has given it something, and `others` who wait for
+/// the same from now on.
+///
+/// # Panics
+/// If one of the threads can not be traced.
+pub fn hold_after_read(thread: i32, others: &[i32]) -> Held {
+    let others: Vec<_> = others.iter().map(|other| Stopped::new(*other)).collect();
     let thread = Stopped::new(thread);
     wait_until("a read", || {
         thread.run_to_call();
@@ -135,7 +151,7 @@ pub fn call_after_read(thread: i32, others: &[i32], number: i64, arguments: [u64
         let read = registers.orig_rax == libc::SYS_read as u64 && registers.rax as i64 > 0;
         read.then_some(())
     });
-    assert!(thread.call(number, arguments), "it has just come out of one");
+    Held { thread, _others: others }
 }
 
 /// Two bytes of the thread's code.

@@ -7,6 +7,7 @@
 //! * [`vmm`] starts them, [`running`] looks at them, waits for them and cleans up after them, in all cases.
 //! * [`flat`] reads the statistics' bulk form.
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
+//! * [`memory`] looks what of their memory is not the guest's.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
 //! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
@@ -24,6 +25,7 @@ pub mod guest;
 pub mod inject;
 pub mod kvm_run;
 pub mod linux;
+pub mod memory;
 pub mod namespace;
 pub mod nested;
 pub mod newc;

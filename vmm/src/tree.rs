@@ -30,11 +30,16 @@ use crate::stats::{BusStats, SchedStats, VcpuDeviceStats, VcpuStats, VmStartStat
 /// # Errors
 /// [`RegistryError`] if its first segment can not be made, or its thread can not be had.
 pub fn registry_for(vcpus: u32) -> Result<Registry, RegistryError> {
-    // A vCPU takes up to 8 KiB, and a machine no more than two of them beside.
+    // A vCPU takes up to 8 KiB, and a machine no more than two of them beside; what is said of each value
+    // takes some 50 KiB once. All of a segment's pages are there from the beginning: so one machine of one
+    // vCPU is not given more than it needs.
     const EACH: usize = 3 * (8 << 10);
+    const ONCE: usize = 88 << 10;
     let room = vcpus as usize * EACH;
-    let segment_size =
-        (room / MAX_SEGMENTS * 2).next_multiple_of(4096).clamp(DEFAULT_SEGMENT, MAX_SEGMENT);
+    let segment_size = (room / MAX_SEGMENTS * 2)
+        .max((ONCE + room).min(DEFAULT_SEGMENT))
+        .next_multiple_of(4096)
+        .min(MAX_SEGMENT);
     let registry = Registry::with_options(RegistryOptions {
         segment_size,
         max_segments: MAX_SEGMENTS,
@@ -176,14 +181,15 @@ impl KvmTree {
         self.sampled.tell_what_is_missing();
     }
 
-    /// Adds a machine of this process called `name`.
+    /// Adds a machine of this process called `name`, whose directory is for all to read if it is `public`.
     ///
     /// # Errors
     /// [`TreeError`] if the process has a machine of this name.
-    pub fn add_machine(&self, name: &str) -> Result<MachineTree, TreeError> {
-        // What one guest does is for its owner and the readers' group; the totals are for all.
+    pub fn add_machine(&self, name: &str, public: bool) -> Result<MachineTree, TreeError> {
+        // What one guest does is for its owner and the readers' group, unless told; the totals are for all.
         let build = || {
-            let source = self.registry.source(name).private().create()?;
+            let source = self.registry.source(name);
+            let source = if public { source } else { source.private() }.create()?;
             self.source.add_subordinate(&source)?;
             Ok(source)
         };
@@ -333,7 +339,7 @@ mod tests {
             RegistryOptions { segment_size: 64 << 10, max_segments: 1, ..Default::default() };
         let registry = Registry::with_options(options).unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let devices = || ["serial0", "exit0"].into_iter();
         let vcpus: Vec<_> = (0..64).map(|i| machine.add_vcpu(i, devices()).unwrap()).collect();
         for vcpu in &vcpus {
@@ -342,7 +348,7 @@ mod tests {
         }
         assert_eq!(registry.usage().segments, 1);
         // The next machine has nothing at all, and can be made all the same.
-        let next = kvm.add_machine("b").unwrap();
+        let next = kvm.add_machine("b", false).unwrap();
         next.add_vcpu(0, devices()).unwrap();
         next.add_values::<VmStats>().unwrap();
     }
@@ -351,10 +357,10 @@ mod tests {
     fn a_name_that_is_taken_is_an_error() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         machine.add_vcpu(0, std::iter::empty()).unwrap();
         assert!(machine.add_vcpu(0, std::iter::empty()).is_err());
-        let error = kvm.add_machine("a").err().unwrap().to_string();
+        let error = kvm.add_machine("a", false).err().unwrap().to_string();
         assert!(error.contains("\"a\"") && error.contains("already exists"), "{error}");
         assert!(KvmTree::register(&registry).is_err());
     }
@@ -363,7 +369,7 @@ mod tests {
     fn a_vcpu_takes_at_most_8_kib() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let bytes = |i| {
             let slots = machine.add_vcpu(i, ["serial0", "exit0"].into_iter()).unwrap();
             let usage = registry.usage();
@@ -379,7 +385,7 @@ mod tests {
     fn a_machine_that_leaves_stays_counted_in_the_totals() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let slots = machine.add_vcpu(0, ["serial0"].into_iter()).unwrap();
         slots.devices[0].io_reads.add(3);
         slots.bus.bus_unclaimed_io_reads.add(4);

@@ -57,6 +57,8 @@ pub struct Config {
     pub guest: Guest,
     /// Whether the serial console goes to standard output, or nowhere.
     pub console: bool,
+    /// Whether everybody may look into its statistics' directory, and not only its user and the readers' group.
+    pub public: bool,
     /// How much is accounted per exit.
     pub accounting: Detail,
 }
@@ -146,7 +148,7 @@ impl Vm {
         {
             return Err(VmError::MemorySize(config.memory));
         }
-        let tree = tree.add_machine(&config.name)?;
+        let tree = tree.add_machine(&config.name, config.public)?;
         let slot = tree.add_values::<VmStats>()?;
         slot.vm_memory_bytes.set(config.memory);
         slot.vm_vcpus.set(config.vcpus);

@@ -12,7 +12,7 @@ use libc::*;
 use statsfs::ThreadKind;
 use vmm::seccomp::{Device, Duties, Thread, before_the_end, confine, enable};
 
-const POLICIES: [(&str, Thread); 13] = [
+const POLICIES: [(&str, Thread); 14] = [
     ("main", Thread::Main(Duties { mount: false, stats_out: false })),
     ("main+mount", Thread::Main(Duties { mount: true, stats_out: false })),
     ("main+out", Thread::Main(Duties { mount: false, stats_out: true })),
@@ -26,6 +26,7 @@ const POLICIES: [(&str, Thread); 13] = [
     ("request", Thread::Statsfs(ThreadKind::Request)),
     ("bulk", Thread::Statsfs(ThreadKind::Bulk)),
     ("invalidation", Thread::Statsfs(ThreadKind::Invalidation)),
+    ("demo", Thread::Reader),
 ];
 
 /// A call with arguments that do no harm where it is allowed, and the policies that allow it.
@@ -38,11 +39,15 @@ const EVENTS: &[&str] = &["main", "block", "net", "entropy"];
 /// Those who read the segments.
 const TREE: &[&str] =
     &["main+mount", "main+out", "main+both", "session", "request", "bulk", "invalidation"];
-const FILES: &[&str] = &["main+mount", "main+both", "bulk"];
+/// Those who look what kind of file it is.
+const METADATA: &[&str] =
+    &["main+mount", "main+out", "main+both", "session", "request", "bulk", "inval", "demo"];
+const READS: &[&str] = &["main", "block", "net", "entropy", "session", "request", "bulk", "demo"];
+const FILES: &[&str] = &["main+mount", "main+both", "bulk", "demo"];
 const MOUNT: &[&str] = &["main+mount", "main+both"];
 const OUT: &[&str] = &["main+out", "main+both"];
 /// Those who may open something.
-const OPENS: &[&str] = &["main+mount", "main+out", "main+both", "bulk", "session"];
+const OPENS: &[&str] = &["main+mount", "main+out", "main+both", "bulk", "session", "demo"];
 
 impl Probe {
     /// An entry of the list is the beginning of a policy's name.
@@ -81,6 +86,7 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_madvise, &[0, 0, MADV_DONTNEED.into()], ALL),
         p(SYS_madvise, &[0, 0, MADV_FREE.into()], ALL),
         p(SYS_madvise, &[0, 0, MADV_HUGEPAGE.into()], ALL),
+        p(SYS_madvise, &[0, 0, MADV_NOHUGEPAGE.into()], ALL),
         p(SYS_madvise, &[0, 0, 102], &["session"]),
         p(SYS_madvise, &[0, 0, MADV_HWPOISON.into()], NONE),
         p(SYS_prctl, &[PR_SET_VMA.into(), PR_SET_VMA_ANON_NAME as i64], ALL),
@@ -98,8 +104,8 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_write, &[-1], ALL),
         p(SYS_close, &[-1], ALL),
         // From the highest to the lowest is nothing.
-        p(SYS_close_range, &[9, 8], ALL),
-        p(SYS_close_range, &[9, 8, CLOSE_RANGE_UNSHARE.into()], NONE),
+        p(SYS_close_range, &[9, 8], NONE),
+        p(SYS_dup3, &[-1, -1, cloexec], NONE),
         p(SYS_fcntl, &[-1, F_GETFD.into()], ALL),
         p(SYS_fcntl, &[-1, F_GET_SEALS.into()], TREE),
         p(SYS_fcntl, &[-1, F_DUPFD_CLOEXEC.into()], TREE),
@@ -125,7 +131,7 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_ioctl, &[-1, TCSETS as i64], ALL),
         p(SYS_ioctl, &[-1, TIOCGPGRP as i64], ALL),
         p(SYS_getpgrp, &[], ALL),
-        p(SYS_ioctl, &[-1, TCGETS as i64], MAIN),
+        p(SYS_ioctl, &[-1, TCGETS as i64], ALL),
         p(SYS_ioctl, &[-1, TIOCGWINSZ as i64], MAIN),
         p(SYS_ioctl, &[-1, TIOCSTI as i64], NONE),
         // KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, and what else KVM has: KVM_CREATE_VM, KVM_SET_REGS,
@@ -144,7 +150,7 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_epoll_wait, &[-1], EVENTS),
         p(SYS_epoll_pwait, &[-1], EVENTS),
         p(SYS_epoll_ctl, &[-1], MAIN),
-        p(SYS_read, &[-1], &["main", "block", "net", "entropy", "session", "request", "bulk"]),
+        p(SYS_read, &[-1], READS),
         p(SYS_readv, &[-1], &["net", "entropy"]),
         p(SYS_writev, &[-1], &["net", "session", "request", "bulk", "invalidation"]),
         p(SYS_pread64, &[-1], &["main", "vcpu", "keeper", "session", "request", "bulk", "inval"]),
@@ -153,11 +159,11 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_pwritev, &[-1], &["block"]),
         p(SYS_fdatasync, &[-1], &["block"]),
         p(SYS_fallocate, &[-1], &["block"]),
-        p(SYS_fstat, &[-1], TREE),
+        p(SYS_fstat, &[-1], METADATA),
         p(SYS_fstatfs, &[-1], TREE),
-        p(SYS_newfstatat, &[-1], TREE),
-        p(SYS_statx, &[-1], TREE),
-        p(SYS_lseek, &[-1], TREE),
+        p(SYS_newfstatat, &[-1], METADATA),
+        p(SYS_statx, &[-1], METADATA),
+        p(SYS_lseek, &[-1], METADATA),
         p(SYS_openat, &[-1, 0, cloexec], FILES),
         p(SYS_open, &[0, cloexec], FILES),
         p(SYS_openat, &[-1, 0, i64::from(O_PATH | O_DIRECTORY) | cloexec], FILES),

@@ -218,7 +218,8 @@ fn signals_leave_the_terminal_as_it_was() {
         pty.wait_raw();
         signal(&child, number);
         let status = pty.wait_for_exit(&mut child);
-        assert_eq!(status.code(), code, "{status}");
+        let seen = String::from_utf8_lossy(&pty.seen);
+        assert_eq!(status.code(), code, "{status}: {seen}");
         if code.is_none() {
             assert_eq!(status.signal(), Some(number), "it dies of the signal");
         }

@@ -6,17 +6,22 @@
 //! tree's lock, so what a clear took and what is left always add up to what was counted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::io;
 
 use super::files::IdentityId;
 use super::inode::DirId;
 use super::model::counting_slots;
+use super::saved::Occasion;
 use super::sweep::{Account, Cells, Request, Sweep, Want};
 use super::{GroupId, SourceKey, State};
 use crate::aggregate::since;
 use crate::segment::process::Reading;
 use crate::value::{Descriptor, GroupDescriptor, Semantics};
 
-type OfGroups = HashMap<GroupId, Box<[u64]>>;
+pub(super) type OfGroups = HashMap<GroupId, Box<[u64]>>;
+/// The baselines that a clear replaced, by account.
+type Before = Vec<(Account, GroupId, Option<Box<[u64]>>)>;
 
 /// What was cleared, by account: raw words in the order of the group's.
 #[derive(Debug, Default)]
@@ -107,9 +112,39 @@ impl Baselines {
         of_sources.chain(self.left.values()).map(HashMap::len).sum()
     }
 
+    /// Those of sources, and of what departed from them.
+    pub(super) fn of_sources(&self) -> impl Iterator<Item = (SourceKey, bool, &OfGroups)> {
+        let live = self.live.iter().map(|(key, groups)| (*key, false, groups));
+        live.chain(self.departed.iter().map(|(key, groups)| (*key, true, groups)))
+    }
+
+    /// Puts back what a clear replaced.
+    fn put_back(&mut self, before: Before) {
+        for (account, group, words) in before {
+            if let Some(words) = words {
+                self.entry(account, group, words.len()).copy_from_slice(&words);
+                continue;
+            }
+            match account {
+                Account::Live(key) => remove(&mut self.live, key, group),
+                Account::Departed(key) => remove(&mut self.departed, key, group),
+                Account::Left(dir) => remove(&mut self.left, dir, group),
+            }
+        }
+    }
+
     /// The groups of a live source that have baselines.
     pub(crate) fn live_groups(&self, key: SourceKey) -> impl Iterator<Item = (GroupId, &[u64])> {
         self.live.get(&key).into_iter().flatten().map(|(group, words)| (*group, &**words))
+    }
+}
+
+fn remove<K: Eq + Hash>(all: &mut HashMap<K, OfGroups>, key: K, group: GroupId) {
+    if let Some(groups) = all.get_mut(&key) {
+        groups.remove(&group);
+        if groups.is_empty() {
+            all.remove(&key);
+        }
     }
 }
 
@@ -191,11 +226,12 @@ impl State {
         shown.collect()
     }
 
-    /// Clears, from a sweep of what the scope requests, and answers what that took away.
-    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope, sweep: &Sweep) -> Cleared {
+    /// Clears, from a sweep of what the scope requests, and answers what that took away. Nothing is cleared
+    /// if that could not be kept.
+    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope, sweep: &Sweep) -> io::Result<Cleared> {
         let members = self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default();
         let want = scope.request(dir).want;
-        let mut cleared = Cleared::default();
+        let (mut cleared, mut before) = (Cleared::default(), Before::new());
         for cells in &sweep.cells {
             let departs_in = self.departs_in(cells.account);
             let included = match scope {
@@ -209,10 +245,19 @@ impl State {
                 Scope::All(_) | Scope::Subtree => true,
             };
             if included {
+                let old = self.baselines.get(cells.account, cells.group).map(Box::from);
+                before.push((cells.account, cells.group, old));
                 self.clear_cells(sweep, cells, want, &mut cleared);
             }
         }
-        cleared
+        if self.keeper.is_some() {
+            let saved = self.save();
+            if let Err(error) = self.keep(&saved, Occasion::Cleared) {
+                self.baselines.put_back(before);
+                return Err(error);
+            }
+        }
+        Ok(cleared)
     }
 
     fn clear_cells(&mut self, sweep: &Sweep, cells: &Cells, want: Want, cleared: &mut Cleared) {

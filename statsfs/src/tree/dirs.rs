@@ -43,6 +43,8 @@ pub(crate) struct Dir {
     files: OnceLock<Files>,
     /// The values that the last files left out.
     left_out: Vec<Box<str>>,
+    /// At the top level: the user whose process brought the name, if that counts.
+    brought_by: Option<u32>,
 }
 
 impl Dir {
@@ -62,7 +64,21 @@ impl Dir {
             next_admission: 0,
             files: OnceLock::new(),
             left_out: Vec::new(),
+            brought_by: None,
         }
+    }
+
+    /// The identities that were admitted, in that order.
+    pub(super) fn admitted(&self) -> Vec<IdentityId> {
+        let mut all: Vec<_> = self.admitted.iter().map(|(id, (when, _))| (*when, *id)).collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Has identities that were admitted when the directory was there before come in that order.
+    fn admit_in_order(&mut self, identities: &[IdentityId]) {
+        self.admitted = (0..).zip(identities).map(|(when, id)| (*id, (when, 0))).collect();
+        self.next_admission = identities.len() as u64;
     }
 
     /// Counts a group in or out, of the directory's own or of those below. Answers whether it appeared or
@@ -77,7 +93,7 @@ impl Dir {
                     self.next_admission += 1;
                     self.admitted.entry(*identity).or_insert((next, 0)).1 += 1;
                 } else if let Some((_, groups)) = self.admitted.get_mut(identity) {
-                    *groups -= 1;
+                    *groups = groups.saturating_sub(1);
                     if *groups == 0 {
                         self.admitted.remove(identity);
                     }
@@ -180,7 +196,7 @@ impl State {
             }
             let groups = process.source(key.1).into_iter().flat_map(|record| &record.groups);
             let accumulated = groups.filter(|group| group.accumulator.is_some());
-            all.extend(accumulated.filter_map(|group| self.group_id(&group.group)));
+            all.extend(accumulated.filter_map(|group| self.group_of(key.0, &group.group)));
         }
         all
     }
@@ -234,10 +250,12 @@ impl State {
                 self.clashes.report("source", name, "", Why::Reserved);
                 return None;
             }
-            match self.top_level(name, created_ns) {
+            let by = self.charges(identity).then_some(identity.uid);
+            match self.top_level(name, created_ns, by) {
                 Ok(dir) => dir,
                 Err(error) => {
-                    tracing::error!(%error, name, "no number for a directory: it is left out");
+                    tracing::debug!(%error, name, "no number for a directory yet");
+                    self.processes[key.0].await_number(key.1);
                     return None;
                 }
             }
@@ -255,10 +273,13 @@ impl State {
             let id = match self.number(key) {
                 Ok(id) => id,
                 Err(error) => {
-                    tracing::error!(%error, name, "no number for a directory: it is left out");
+                    tracing::debug!(%error, name, "no number for a directory yet");
+                    self.processes[key.0].await_number(key.1);
                     return None;
                 }
             };
+            // Once below the shared directories is enough: what is below that is reached through it.
+            let private = private || (!identity.is_public && self.dirs[&above].parent == ROOT_DIR);
             let gid = if private || self.is_private(above) {
                 self.options.owner.gid
             } else {
@@ -298,25 +319,47 @@ impl State {
     /// The number of a source's directory.
     fn number(&mut self, (process, id): SourceKey) -> std::io::Result<DirId> {
         let high = id >> PLACE_BITS;
-        let member = &mut self.processes[process];
-        let block = match member.blocks.get(&high) {
+        let identity = self.processes[process].identity;
+        let block = match self.processes[process].blocks.get(&high) {
             Some(block) => *block,
             None => {
-                let block = self.numbers.block(member.publisher(), high)?;
-                member.blocks.insert(high, block);
+                if self.charges(identity) {
+                    self.users.grant_block(identity.uid)?;
+                }
+                let block = self.numbers.block()?;
+                self.processes[process].blocks.insert(high, block);
+                self.granted_to(process);
                 block
             }
         };
         Ok(block << PLACE_BITS | id & ((1 << PLACE_BITS) - 1))
     }
 
-    /// The directory of this name at the top level, which is made if there is none.
-    pub(super) fn top_level(&mut self, name: &str, created_ns: u64) -> std::io::Result<DirId> {
+    /// The directory of this name at the top level, which is made if there is none, and counted as this
+    /// user's then.
+    pub(super) fn top_level(
+        &mut self,
+        name: &str,
+        created_ns: u64,
+        by: Option<u32>,
+    ) -> std::io::Result<DirId> {
         if let Some(existing) = self.dirs[&ROOT_DIR].child(name) {
             return Ok(existing);
         }
-        let id = self.numbers.directory(name)?;
-        self.insert_dir(id, Dir::new(ROOT_DIR, name, created_ns, self.options.owner));
+        let mut dir = Dir::new(ROOT_DIR, name, created_ns, self.options.owner);
+        let id = match self.remembered.directory(name) {
+            Some(before) => {
+                dir.admit_in_order(&before.admitted);
+                before.number
+            }
+            None => self.numbers.directory()?,
+        };
+        self.unkept = true;
+        dir.brought_by = by;
+        if let Some(uid) = by {
+            self.users.bring(uid).directories += 1;
+        }
+        self.insert_dir(id, dir);
         Ok(id)
     }
 
@@ -336,11 +379,14 @@ impl State {
         let dir = source.dir.take();
         if std::mem::take(&mut source.left_out) {
             self.clashes.wait_no_more(key);
+            self.processes[key.0].await_no_number(key.1);
         }
         let Some(id) = dir else { return };
         let Some(dir) = self.dirs.get_mut(&id) else { return };
         dir.members.retain(|member| *member != key);
         if !dir.members.is_empty() || id == ROOT_DIR || self.ledger.has(id) {
+            // If one is left, what that has does not meet.
+            self.clashes.free_values(id);
             return;
         }
         let Some(dir) = self.dirs.remove(&id) else { return };
@@ -348,6 +394,10 @@ impl State {
             above.children.remove(&id);
             above.by_name.remove(&dir.name);
             above.forget_files_of_many();
+        }
+        self.clashes.free(dir.parent, &dir.name);
+        if let Some(uid) = dir.brought_by {
+            self.users.bring(uid).directories -= 1;
         }
         self.gone.push(Gone { parent: Node::Dir(dir.parent).ino(), name: dir.name.into() });
         if let Some(link) = self.links.remove(id) {
@@ -408,6 +458,9 @@ impl State {
         let mut changed = false;
         for (own, group) in groups {
             changed |= dir.count(*own, *group, add, &self.identities);
+        }
+        if changed && !add && dir.parent == ROOT_DIR {
+            self.clashes.free_values(at);
         }
         if changed
             && let Some(files) = dir.forget_files()

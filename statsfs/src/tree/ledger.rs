@@ -4,28 +4,15 @@
 //! so no reader ever sees a count in both, or in none.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::btree_map::Entry;
 
 use super::clear::word_range;
 use super::dirs::ROOT_DIR;
 use super::inode::DirId;
+use super::saved::Left;
 use super::sweep::{Account, Request, Sweep, Want};
 use super::{GroupId, ProcessId, State};
-use crate::value::{GroupDescriptor, Semantics};
-
-/// What a process left below one top-level directory, or below all of them what has none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
-    /// The name of the top-level directory; empty for the root, which keeps what departed there.
-    pub directory: String,
-    /// The group that the words are of.
-    pub group: Arc<GroupDescriptor>,
-    /// Raw sums, whatever was cleared, of the cells of all cumulative values, in the order of the group's
-    /// values; of other values 0.
-    pub raw: Box<[u64]>,
-    /// How much of that was cleared.
-    pub cleared: Box<[u64]>,
-}
+use crate::value::Semantics;
 
 /// Raw sums by directory, that of a top-level source or the root's, and by group.
 #[derive(Debug, Default)]
@@ -104,14 +91,13 @@ impl State {
             if raw.iter().all(|word| *word == 0) {
                 continue;
             }
-            let left = all.entry((dir, cells.group)).or_insert_with(|| Left {
-                directory: self.dirs.get(&dir).map_or_else(String::new, |dir| dir.name.to_string()),
-                group: group.clone(),
-                raw: vec![0; words.len()].into(),
-                cleared: vec![0; words.len()].into(),
-            });
-            add(&mut left.raw, &raw);
-            add(&mut left.cleared, &cleared);
+            let left = Left { raw: raw.into(), cleared: cleared.into() };
+            match all.entry((dir, cells.group)) {
+                Entry::Vacant(entry) => {
+                    entry.insert(left);
+                }
+                Entry::Occupied(mut entry) => entry.get_mut().add(&left),
+            }
         }
         all
     }
@@ -125,7 +111,7 @@ impl State {
     }
 
     /// Adds to what is left below a directory.
-    fn leave_in(&mut self, dir: DirId, group: GroupId, left: &Left) {
+    pub(super) fn leave_in(&mut self, dir: DirId, group: GroupId, left: &Left) {
         let groups = self.ledger.0.entry(dir).or_default();
         if let Some(sums) = groups.get_mut(&group) {
             add(sums, &left.raw);
@@ -137,30 +123,5 @@ impl State {
             let baseline = self.baselines.entry(Account::Left(dir), group, left.cleared.len());
             add(baseline, &left.cleared);
         }
-    }
-
-    /// Puts back what was left before this process began.
-    pub(super) fn restore(&mut self, left: &Left) -> std::io::Result<()> {
-        let dir = match &*left.directory {
-            "" => ROOT_DIR,
-            name => self.top_level(name, crate::segment::arena::now_ns())?,
-        };
-        let group = self.group(&left.group);
-        self.leave_in(dir, group, left);
-        Ok(())
-    }
-
-    /// Everything that is left.
-    pub(super) fn left(&self) -> Vec<Left> {
-        let all = self.ledger.all().map(|(dir, group, sums)| {
-            let baseline = self.baselines.get(Account::Left(dir), group);
-            Left {
-                directory: self.dirs.get(&dir).map_or_else(String::new, |dir| dir.name.to_string()),
-                group: self.groups[group].clone(),
-                raw: sums.into(),
-                cleared: baseline.map_or_else(|| vec![0; sums.len()].into(), Box::from),
-            }
-        });
-        all.collect()
     }
 }

@@ -36,10 +36,12 @@ mod numbers;
 mod options;
 mod processes;
 mod render;
+mod saved;
 mod settle;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod users;
 mod wake;
 
 use std::collections::HashMap;
@@ -47,7 +49,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use crate::fs::Gone;
+use crate::fs::{Errno, Gone};
 use crate::segment::layout::ROOT_ID;
 use crate::value::GroupDescriptor;
 
@@ -59,15 +61,18 @@ use self::dirs::{BY_NAME_DIR, Dir};
 use self::files::Identities;
 use self::inode::DirId;
 use self::ledger::Ledger;
-pub use self::ledger::Left;
+use self::membership::Look;
 use self::model::SourceModel;
-pub use self::numbers::{Counted, Numbers};
-pub use self::options::{Owner, Refused, TreeError, TreeOptions, TreeUsage};
+use self::numbers::Numbers;
+pub use self::options::{Owner, Refused, TreeError, TreeOptions, TreeUsage, UserLimits};
 use self::processes::Processes;
-pub use self::processes::{Feed, Identity, ProcessKey};
+pub use self::processes::{Feed, Identity, ProcessKey, ProcessUsage};
+use self::saved::Remembered;
+pub use self::saved::{Keeper, Left, Occasion, Saved, SavedAccount, SavedDirectory};
 use self::sweep::{Plan, Request, Sweep};
+use self::users::Users;
 use self::wake::Sleeper;
-pub use self::wake::Waker;
+pub use self::wake::{Wake, Waker};
 
 /// Names that the kernel must forget are collected up to about this number.
 const MAX_GONE: usize = 1 << 16;
@@ -104,9 +109,18 @@ pub(crate) struct State {
     processes: Processes,
     sources: HashMap<SourceKey, SourceModel>,
     dirs: HashMap<DirId, Dir>,
-    numbers: Box<dyn Numbers>,
+    numbers: Numbers,
     links: Links,
     groups: Vec<Arc<GroupDescriptor>>,
+    groups_by_name: HashMap<String, Vec<GroupId>>,
+    users: Users,
+    /// What an earlier tree knew that is not there yet.
+    remembered: Remembered,
+    keeper: Option<Box<dyn Keeper>>,
+    /// Whether something was granted that was not kept yet, to whom last, and whether it could not be.
+    unkept: bool,
+    unkept_by: Option<ProcessKey>,
+    failing: bool,
     identities: Identities,
     baselines: Baselines,
     ledger: Ledger,
@@ -164,7 +178,7 @@ impl Tree {
         let options = options.into();
         let Owner { uid, gid } = options.owner;
         let identity = Identity { uid, gid, ..Identity::this_process() };
-        let tree = Self::with(options, false, Box::new(Counted::default()));
+        let tree = Self::with(options, false);
         tree.join(feed, identity)?;
         Ok(tree)
     }
@@ -172,17 +186,12 @@ impl Tree {
     /// A tree of a host's processes, of which there are none yet. It shows nothing hidden at the top level,
     /// and there nothing but the host's own is called `statsfs`.
     pub fn host(options: TreeOptions) -> Self {
-        Self::host_with(options, Counted::default())
+        Self::with(options, true)
     }
 
-    /// As [`host`](Self::host), with numbers for directories that are kept elsewhere.
-    pub fn host_with(options: TreeOptions, numbers: impl Numbers) -> Self {
-        Self::with(options, true, Box::new(numbers))
-    }
-
-    fn with(options: TreeOptions, is_host: bool, numbers: Box<dyn Numbers>) -> Self {
+    fn with(options: TreeOptions, is_host: bool) -> Self {
         Self {
-            state: RwLock::new(State::new(options.clone(), is_host, numbers)),
+            state: RwLock::new(State::new(options.clone(), is_host)),
             options,
             sleeper: Sleeper::default(),
             refused: Mutex::default(),
@@ -224,8 +233,13 @@ impl Tree {
 
     /// The tree as of now.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.look(|_| Look::All)
+    }
+
+    /// The tree as of now, as far as somebody looks at it.
+    fn look(&self, at: impl FnOnce(&State) -> Look) -> RwLockReadGuard<'_, State> {
         let state = self.lock_to_read();
-        if !state.is_stale() {
+        if !state.is_stale(at(&state)) {
             return state;
         }
         drop(state);
@@ -236,14 +250,19 @@ impl Tree {
 
     /// The tree as of now, to change its baselines.
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
-        let mut state = self.lock();
-        state.refresh(|_| false);
-        self.collect(&mut state);
-        state
+        loop {
+            let mut state = self.lock();
+            state.refresh(|_| false);
+            self.collect(&mut state);
+            if !state.has_more() {
+                return state;
+            }
+        }
     }
 
     /// Takes over what is to be told to others.
     fn collect(&self, state: &mut State) {
+        state.keep_grants();
         let gone = std::mem::take(&mut state.gone);
         if !gone.is_empty() {
             let mut all = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
@@ -288,7 +307,7 @@ impl Tree {
     ) -> T {
         // A fold that overtakes a sweep is seldom followed by one that overtakes the next.
         for _ in 0..2 {
-            let state = self.read();
+            let state = self.look(|_| Look::In(request.dir));
             state.sweep(request, sweep);
             if !sweep.outdated || state.is_in_vain(sweep, Duration::ZERO) {
                 return show(&state, sweep);
@@ -337,21 +356,24 @@ impl Tree {
         unreachable!("there is an end to attempts")
     }
 
-    /// Clears, and answers what that took away. `None` if a writer changed the structure, or the cells,
-    /// faster than they could be read, again and again: only a hostile one can.
-    fn clear_scope(&self, dir: DirId, scope: Scope) -> Option<Cleared> {
+    /// Clears, and answers what that took away. `EBUSY` if a writer changed the structure, or the cells,
+    /// faster than they could be read, again and again: only a hostile one can. `EIO` if it can not be kept.
+    fn clear_scope(&self, dir: DirId, scope: Scope) -> Result<Cleared, Errno> {
         let (request, mut sweep) = (scope.request(dir), Sweep::default());
         let mut state = self.write();
         state.sweep(request, &mut sweep);
         for attempt in 0..ATTEMPTS {
             if !sweep.outdated && sweep.torn == 0 {
-                return Some(state.clear(dir, scope, &sweep));
+                return state.clear(dir, scope, &sweep).map_err(|error| {
+                    tracing::error!(%error, "cannot keep what a clear took; nothing is cleared");
+                    Errno(libc::EIO)
+                });
             }
             drop(state);
             let_writers_run(attempt);
             state = self.settle(request, &mut sweep);
         }
-        None
+        Err(Errno(libc::EBUSY))
     }
 
     /// Makes a running [`wait`](Self::wait) return early.
@@ -369,6 +391,9 @@ impl Tree {
             let wakes = self.sleeper.wait(*seen, left.min(POLL));
             let woken = std::mem::replace(&mut *seen, wakes) != wakes;
             drop(self.read());
+            if self.lock_to_read().has_unkept() {
+                self.lock().keep_grants();
+            }
             gone.append(&mut self.gone.lock().unwrap_or_else(PoisonError::into_inner));
             if woken || !gone.is_empty() || left <= POLL {
                 return;
@@ -380,29 +405,56 @@ impl Tree {
 impl State {
     /// Whether all processes that keep a sweep from being right have been waited for as long as they may be.
     fn is_in_vain(&self, sweep: &Sweep, waited: Duration) -> bool {
+        let now = Instant::now();
         let mut by = sweep.outdated_by.iter().filter_map(|process| self.processes.get(*process));
         by.all(|process| {
             process.budget.as_ref().is_some_and(|budget| {
-                let in_vain = !budget.is_hopeless() && waited > budget.patience();
+                let in_vain = !budget.is_hopeless(now) && waited > budget.patience(now);
                 if in_vain {
-                    budget.give_up();
+                    budget.give_up(now);
                 }
-                in_vain || budget.is_hopeless()
+                in_vain || budget.is_hopeless(now)
             })
         })
     }
 
     /// The tree's number for a group that it has met.
-    fn group_id(&self, group: &Arc<GroupDescriptor>) -> Option<GroupId> {
-        self.groups.iter().position(|g| Arc::ptr_eq(g, group) || **g == **group)
+    fn group_id(&self, group: &GroupDescriptor) -> Option<GroupId> {
+        let mut all = self.groups_by_name.get(group.name())?.iter();
+        all.find(|id| *self.groups[**id] == *group).copied()
     }
 
-    /// The tree's number for a group.
-    fn group(&mut self, group: &Arc<GroupDescriptor>) -> GroupId {
-        self.group_id(group).unwrap_or_else(|| {
-            self.groups.push(group.clone());
-            self.identities.add(self.groups.len() - 1, group);
-            self.groups.len() - 1
-        })
+    /// The tree's number for a group of a process, if it has met it.
+    fn group_of(&self, process: ProcessId, group: &Arc<GroupDescriptor>) -> Option<GroupId> {
+        self.processes[process].group(group).or_else(|| self.group_id(group))
+    }
+
+    /// The tree's number for a group of a process.
+    fn group(&mut self, process: ProcessId, group: &Arc<GroupDescriptor>) -> GroupId {
+        if let Some(id) = self.processes[process].group(group) {
+            return id;
+        }
+        let id = self.group_id(group).unwrap_or_else(|| {
+            let values = self.identities.new_in(group);
+            let identity = self.processes[process].identity;
+            if self.charges(identity) {
+                let brought = self.users.bring(identity.uid);
+                brought.groups += 1;
+                brought.values += values;
+            }
+            self.granted_to(process);
+            self.add_group(group)
+        });
+        self.processes[process].note_group(group, id);
+        id
+    }
+
+    /// Takes in a group that is new.
+    fn add_group(&mut self, group: &Arc<GroupDescriptor>) -> GroupId {
+        let id = self.groups.len();
+        self.groups.push(group.clone());
+        self.groups_by_name.entry(group.name().to_owned()).or_default().push(id);
+        self.identities.add(id, group);
+        id
     }
 }

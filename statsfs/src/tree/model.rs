@@ -22,9 +22,14 @@ use super::inode::DirId;
 use super::ledger::Ledger;
 use super::numbers::Numbers;
 use super::processes::{Member, Processes};
-use super::{GroupId, ProcessId, SourceKey, State, TreeOptions};
+use super::saved::Remembered;
+use super::users::Users;
+use super::{GroupId, ProcessId, SourceKey, State, TreeError, TreeOptions};
 use crate::segment::layout::ROOT_ID;
 use crate::segment::process::SourceRecord;
+
+/// New sources of a process that are taken over at a time, so that others can look in between.
+pub(super) const ADOPT: usize = 1 << 10;
 
 /// How a source takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +60,7 @@ pub(crate) struct SourceModel {
 }
 
 impl State {
-    pub(crate) fn new(options: TreeOptions, is_host: bool, numbers: Box<dyn Numbers>) -> Self {
+    pub(crate) fn new(options: TreeOptions, is_host: bool) -> Self {
         let dirs = root_dirs(&options);
         Self {
             options,
@@ -63,9 +68,16 @@ impl State {
             processes: Processes::default(),
             sources: HashMap::new(),
             dirs,
-            numbers,
+            numbers: Numbers::from(1),
             links: Links::default(),
             groups: Vec::new(),
+            groups_by_name: HashMap::new(),
+            users: Users::default(),
+            remembered: Remembered::default(),
+            keeper: None,
+            unkept: false,
+            unkept_by: None,
+            failing: false,
             identities: Identities::default(),
             baselines: Baselines::default(),
             ledger: Ledger::default(),
@@ -77,8 +89,12 @@ impl State {
         }
     }
 
-    /// Adds a process whose structure was read.
-    pub(super) fn take_in(&mut self, member: Member, touched: &[u64]) -> ProcessId {
+    /// Adds a process whose structure was read; its sources are still to be taken over, but for those that
+    /// it had baselines of in an earlier tree.
+    pub(super) fn take_in(&mut self, mut member: Member, touched: &[u64]) -> Result<(), TreeError> {
+        let mut absent = self.remembered.take(member.publisher()).unwrap_or_default();
+        member.blocks = std::mem::take(&mut absent.blocks);
+        let of_baselines: Vec<_> = absent.sources().into_iter().collect();
         let id = self.processes.insert(member);
         let root = SourceModel {
             parent: 0,
@@ -94,8 +110,16 @@ impl State {
         if let Some(dir) = self.dirs.get_mut(&ROOT_DIR) {
             dir.members.push((id, ROOT_ID));
         }
-        self.reconcile(id, touched);
-        id
+        let taken = self
+            .reconcile(id, touched)
+            .and_then(|()| self.adopt_these(id, of_baselines))
+            .and_then(|()| self.adopt(id, ADOPT));
+        if let Err(error) = taken {
+            self.let_go(id);
+            return Err(error);
+        }
+        self.give_back(id, absent);
+        Ok(())
     }
 
     /// Lets go of a process: its sources disappear, counts and all.
@@ -145,13 +169,53 @@ impl State {
         self.readmit();
     }
 
-    /// Brings the model up to date with the sources that were touched.
-    pub(super) fn reconcile(&mut self, process: ProcessId, touched: &[u64]) {
-        if touched.is_empty() {
-            return;
+    /// Brings the model up to date with the sources that were touched; those that it does not know are
+    /// pending then. What they count is counted nowhere yet, so it can wait; what is known can not: a count
+    /// may have gone from one to the other.
+    pub(super) fn reconcile(
+        &mut self,
+        process: ProcessId,
+        touched: &[u64],
+    ) -> Result<(), TreeError> {
+        let known = |id: &u64| self.sources.contains_key(&(process, *id));
+        let (known, new): (Vec<_>, Vec<_>) = touched.iter().copied().partition(known);
+        let member = &mut self.processes[process];
+        for id in new {
+            if member.source(id).is_some() {
+                member.pending.insert(id);
+            } else {
+                member.pending.remove(&id);
+            }
         }
+        self.take_over(process, known)
+    }
+
+    /// Takes over sources that are pending, at most so many.
+    pub(super) fn adopt(&mut self, process: ProcessId, most: usize) -> Result<(), TreeError> {
+        let pending = &mut self.processes[process].pending;
+        let mut next = Vec::with_capacity(most.min(pending.len()));
+        while next.len() < most
+            && let Some(id) = pending.pop_first()
+        {
+            next.push(id);
+        }
+        self.take_over(process, next)
+    }
+
+    /// Takes over these sources, if they are pending.
+    fn adopt_these(&mut self, process: ProcessId, mut these: Vec<u64>) -> Result<(), TreeError> {
+        let pending = &mut self.processes[process].pending;
+        these.retain(|id| pending.remove(id));
+        self.take_over(process, these)
+    }
+
+    /// Takes over these sources.
+    fn take_over(&mut self, process: ProcessId, mut touched: Vec<u64>) -> Result<(), TreeError> {
+        if touched.is_empty() {
+            return Ok(());
+        }
+        self.may_bring(process, &touched)?;
         self.whole.take();
-        let mut touched = touched.to_vec();
         touched.sort_unstable();
         touched.dedup();
         // What is gone makes room for names that come.
@@ -171,6 +235,7 @@ impl State {
             self.settle((process, id));
         }
         self.readmit();
+        Ok(())
     }
 
     /// Forgets a source whose record is gone.
@@ -203,8 +268,8 @@ impl State {
             };
             (has(true), has(false), record.parent, counting_slots(record))
         };
-        let own: BTreeSet<_> = own.iter().map(|g| self.group(g)).collect();
-        let totals: BTreeSet<_> = totals.iter().map(|g| self.group(g)).collect();
+        let own: BTreeSet<_> = own.iter().map(|g| self.group(key.0, g)).collect();
+        let totals: BTreeSet<_> = totals.iter().map(|g| self.group(key.0, g)).collect();
         let is_new = !self.sources.contains_key(&key);
         let source = self.sources.entry(key).or_insert_with(|| SourceModel {
             parent: 0,

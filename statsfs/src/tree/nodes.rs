@@ -7,6 +7,7 @@ use super::clear::Scope;
 use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::files::{File, Files, file_mode};
 use super::inode::{Bulk, DirId, Field, Node, Part};
+use super::membership::Look;
 use super::sweep::{Request, Sweep};
 use super::{Cleared, State, Tree};
 use crate::fs::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
@@ -165,7 +166,7 @@ impl Tree {
             Node::Bulk(dir, false, Bulk::Clear) => (dir, Scope::Subtree),
             Node::Bulk(dir, true, Bulk::Clear) => (dir, Scope::DepartedSubtree),
             Node::Value(dir, departed, identity, part) => {
-                let state = self.read();
+                let state = self.look(|_| node.needs());
                 let file = state.file(node).ok_or(NO_DEVICE)?;
                 if file_mode(&file.value, part) & 0o222 == 0 {
                     return Err(Errno(libc::EACCES));
@@ -181,10 +182,33 @@ impl Tree {
             }
             _ => return Err(Errno(libc::EACCES)),
         };
-        if !self.read().dirs.contains_key(&dir) {
+        if !self.look(|_| Look::At(dir)).dirs.contains_key(&dir) {
             return Err(NO_DEVICE);
         }
-        self.clear_scope(dir, scope).ok_or(Errno(libc::EBUSY))
+        self.clear_scope(dir, scope)
+    }
+}
+
+impl Node {
+    /// Whose changes must be seen to say whether this is there, and what it is.
+    fn needs(self) -> Look {
+        match self {
+            Self::Dir(dir)
+            | Self::Departed(dir)
+            | Self::Stats(dir, _)
+            | Self::Bulk(dir, ..)
+            | Self::Link(dir) => Look::At(dir),
+            Self::Value(dir, ..) => Look::In(dir),
+        }
+    }
+
+    /// Whose changes must be seen to say what is in this.
+    fn needs_within(self) -> Look {
+        match self {
+            Self::Dir(BY_NAME_DIR) => Look::All,
+            Self::Dir(dir) | Self::Departed(dir) | Self::Value(dir, ..) => Look::In(dir),
+            node => node.needs(),
+        }
     }
 }
 
@@ -194,13 +218,18 @@ fn node_of(ino: Ino) -> Result<Node, Errno> {
 
 impl Nodes for Tree {
     fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Errno> {
-        let state = self.read();
-        let node = self.find(&state, node_of(parent)?, name)?;
+        let parent = node_of(parent)?;
+        let state = self.look(|state| match self.find(state, parent, name) {
+            Ok(found) => found.needs(),
+            Err(_) => parent.needs_within(),
+        });
+        let node = self.find(&state, parent, name)?;
         self.attributes(&state, node)
     }
 
     fn attr(&self, ino: Ino) -> Result<Attr, Errno> {
-        self.attributes(&self.read(), node_of(ino)?)
+        let node = node_of(ino)?;
+        self.attributes(&self.look(|_| node.needs()), node)
     }
 
     fn list(
@@ -211,7 +240,8 @@ impl Nodes for Tree {
     ) -> Result<(), Errno> {
         // Cookies: a file's place in its directory, then, above all of those, subordinates' numbers.
         const CHILDREN: u64 = 1 << 32;
-        let state = self.read();
+        let node = node_of(dir)?;
+        let state = self.look(|_| node.needs_within());
         let mut files = |files: &Files, dir: DirId, departed: bool| {
             files.iter().filter(|file| file.slot() > after).all(|file| {
                 let node = Node::Value(dir, departed, file.identity, file.part);
@@ -219,7 +249,7 @@ impl Nodes for Tree {
                 push(Entry { cookie, ino: node.ino(), kind, name: &file.name })
             })
         };
-        match node_of(dir)? {
+        match node {
             Node::Dir(BY_NAME_DIR) => {
                 state.dirs.get(&BY_NAME_DIR).ok_or(STALE)?;
                 for (to, name) in state.links.after(after.saturating_sub(CHILDREN)) {
@@ -275,8 +305,9 @@ impl Nodes for Tree {
     }
 
     fn open(&self, ino: Ino, _caller: Caller, write: bool) -> Result<(), Errno> {
-        let state = self.read();
-        let attr = self.attributes(&state, node_of(ino)?)?;
+        let node = node_of(ino)?;
+        let state = self.look(|_| node.needs());
+        let attr = self.attributes(&state, node)?;
         if write && attr.mode & 0o222 == 0 {
             return Err(Errno(libc::EACCES));
         }
@@ -287,7 +318,7 @@ impl Nodes for Tree {
         let node = Node::of(ino).ok_or(NO_DEVICE)?;
         let request = match node {
             Node::Value(dir, departed, identity, part) => {
-                self.read().value_request(dir, departed, identity, part)
+                self.lock_to_read().value_request(dir, departed, identity, part)
             }
             Node::Bulk(dir, _, Bulk::Flat) => Request { dir, ..Request::WHOLE },
             _ => return self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
@@ -321,7 +352,7 @@ impl Nodes for Tree {
     fn parent(&self, ino: Ino) -> Ino {
         let node = match Node::of(ino) {
             Some(Node::Dir(dir)) => {
-                Node::Dir(self.read().dirs.get(&dir).map_or(ROOT_DIR, |d| d.parent))
+                Node::Dir(self.lock_to_read().dirs.get(&dir).map_or(ROOT_DIR, |d| d.parent))
             }
             Some(Node::Departed(dir) | Node::Stats(dir, false) | Node::Value(dir, false, ..)) => {
                 Node::Dir(dir)
@@ -344,7 +375,7 @@ impl Nodes for Tree {
 
     fn readlink(&self, ino: Ino) -> Result<String, Errno> {
         let Node::Link(dir) = node_of(ino)? else { return Err(Errno(libc::EINVAL)) };
-        let state = self.read();
+        let state = self.look(|_| Look::At(dir));
         if state.links.has(dir) { Ok(format!("../{}", state.path(dir))) } else { Err(STALE) }
     }
 

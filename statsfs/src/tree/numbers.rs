@@ -7,6 +7,9 @@
 //! ```text
 //! number = block << 12 | (source id & 0xfff)
 //! ```
+//!
+//! Blocks are counted, and a count that is kept is ahead of the blocks that are granted: whatever else of a
+//! grant could not be kept, no number is granted again.
 
 use std::io;
 
@@ -15,54 +18,63 @@ use super::inode::{DirId, MAX_DIR};
 /// Bits of a directory's number that are its place in the block.
 pub(super) const PLACE_BITS: u32 = 12;
 /// Most blocks that there can be.
-const MAX_BLOCKS: u64 = (MAX_DIR + 1) >> PLACE_BITS;
+pub(super) const MAX_BLOCKS: u64 = (MAX_DIR + 1) >> PLACE_BITS;
+/// How many blocks a count that is kept is ahead.
+const AHEAD: u64 = 256;
 
-/// Grants numbers. What is granted must be kept, where it is to outlast this process, before the answer is
-/// given: it is shown as soon as it is there.
-pub trait Numbers: Send + Sync + 'static {
-    /// The block of the sources of a set of segments, whose publisher has this id, for those source ids
-    /// that are `high` without their lower 12 bits: always the same for the same two.
-    ///
-    /// # Errors
-    /// If none is left, or it could not be kept. The directory is not shown then.
-    fn block(&mut self, publisher: u128, high: u64) -> io::Result<u64>;
-
-    /// The number of a directory at the top level; of the same name another one or the same, but no other
-    /// directory's.
-    ///
-    /// # Errors
-    /// As [`block`](Self::block).
-    fn directory(&mut self, name: &str) -> io::Result<u64>;
-}
-
-/// Numbers that are kept nowhere: for trees that end with their process.
-#[derive(Debug, Default)]
-pub struct Counted {
-    /// Block 0 is the tree's own, for the root and what else it has itself.
-    blocks: u64,
+/// Grants numbers.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    /// The next block. Block 0 is the tree's own, for the root and what else it has itself.
+    next: u64,
+    /// The blocks below this one are known to be taken by whoever comes later; `None` if nobody does.
+    kept: Option<u64>,
     /// The last number that was granted in a block of the tree's own.
     last: Option<DirId>,
 }
 
-impl Counted {
-    fn next_block(&mut self) -> io::Result<u64> {
-        if self.blocks + 1 >= MAX_BLOCKS {
+impl Numbers {
+    /// Numbers that are kept nowhere, for trees that end with their process; from this block on.
+    pub(super) fn from(next: u64) -> Self {
+        Self { next, kept: None, last: None }
+    }
+
+    /// From now on only what is kept is granted, which is nothing yet.
+    pub(super) fn grant_only_kept(&mut self) {
+        self.kept = Some(self.next);
+    }
+
+    /// The block that those who come later are to begin with.
+    pub(super) fn to_keep(&self) -> u64 {
+        match self.kept {
+            None => self.next,
+            Some(kept) if kept.saturating_sub(self.next) > AHEAD / 2 => kept,
+            Some(_) => (self.next + AHEAD).min(MAX_BLOCKS),
+        }
+    }
+
+    /// Those who come later begin with this block.
+    pub(super) fn are_kept(&mut self, below: u64) {
+        self.kept = Some(below);
+    }
+
+    /// A block that was never granted.
+    pub(super) fn block(&mut self) -> io::Result<u64> {
+        if self.next >= MAX_BLOCKS {
             return Err(io::Error::other("all numbers for directories are used up"));
         }
-        self.blocks += 1;
-        Ok(self.blocks)
-    }
-}
-
-impl Numbers for Counted {
-    fn block(&mut self, _publisher: u128, _high: u64) -> io::Result<u64> {
-        self.next_block()
+        if self.kept.is_some_and(|kept| self.next >= kept) {
+            return Err(io::Error::other("no more numbers for directories could be kept"));
+        }
+        self.next += 1;
+        Ok(self.next - 1)
     }
 
-    fn directory(&mut self, _name: &str) -> io::Result<u64> {
+    /// The number of a directory at the top level.
+    pub(super) fn directory(&mut self) -> io::Result<DirId> {
         let next = match self.last {
             Some(last) if !(last + 1).is_multiple_of(1 << PLACE_BITS) => last + 1,
-            _ => self.next_block()? << PLACE_BITS,
+            _ => self.block()? << PLACE_BITS,
         };
         self.last = Some(next);
         Ok(next)
@@ -75,12 +87,12 @@ mod tests {
 
     #[test]
     fn no_number_is_granted_twice() {
-        let mut numbers = Counted::default();
+        let mut numbers = Numbers::from(1);
         let mut seen = std::collections::HashSet::new();
         for n in 0..10_000 {
-            assert!(seen.insert(numbers.directory("kvm").unwrap()));
+            assert!(seen.insert(numbers.directory().unwrap()));
             if n % 1000 == 0 {
-                let block = numbers.block(1, n).unwrap() << PLACE_BITS;
+                let block = numbers.block().unwrap() << PLACE_BITS;
                 assert!((block..block + (1 << PLACE_BITS)).all(|number| seen.insert(number)));
             }
         }
@@ -89,8 +101,29 @@ mod tests {
 
     #[test]
     fn the_last_number_is_the_last() {
-        let mut numbers = Counted { blocks: MAX_BLOCKS - 2, last: None };
-        assert!(numbers.block(1, 0).unwrap() << PLACE_BITS <= MAX_DIR);
-        assert!(numbers.block(1, 1).is_err() && numbers.directory("kvm").is_err());
+        let mut numbers = Numbers::from(MAX_BLOCKS - 1);
+        assert!(numbers.block().unwrap() << PLACE_BITS <= MAX_DIR);
+        assert!(numbers.block().is_err() && numbers.directory().is_err());
+    }
+
+    #[test]
+    fn what_is_granted_is_below_what_is_kept() {
+        let mut numbers = Numbers::from(7);
+        numbers.grant_only_kept();
+        assert!(numbers.block().is_err());
+        let mut kept = 7;
+        for n in 7..7 + 10 * AHEAD {
+            if n % 100 == 7 {
+                assert!(numbers.to_keep() >= kept);
+                kept = numbers.to_keep();
+                numbers.are_kept(kept);
+            }
+            assert_eq!(numbers.block().unwrap(), n);
+            assert!(n < kept);
+        }
+        // Without it, there is an end to it.
+        while let Ok(block) = numbers.block() {
+            assert!(block < kept);
+        }
     }
 }

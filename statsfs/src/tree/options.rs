@@ -17,6 +17,9 @@ pub enum TreeError {
     /// A segment was refused.
     #[error("the segment is refused: {0}")]
     Segment(#[from] SegmentError),
+    /// The segments are not those of the publisher that they were said to be of.
+    #[error("the segments are not of the publisher that they were said to be of")]
+    Publisher,
     /// These segments are in the tree already.
     #[error("the segments are in the tree already")]
     Joined(ProcessKey),
@@ -26,6 +29,19 @@ pub enum TreeError {
     /// What a process left could not be kept, so the process stays in the tree.
     #[error("cannot keep what a process left: {0}")]
     Commit(#[source] io::Error),
+    /// What an earlier tree left can not be what one left.
+    #[error("what was kept of an earlier tree is not right: {0}")]
+    Saved(String),
+    /// A process, or a user's processes together, have more than they may.
+    #[error("user {uid} has more {what} than the limit of {limit}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+        /// The user.
+        uid: u32,
+    },
     /// A directory could not have a number.
     #[error("no number for the directory {directory}: {error}")]
     Number {
@@ -48,12 +64,33 @@ pub struct TreeOptions {
     pub pid_prefix: bool,
     /// What is accepted of one process.
     pub limits: Limits,
+    /// What is accepted of one user's processes together, in a tree of many processes.
+    pub user_limits: UserLimits,
+}
+
+/// What one user's processes may bring that a tree does not forget when they are gone. Whoever was first
+/// brought it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserLimits {
+    /// Most different groups of values; 1024 unless set.
+    pub groups: usize,
+    /// Most different values in these; 16384 unless set.
+    pub values: usize,
+    /// Most directories at the top level; 64 unless set. One is forgotten when nothing was counted in it.
+    pub directories: usize,
+}
+
+impl Default for UserLimits {
+    fn default() -> Self {
+        Self { groups: 1 << 10, values: 1 << 14, directories: 64 }
+    }
 }
 
 impl TreeOptions {
     /// The defaults for this owner.
     pub fn new(owner: Owner) -> Self {
-        Self { owner, pid_prefix: false, limits: Limits::default() }
+        let (limits, user_limits) = (Limits::default(), UserLimits::default());
+        Self { owner, pid_prefix: false, limits, user_limits }
     }
 }
 

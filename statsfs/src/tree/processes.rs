@@ -1,15 +1,20 @@
 //! The processes of a tree: who they are, where their segments come from, and whether they are there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::ops::{Deref, DerefMut, Index, IndexMut};
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::budget::Budget;
 use super::wake::Waker;
-use super::{Owner, ProcessId};
+use super::{GroupId, Owner, ProcessId};
 use crate::segment::Process;
+use crate::value::GroupDescriptor;
+
+/// How long a source waits that could not have a number for its directory, until it is tried again.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Where a process's segments come from.
 pub trait Feed: Send + Sync + 'static {
@@ -18,6 +23,11 @@ pub trait Feed: Send + Sync + 'static {
     /// # Errors
     /// Whatever keeps them from being had.
     fn segments(&self) -> io::Result<Vec<OwnedFd>>;
+
+    /// The publisher whose segments they must be, if that is known beforehand.
+    fn publisher(&self) -> Option<u128> {
+        None
+    }
 
     /// Takes what wakes the tree, to be used when something may have changed. A tree whose feeds do not
     /// looks by itself every 100 ms.
@@ -33,6 +43,9 @@ pub struct Identity {
     pub uid: u32,
     /// Group, to which its public directories belong.
     pub gid: u32,
+    /// Whether everybody may look into its directories, as far as its sources are not private themselves;
+    /// in a tree of one process they may.
+    pub is_public: bool,
     /// Whether it is the host's own statistics: these have the name `statsfs` at the top, and no
     /// process id before their names.
     pub is_host: bool,
@@ -42,13 +55,24 @@ impl Identity {
     /// This process.
     pub fn this_process() -> Self {
         let Owner { uid, gid } = Owner::this_process();
-        Self { pid: std::process::id(), uid, gid, is_host: false }
+        Self { pid: std::process::id(), uid, gid, is_public: true, is_host: false }
     }
 }
 
 /// A process in a tree: unique, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessKey(pub(super) u64);
+
+/// What a process has in a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessUsage {
+    /// Segments.
+    pub segments: u64,
+    /// Bytes of the segments.
+    pub bytes: u64,
+    /// Sources.
+    pub sources: u64,
+}
 
 /// A process in the tree.
 pub(crate) struct Member {
@@ -62,6 +86,14 @@ pub(crate) struct Member {
     pub(super) incomplete: bool,
     /// The blocks of directory numbers that it has: by the upper bits of sources' ids.
     pub(super) blocks: HashMap<u64, u64>,
+    /// New sources that are still to be taken over.
+    pub(super) pending: BTreeSet<u64>,
+    /// Sources that wait for a number, and until when.
+    unnumbered: BTreeSet<u64>,
+    retry: Option<Instant>,
+    /// The tree's numbers for its groups, by where they are in memory, which they are as long as they are
+    /// here.
+    groups: HashMap<usize, (Arc<GroupDescriptor>, GroupId)>,
     /// What it may cost; `None` in a tree of its own.
     pub(super) budget: Option<Budget>,
 }
@@ -74,13 +106,72 @@ impl Member {
         process: Process,
         budget: Option<Budget>,
     ) -> Self {
-        let (detached, incomplete, blocks) = (false, false, HashMap::new());
-        Self { key, identity, feed, process, detached, incomplete, blocks, budget }
+        Self {
+            key,
+            identity,
+            feed,
+            process,
+            detached: false,
+            incomplete: false,
+            blocks: HashMap::new(),
+            pending: BTreeSet::new(),
+            unnumbered: BTreeSet::new(),
+            retry: None,
+            groups: HashMap::new(),
+            budget,
+        }
+    }
+
+    /// The tree's number for a group of this process, if it was [noted](Self::note_group).
+    pub(super) fn group(&self, group: &Arc<GroupDescriptor>) -> Option<GroupId> {
+        self.groups.get(&Arc::as_ptr(group).addr()).map(|(_, id)| *id)
+    }
+
+    pub(super) fn note_group(&mut self, group: &Arc<GroupDescriptor>, id: GroupId) {
+        self.groups.insert(Arc::as_ptr(group).addr(), (group.clone(), id));
+    }
+
+    /// A source waits for a number.
+    pub(super) fn await_number(&mut self, source: u64) {
+        self.unnumbered.insert(source);
+        self.retry = Some(Instant::now() + RETRY);
+    }
+
+    /// A source does not wait for a number any more.
+    pub(super) fn await_no_number(&mut self, source: u64) {
+        self.unnumbered.remove(&source);
+    }
+
+    /// The sources that waited long enough for a number, at most so many.
+    pub(super) fn unnumbered(&mut self, most: usize) -> Vec<u64> {
+        if !self.may_have_numbers() {
+            return Vec::new();
+        }
+        self.retry = None;
+        self.unnumbered.iter().copied().take(most).collect()
+    }
+
+    /// Whether a source does not wait for a number.
+    pub(super) fn is_numbered(&self, source: u64) -> bool {
+        !self.unnumbered.contains(&source)
+    }
+
+    fn may_have_numbers(&self) -> bool {
+        !self.unnumbered.is_empty() && self.retry.is_none_or(|retry| retry <= Instant::now())
     }
 
     /// Whether there is something to take in, now.
     pub(super) fn needs_refresh(&self) -> bool {
-        (self.incomplete || self.process.is_stale()) && !self.has_spent_its_budget()
+        let something = self.incomplete
+            || !self.pending.is_empty()
+            || self.process.is_stale()
+            || self.may_have_numbers();
+        something && !self.has_spent_its_budget()
+    }
+
+    /// Whether there are sources left that are to be taken over now.
+    pub(super) fn has_more(&self) -> bool {
+        !self.pending.is_empty() && !self.has_spent_its_budget()
     }
 
     /// Whether it has to wait until something is taken in.

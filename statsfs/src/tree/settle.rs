@@ -6,6 +6,7 @@
 //! everybody else kept out, and says where each source counts now, and where its baselines are.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Instant;
 
 use super::budget::Budget;
 use super::model::Reach;
@@ -85,7 +86,8 @@ impl State {
         for &id in &plan.processes {
             let process = &self.processes[id];
             let budget = process.budget.as_ref();
-            let rounds = if budget.is_some_and(Budget::is_hopeless) { 1 } else { ROUNDS };
+            let hopeless = |budget: &Budget| budget.is_hopeless(Instant::now());
+            let rounds = if budget.is_some_and(hopeless) { 1 } else { ROUNDS };
             let steps = plan.steps.iter().filter(|step| step.process == id);
             let of_steps = steps
                 .flat_map(|step| plan.blocks[step.blocks.clone()].iter().map(move |b| (step, b)));
@@ -132,7 +134,7 @@ impl State {
 
     /// On whose account a block of a source is, which may have gone, and all those above it. Of the topmost
     /// that has left, the parent has what it counted.
-    fn account(&self, key: SourceKey, above: &[u64], is_accumulator: bool) -> Account {
+    pub(super) fn account(&self, key: SourceKey, above: &[u64], is_accumulator: bool) -> Account {
         let mut parent = ROOT_ID;
         for &id in above {
             match self.sources.get(&(key.0, id)).map(|source| source.reach) {

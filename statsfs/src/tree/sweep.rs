@@ -192,7 +192,7 @@ impl State {
                 }
             };
             for group in &record.groups {
-                let Some(id) = self.group_id(&group.group) else { continue };
+                let Some(id) = self.group_of(key.0, &group.group) else { continue };
                 let value = match want {
                     Want::All => None,
                     Want::Value(identity) => match self.identities.value_of(id, identity) {

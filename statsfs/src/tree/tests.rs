@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::dirs::ROOT_DIR;
 use super::sweep::{Request, Sweep};
-use super::{Counted, Identity, Owner, Tree, TreeOptions};
+use super::{Identity, Owner, Tree, TreeOptions};
 use crate::fs::{Caller, Nodes, ROOT};
 use crate::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType};
 use crate::{DynSlot, Registry, Source};
@@ -13,7 +13,7 @@ use crate::{DynSlot, Registry, Source};
 /// A tree of several processes, in the order in which they come.
 fn tree(registries: &[&Registry]) -> Tree {
     let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
-    let tree = Tree::with(options, false, Box::new(Counted::default()));
+    let tree = Tree::with(options, false);
     for registry in registries {
         registry.join(&tree, Identity::this_process()).unwrap();
     }
@@ -441,7 +441,7 @@ fn others_stay_right_while_one_storms() {
     let _slots: Vec<_> =
         (0..200).map(|n| publish(&tops[0], &hostile, &format!("s{n}"), &of)).collect();
     let slot = publish(&tops[1], &honest, "vm", &of);
-    let identity = |pid| Identity { pid, uid: pid, gid: pid, is_host: false };
+    let identity = |pid| Identity { pid, uid: pid, gid: pid, is_public: true, is_host: false };
     let bad = hostile.join(&tree, identity(1)).unwrap();
     let good = honest.join(&tree, identity(2)).unwrap();
     let stop = AtomicBool::new(false);
@@ -470,10 +470,45 @@ fn others_stay_right_while_one_storms() {
                 assert_eq!(number(&tree, "kvm/2-more/n"), 9);
             }
         }
-        tree.fold(good, |_| Ok(())).unwrap();
+        tree.fold(good).unwrap();
         assert!(number(&tree, "kvm/.departed/n") >= counted + 9);
         // It can be taken away, too, whatever it does.
         let _ = tree.detach(bad);
         assert!(number(&tree, "kvm/n") >= counted + 9);
     });
+}
+
+#[test]
+fn others_can_look_while_many_sources_come() {
+    const SOURCES: usize = 3 * super::model::ADOPT;
+    let options =
+        crate::RegistryOptions { segment_size: 8 << 20, max_segments: 1, ..Default::default() };
+    let registry = Registry::with_options(options).unwrap();
+    let top = top(&registry);
+    let all: Vec<_> = (0..SOURCES)
+        .map(|n| {
+            let source = registry.create_source(&format!("s{n}")).unwrap();
+            top.add_subordinate(&source).unwrap();
+            source
+        })
+        .collect();
+    let tree = Tree::host(TreeOptions::new(Owner::this_process()));
+    let identity = Identity::this_process();
+    registry.join(&tree, identity).unwrap();
+    let known = || tree.lock_to_read().sources.len();
+    let mut before = 0;
+    while known() < SOURCES + 2 {
+        assert!(known() > before && known() <= before + super::model::ADOPT + 1);
+        before = known();
+        tree.lock().refresh(|_| false);
+    }
+    // What is known and goes does so at once, however much that is.
+    all.iter().for_each(|source| top.remove_subordinate(source).unwrap());
+    tree.lock().refresh(|_| false);
+    assert!(
+        tree.lock_to_read()
+            .sources
+            .iter()
+            .all(|(key, source)| { key.1 <= 2 || source.reach != super::model::Reach::Live })
+    );
 }

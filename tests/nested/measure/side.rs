@@ -1,6 +1,5 @@
 //! One of the two that are compared: how it is started, and what can be seen of it from outside.
 
-use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tests::binary;
 use tests::linux::CMDLINE;
+use tests::memory::Memory;
 use tests::nested::LINUX;
 
 /// A virtual machine monitor.
@@ -120,19 +120,9 @@ impl Run {
         }
     }
 
-    /// KiB of physical memory that it uses, without the guest's.
-    pub fn overhead(&self, guest: &Guest<'_>) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/smaps", self.child.id())).expect("it runs");
-        let field = |name: &'static str| {
-            let values = text.lines().filter_map(move |line| line.strip_prefix(name));
-            values.map(|value| value.trim().trim_end_matches(" kB").parse::<u64>().expect("a size"))
-        };
-        let mappings: Vec<_> = field("Size:").zip(field("Rss:")).collect();
-        // Nothing else is nearly as large, and it may be joined with what is next to it.
-        let memory = u64::from(guest.memory) << 10;
-        let guests = mappings.iter().filter(|(size, _)| (memory..memory + 4096).contains(size));
-        assert_eq!(guests.count(), 1, "which is the guest's memory?\n{text}");
-        mappings.iter().filter(|(size, _)| *size < memory).map(|(_, rss)| rss).sum()
+    /// The physical memory that it uses.
+    pub fn memory(&self, guest: &Guest<'_>) -> Memory {
+        Memory::of(self.child.id(), guest.memory)
     }
 
     /// Waits for its end.

@@ -1,10 +1,15 @@
-//! What the demo shows, read from the mounted tree as any program would.
+//! What the demo shows, read from the mounted tree as any program would: by a thread that holds none of the
+//! process's files.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
 use std::time::Instant;
+
+use crate::seccomp::{Thread, confine};
 
 /// The exit reasons that the demo's guests lead to; all others are summed up.
 pub const REASONS: [&str; 5] = ["io_in", "io_out", "mmio_read", "mmio_write", "hlt"];
@@ -64,9 +69,74 @@ struct Known {
     exits: u64,
 }
 
+/// Reads a file, again and again, on a thread with files of its own.
+///
+/// A thread that waits for an answer of a FUSE file system waits for it even when it is killed, once a server
+/// has taken its request. Here the server is this very process, which is killed too: its connection, and with
+/// it the wait, ends when the last descriptor of it is closed. So whoever waits must not share those.
+struct Reader {
+    ask: Sender<()>,
+    answers: Receiver<io::Result<String>>,
+}
+
+impl Reader {
+    fn start(file: PathBuf) -> io::Result<Self> {
+        let (ask, asked) = mpsc::channel();
+        let (answer, answers) = mpsc::channel();
+        let ready = answer.clone();
+        let run = move || {
+            let started = let_go_of_files()
+                .and_then(|()| confine(Thread::Reader).map_err(io::Error::other))
+                .map(|()| String::new());
+            if started.is_err() | ready.send(started).is_err() {
+                return;
+            }
+            while asked.recv().is_ok() && answer.send(fs::read_to_string(&file)).is_ok() {}
+        };
+        // It ends with this.
+        drop(thread::Builder::new().name("demo-reader".into()).spawn(run)?);
+        let reader = Self { ask, answers };
+        reader.answer()?;
+        Ok(reader)
+    }
+
+    fn read(&self) -> io::Result<String> {
+        // If it has ended, there is no answer.
+        let _ = self.ask.send(());
+        self.answer()
+    }
+
+    fn answer(&self) -> io::Result<String> {
+        self.answers.recv().unwrap_or_else(|_| Err(io::Error::other("its reader has ended")))
+    }
+}
+
+/// Gives the calling thread files of its own: the standard ones, and no others.
+fn let_go_of_files() -> io::Result<()> {
+    let first = libc::STDERR_FILENO + 1;
+    // SAFETY: the descriptors stay as they are for all other threads, and this one owns none.
+    let closed = unsafe {
+        let all = libc::c_uint::MAX;
+        libc::syscall(libc::SYS_close_range, first, all, libc::CLOSE_RANGE_UNSHARE)
+    };
+    if closed == 0 {
+        return Ok(());
+    }
+    // Linux before 5.9. There are seldom so many.
+    // SAFETY: as above.
+    unsafe {
+        if libc::unshare(libc::CLONE_FILES) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        (first..1 << 16).for_each(|descriptor| _ = libc::close(descriptor));
+    }
+    Ok(())
+}
+
 /// Reads the values of all guests and vCPUs, and remembers the last reading for the rates.
 pub struct Sampler {
     file: PathBuf,
+    reader: Reader,
     rows: Vec<Known>,
     /// The row of each directory, by its path in the file.
     by_directory: HashMap<String, usize>,
@@ -105,8 +175,17 @@ fn parse(
 
 impl Sampler {
     /// A sampler of guests whose sources (`<pid>-<name>`) and names are given, below the mount at
-    /// `mount`.
-    pub fn new(mount: &Path, guests: &[(String, String)], vcpus: u32) -> Self {
+    /// `mount`. If they are `alone` there, `kvm` is the total over them. It has a thread, so that it must be made
+    /// before no more can be started.
+    ///
+    /// # Errors
+    /// If the thread can not be had.
+    pub fn new(
+        mount: &Path,
+        guests: &[(String, String)],
+        vcpus: u32,
+        alone: bool,
+    ) -> io::Result<Self> {
         let mut rows = Vec::new();
         let mut by_directory = HashMap::new();
         let mut add = |guest: &str, vcpu: &str, directory: String| {
@@ -121,11 +200,13 @@ impl Sampler {
                 add(name, "all", format!("kvm/{source}"));
             }
         }
-        if guests.len() > 1 {
+        if guests.len() > 1 && alone {
             add("all", "", "kvm".to_string());
         }
         // One file of one sweep, so that the rows agree with each other.
-        Self { file: mount.join("kvm/.stats/flat"), rows, by_directory, last: Instant::now() }
+        let file = mount.join("kvm/.stats/flat");
+        let reader = Reader::start(file.clone())?;
+        Ok(Self { file, reader, rows, by_directory, last: Instant::now() })
     }
 
     /// Reads everything now. Rates are since the last call.
@@ -134,7 +215,9 @@ impl Sampler {
     /// What reading says, or that something is not there.
     pub fn sample(&mut self) -> io::Result<Vec<Row>> {
         let now = Instant::now();
-        let samples = fs::read_to_string(&self.file)
+        let samples = self
+            .reader
+            .read()
             .and_then(|text| parse(&text, &self.by_directory, self.rows.len()))
             .map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", self.file.display()))
@@ -173,7 +256,7 @@ mod tests {
 
     fn sampler(mount: &Path) -> Sampler {
         let guests = [("7-demo0".into(), "demo0".into()), ("7-demo1".into(), "demo1".into())];
-        Sampler::new(mount, &guests, 2)
+        Sampler::new(mount, &guests, 2, true).unwrap()
     }
 
     #[test]

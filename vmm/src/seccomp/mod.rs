@@ -51,12 +51,14 @@ pub enum Thread {
     Device(Device),
     /// One of the statistics' own.
     Statsfs(ThreadKind),
+    /// Reads the mounted statistics, for the demo.
+    Reader,
 }
 
 /// What the main thread has left to do when the machine has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Duties {
-    /// To take its mount away, from which it may read before.
+    /// To take its mount away.
     pub mount: bool,
     /// To write the final statistics to a file.
     pub stats_out: bool,

@@ -42,6 +42,7 @@ pub(super) fn of(thread: Thread) -> Vec<Rule> {
         Thread::Vcpu => rules.extend(vcpu()),
         Thread::Device(device) => rules.extend(self::device(device)),
         Thread::Statsfs(kind) => rules.extend(statsfs(kind)),
+        Thread::Reader => rules.extend(reading_files()),
     }
     rules
 }
@@ -66,6 +67,7 @@ fn every_thread() -> Vec<Rule> {
         when(SYS_madvise, [is(2, MADV_DONTNEED)]),
         when(SYS_madvise, [is(2, MADV_FREE)]),
         when(SYS_madvise, [is(2, MADV_HUGEPAGE)]),
+        when(SYS_madvise, [is(2, MADV_NOHUGEPAGE)]),
         when(SYS_prctl, [is(0, PR_SET_VMA), is(1, PR_SET_VMA_ANON_NAME as c_int)]),
         // Locks, condition variables, joining: to wait and to wake, without the operations that only
         // priority inheritance and requeueing need.
@@ -80,15 +82,15 @@ fn every_thread() -> Vec<Rule> {
         any(SYS_restart_syscall),
         // Seeds of hash tables.
         any(SYS_getrandom),
-        // Messages, and the last line of a forbidden call; giving the terminal back before that.
+        // Messages, and the last line of a forbidden call; giving the terminal back before that, or before a
+        // fatal signal, on whichever thread that comes to. glibc looks what has become of it.
         any(SYS_write),
         ioctl(TCSETS),
+        ioctl(TCGETS),
         ioctl(TIOCGPGRP),
         any(SYS_getpgrp),
-        // Files that go with the last who held them, or all with the process; in debug builds std looks first
-        // whether they are open.
+        // Files that go with the last who held them; in debug builds std looks first whether they are open.
         any(SYS_close),
-        when(SYS_close_range, [is(2, 0)]),
         when(SYS_fcntl, [is(1, F_GETFD)]),
         // Signals: returning from a handler, and dying by abort(3) or by what a fatal
         // signal's handler makes of it (below).
@@ -173,8 +175,7 @@ fn main_thread(duties: Duties) -> Vec<Rule> {
         any(SYS_epoll_ctl),
         any(SYS_poll),
         any(SYS_read),
-        // Whether there is a terminal, and how wide it is.
-        ioctl(TCGETS),
+        // How wide the terminal is.
         ioctl(TIOCGWINSZ),
         // Stopping the vCPUs.
         when(SYS_tgkill, [is(0, own_pid), is(2, kick)]),
@@ -255,6 +256,19 @@ fn statsfs(kind: ThreadKind) -> Vec<Rule> {
             rules.push(any(SYS_writev));
             rules
         }
+        ThreadKind::Publish => vec![
+            // The host's server, now and whenever there is one again.
+            when(SYS_socket, [is(0, AF_UNIX), set(1, SOCK_SEQPACKET)]),
+            any(SYS_connect),
+            any(SYS_sendmsg),
+            any(SYS_recvmsg),
+            // Changes, and what the server says.
+            any(SYS_poll),
+            any(SYS_ppoll),
+            any(SYS_read),
+            // The segments that are sent.
+            when(SYS_fcntl, [is(1, F_DUPFD_CLOEXEC)]),
+        ],
         // A kind that came later: what every thread needs must do until it has a policy.
         _ => Vec::new(),
     }

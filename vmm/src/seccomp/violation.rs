@@ -90,24 +90,8 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mu
     let text = line.text();
     // SAFETY: the text is live.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
-    close_all();
     // SAFETY: it does not return, and runs nothing of ours.
     unsafe { libc::_exit(STATUS_FAILED.into()) };
-}
-
-/// Closes all files but the standard ones. A thread that waits for an answer of the file system that this
-/// process serves itself, as the demo's main thread may, waits for it even when it is killed: until the last
-/// descriptor of /dev/fuse is closed, which all threads have together and which would wait for that thread.
-fn close_all() {
-    let first = libc::STDERR_FILENO + 1;
-    // SAFETY: the process ends, and what other threads try with a descriptor until then fails.
-    if unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) } < 0 {
-        // Linux before 5.9. There are seldom so many.
-        for descriptor in first..1 << 16 {
-            // SAFETY: as above.
-            unsafe { libc::close(descriptor) };
-        }
-    }
 }
 
 /// A line that is put together without allocating. What does not fit is left out.

@@ -96,6 +96,7 @@ fn config(code: &[u8], virtio: VirtioConfig) -> Config {
         vcpus: 1,
         guest: Guest::Kernel { kernel, virtio },
         console: false,
+        public: false,
         accounting: Detail::Full,
     }
 }
