@@ -124,7 +124,8 @@ fn odd_paths() {
 #[test]
 fn unmounts_under_open_files_and_waiting_readers() {
     let (tree, _) = Tree::sample();
-    tree.bulk(ROOT, "slow", 10, Duration::from_millis(700));
+    // Far longer than the test takes on any machine.
+    tree.bulk(ROOT, "slow", 10, Duration::from_secs(300));
     let (_dir, mount) = mounted(&tree);
     let open = File::open(mount.path().join("vm/exits")).unwrap();
     let listing = File::open(mount.path().join("vm")).unwrap();
@@ -133,7 +134,7 @@ fn unmounts_under_open_files_and_waiting_readers() {
     eventually("the slow rendering has begun", || tree.rendered.load(Relaxed) > 0);
     let start = Instant::now();
     mount.unmount().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(2), "nobody is waited for");
+    assert!(start.elapsed() < Duration::from_secs(60), "nobody is waited for");
     assert!(mount_line(mount.path()).is_none());
     let error = reader.join().unwrap().unwrap_err();
     assert!(
@@ -356,7 +357,7 @@ fn a_hanging_statsfs_does_not_hang_us() {
     let start = Instant::now();
     let error = error(dir.path());
     assert!(matches!(error, MountError::Silent { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < Duration::from_secs(60));
     drop(device);
 }
 

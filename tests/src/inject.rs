@@ -154,6 +154,20 @@ pub fn hold_after_read(thread: i32, others: &[i32]) -> Held {
     Held { thread, _others: others }
 }
 
+/// A thread that stands still until this is dropped.
+#[must_use]
+pub struct Still {
+    _thread: Stopped,
+}
+
+/// Has a thread stand still wherever it is, while the others of its process run on.
+///
+/// # Panics
+/// If the thread can not be traced.
+pub fn hold(thread: i32) -> Still {
+    Still { _thread: Stopped::new(thread) }
+}
+
 /// Two bytes of the thread's code.
 fn peek(thread: i32, address: u64) -> [u8; 2] {
     use std::os::unix::fs::FileExt;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 
+use statsfs::fs::{Caller, Nodes, ROOT};
 use statsfs::tree::{Feed, Identity, Owner, Tree, TreeOptions};
 
 use crate::flat::Flat;
@@ -51,6 +52,22 @@ impl Outside {
         let identity = Identity { pid, uid: 0, gid: 0, is_public: true, is_host: false };
         tree.join(Segments(Mutex::new(segments)), identity).map_err(io::Error::other)?;
         Ok(Self(tree))
+    }
+
+    /// One file's number: what was counted, whatever was cleared where the process shows it.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn value(&self, path: &str) -> u64 {
+        let found = path.split('/').try_fold(ROOT, |directory, name| {
+            self.0.lookup(directory, name).map(|found| found.ino)
+        });
+        let mut text = Vec::new();
+        let caller = Caller { uid: 0, gid: 0, pid: 0 };
+        let rendered = found.and_then(|ino| self.0.render(ino, caller, &mut text));
+        rendered.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        let text = String::from_utf8(text).expect("numbers are text");
+        text.trim_end().parse().unwrap_or_else(|_| panic!("{path} says {text:?}"))
     }
 
     /// All values, from one sweep.

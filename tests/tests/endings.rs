@@ -100,7 +100,7 @@ fn a_return_of_kvm_run_that_is_the_guests_end_is_a_crash() {
 }
 
 /// Longer than stopping takes, on a machine that is busy with other tests too.
-const PROMPTLY: Duration = Duration::from_secs(10);
+const PROMPTLY: Duration = Duration::from_secs(60);
 
 fn assert_stopped(ended: &Ended) {
     assert!(ended.took < PROMPTLY, "{:?}", ended.took);

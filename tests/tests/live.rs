@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use tests::Random;
 use tests::flat::Flat;
 use tests::guest::{EXIT_PORT, Mode, NO_MEMORY, NO_PORT, Op, Step, end, park};
+use tests::inject::hold;
+use tests::outside::Outside;
 use tests::running::Running;
 use tests::soak::rounds;
-use tests::tracepoint::KvmReturns;
+use tests::tracepoint::{HLT, KvmReturns};
 use tests::vmm::Vmm;
 
 /// A guest that makes all kinds of exits, in turns, for ever.
@@ -171,6 +173,105 @@ fn clear_at_random(
             assert!(sweeps.load(Ordering::Relaxed) > 0, "nothing was read");
         }
     });
+}
+
+/// What one clear after the other has taken, as it must be: the value at the moment of the clear, which is not
+/// before `from` and not after `to`, less what was taken before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    from: u64,
+    to: u64,
+    clears: u32,
+}
+
+impl Taken {
+    /// Checks what a file shows, with what was really counted just before and just after it was read.
+    #[track_caller]
+    fn check(&self, path: &str, low: u64, shown: u64, high: u64) {
+        let (least, most) = (low.saturating_sub(self.to), high - self.from);
+        assert!((least..=most).contains(&shown), "{path} shows {shown}: {low} to {high}, {self:?}");
+    }
+}
+
+#[test]
+fn a_thousand_clears_take_what_was_counted_until_then_and_nothing_else() {
+    let kernel = KvmReturns::watch_all();
+    let cpus = 2;
+    let running = Vmm::new(Mode::Long, &busy()).cpus(cpus).start_mounted();
+    running.wait_for_exits(1000);
+    let machine = running.machine();
+    // What was counted is asked of the segments, where no clear changes anything.
+    let outside = Outside::attach(running.pid()).unwrap();
+    let theirs = outside.flat().machine();
+    let values = ["user_exits", "user_exit_io_out", "user_exit_hlt", "user_exit_intr"];
+    let is_of = |leaf: &str, value: &str| leaf.ends_with(&format!("/{value}"));
+    let leaves: Vec<_> =
+        (0..cpus).flat_map(|index| values.map(|value| format!("vcpu{index}/{value}"))).collect();
+    let mut taken = vec![Taken::default(); leaves.len()];
+    let counted = |leaf: &str| outside.value(&format!("{theirs}/{leaf}"));
+    let mut random = Random::new();
+    for _ in 0..rounds(1000) {
+        thread::sleep(Duration::from_micros(random.below(2000)));
+        // One value of one vCPU, of all of them by their total, or all of a vCPU's.
+        let (vcpu, value) = (random.below(cpus.into()), values[random.below(4) as usize]);
+        let (file, cleared): (_, Box<dyn Fn(&str) -> bool>) = match random.below(3) {
+            0 => {
+                let leaf = format!("vcpu{vcpu}/{value}");
+                (leaf.clone(), Box::new(move |path| path == leaf))
+            }
+            1 => (value.to_string(), Box::new(move |path| is_of(path, value))),
+            _ => {
+                let vcpu = format!("vcpu{vcpu}/");
+                (format!("{vcpu}.stats/clear"), Box::new(move |path| path.starts_with(&vcpu)))
+            }
+        };
+        let met: Vec<_> = (0..leaves.len()).filter(|n| cleared(&leaves[*n])).collect();
+        let before: Vec<_> = met.iter().map(|n| counted(&leaves[*n])).collect();
+        clear(&running.path(&format!("{machine}/{file}")));
+        for (n, from) in met.into_iter().zip(before) {
+            let to = counted(&leaves[n]);
+            taken[n] = Taken { from, to, clears: taken[n].clears + 1 };
+        }
+        let n = random.below(leaves.len() as u64) as usize;
+        let low = counted(&leaves[n]);
+        let shown = running.value(&format!("{machine}/{}", leaves[n]));
+        taken[n].check(&leaves[n], low, shown, counted(&leaves[n]));
+    }
+    // While the vCPUs stand still, in the middle of whatever they do, it is known exactly what the clears have
+    // taken: what was counted, less what shows.
+    let threads = (0..cpus).map(|n| running.value(&format!("{machine}/vcpu{n}/thread_id")) as i32);
+    let still: Vec<_> = threads.map(hold).collect();
+    let took: Vec<_> = (leaves.iter().zip(&taken))
+        .map(|(leaf, taken)| {
+            assert!(taken.clears > 0, "{leaf}");
+            let counted = counted(leaf);
+            let shown = running.value(&format!("{machine}/{leaf}"));
+            taken.check(leaf, counted, shown, counted);
+            counted - shown
+        })
+        .collect();
+    drop(still);
+    // So that with what came after it is what happened, neither more nor less.
+    running.signal(libc::SIGTERM);
+    let shown = running.wait().assert(143).flat();
+    for (value, truth) in [
+        ("user_exits", kernel.all()),
+        ("user_exit_hlt", kernel.with_reason(HLT)),
+        ("user_exit_intr", kernel.interrupted()),
+    ] {
+        let mut sum = 0;
+        for (leaf, took) in leaves.iter().zip(&took).filter(|(leaf, _)| is_of(leaf, value)) {
+            sum += took + shown.get(&format!("{machine}/{leaf}"));
+        }
+        assert_eq!(sum, truth, "{value}: what clears took, and what was left");
+    }
+    // Every total is the sum of what its leaves show.
+    for value in values {
+        let leaves = leaves.iter().filter(|leaf| is_of(leaf, value));
+        let sum: u64 = leaves.map(|leaf| shown.get(&format!("{machine}/{leaf}"))).sum();
+        let totals = [format!("{machine}/{value}"), format!("kvm/{value}")];
+        assert_eq!(totals.map(|total| shown.get(&total)), [sum; 2], "{value}");
+    }
 }
 
 /// No value of the exit loop is more than what really happened, which is known after it was read.

@@ -34,7 +34,7 @@ fn a_record_that_is_being_written_for_ever_is_not_there() {
     for _ in 0..100 {
         assert!(refresh(&mut process).is_empty());
     }
-    assert!(start.elapsed() < Duration::from_secs(5), "somebody waited");
+    assert!(start.elapsed() < Duration::from_secs(60), "somebody waited");
     // When it is published after all, it is there, with what was there before.
     segment.put(CHILD, word::GENERATION, 4);
     assert_eq!(refresh(&mut process), [CHILD_ID]);
