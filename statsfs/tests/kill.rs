@@ -18,7 +18,7 @@ use statsfs::tree::Tree;
 use statsfs::{Registry, RegistryOptions};
 use support::child::{self, Shared, Writer};
 use support::churn::{Account, Churner, Exchange, total};
-use support::{Random, Work, flat, number, rounds};
+use support::{Random, Work, flat, list, node, number, rounds};
 
 const THREADS: usize = 3;
 const POOLS: [&str; 2] = ["outer", "outer/inner"];
@@ -143,7 +143,8 @@ fn check_consistent(all: &std::collections::BTreeMap<String, String>) {
     }
 }
 
-fn one_round(seed: u64) {
+/// Kills a writer at a moment of chance, but not before it has made so many sources.
+fn one_round(seed: u64, sources: u64) {
     let mut random = Random::new(seed);
     let ledger = Shared::<Ledger>::new();
     let mut writer = Writer::start("churning_writer", &ledger, &seed.to_string());
@@ -153,7 +154,17 @@ fn one_round(seed: u64) {
     let mut taken = [[0; 4]; 2];
     let clears = random.one_in(2);
     let end = Instant::now() + Duration::from_micros(1000 + random.below(40_000));
-    while Instant::now() < end {
+    let created = || total(ledger.iter().flatten(), |a| &a.created);
+    let patience = Instant::now() + support::PATIENCE * 10;
+    while Instant::now() < end || created() < sources {
+        assert!(Instant::now() < patience, "{} of {sources} sources", created());
+        if random.one_in(4) {
+            let chunk = 1 + random.below(6) as usize;
+            let entries = list(&tree, node(&tree, POOLS[0]).unwrap(), chunk).unwrap();
+            assert!(entries.windows(2).all(|pair| pair[0].1 < pair[1].1), "cookies grow");
+            let stayed = entries.iter().filter(|(name, _)| name == "inner").count();
+            assert_eq!(stayed, 1, "{entries:?}");
+        }
         let (pool, file) = (random.below(2) as usize, random.below(4) as usize);
         let by_flat = random.one_in(4);
         check(ledger, pool, file, taken[pool][file], |path| {
@@ -204,7 +215,16 @@ fn one_round(seed: u64) {
 fn a_killed_writer_leaves_every_count_once() {
     let seed = support::seed();
     for round in 0..rounds(100) as u64 {
-        one_round(seed.wrapping_add(round * 1000));
+        one_round(seed.wrapping_add(round * 1000), 0);
+    }
+}
+
+#[test]
+fn so_does_one_that_had_made_ten_thousand_sources() {
+    let seed = support::seed();
+    // Each is one with clears or without, by chance.
+    for round in 0..2 {
+        one_round(seed.wrapping_add(round), rounds(10_000) as u64);
     }
 }
 

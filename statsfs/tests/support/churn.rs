@@ -17,6 +17,10 @@ pub struct Account {
     pub intended_times: AtomicU64,
     pub counted_done: AtomicU64,
     pub counted_times: AtomicU64,
+    /// Sources that were made for it.
+    pub created: AtomicU64,
+    /// Of what was counted, what was so in the pool itself and in nothing that is below it.
+    pub own_done: AtomicU64,
 }
 
 impl Account {
@@ -26,6 +30,8 @@ impl Account {
             intended_times: AtomicU64::new(0),
             counted_done: AtomicU64::new(0),
             counted_times: AtomicU64::new(0),
+            created: AtomicU64::new(0),
+            own_done: AtomicU64::new(0),
         }
     }
 
@@ -176,6 +182,7 @@ impl<'a> Churner<'a> {
     fn count_fixed(&mut self) {
         let pool = self.random.below(self.pools.len() as u64) as usize;
         self.accounts[pool].add(1, 1, || count(&self.fixed[pool], 1));
+        self.accounts[pool].own_done.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Makes a branch, or one more source or slot of it, or attaches it.
@@ -197,6 +204,7 @@ impl<'a> Churner<'a> {
             }
             let Some(source) = with_room(builder.create()) else { return };
             self.created += 1;
+            self.accounts[branch.pool].created.fetch_add(1, Ordering::SeqCst);
             let slot = if self.random.one_in(2) { with_room(source.add_values()) } else { None };
             if let Some(above) = branch.sources.last()
                 && with_room(above.add_subordinate(&source)).is_none()
