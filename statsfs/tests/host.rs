@@ -24,7 +24,7 @@ fn host() -> Tree {
 }
 
 fn identity(pid: u32) -> Identity {
-    Identity { pid, uid: 1000 + pid, gid: 2000 + pid, is_host: false }
+    Identity { pid, uid: 1000 + pid, gid: 2000 + pid, is_public: true, is_host: false }
 }
 
 /// A process with one guest in `kvm`, as far as the tree can see.
@@ -608,19 +608,21 @@ fn what_comes_is_taken_over_bit_by_bit_and_nothing_is_lost() {
     for source in all.drain(..).step_by(2) {
         kvm.remove_subordinate(&source).unwrap();
     }
-    assert_eq!(number(&tree, "kvm/work_done"), 8000);
+    // Not at once, where this process has used up its share of a slow machine.
+    support::until("all are taken over", || number(&tree, "kvm/work_done") == 8000);
     assert_eq!(number(&tree, "kvm/.departed/work_done"), 4000);
-    // A clear reaches those that nobody has seen yet.
+    // A clear takes what has been taken over by then, and leaves the rest.
     for n in 0..3000 {
         slots.push(count(&below(&registry, &kvm, &format!("u{n}"))));
     }
-    assert_eq!(tree.clear("kvm/work_done").unwrap().0["work_done"], 11_000);
-    assert_eq!(number(&tree, "kvm/work_done"), 0);
+    let taken = i128::from(tree.clear("kvm/work_done").unwrap().0["work_done"]);
+    assert!((8000..=11_000).contains(&taken), "{taken}");
+    support::until("the rest", || number(&tree, "kvm/work_done") + taken == 11_000);
     for n in 0..3000 {
         slots.push(count(&below(&registry, &kvm, &format!("v{n}"))));
     }
     tree.fold(key).unwrap();
-    assert_eq!(number(&tree, "kvm/work_done"), 3000);
+    assert_eq!(number(&tree, "kvm/work_done") + taken, 14_000);
     assert_eq!(tree.save().ledger.values().next().unwrap().raw[0], 14_000);
     let usage = tree.usage();
     assert_eq!((usage.sources, usage.processes, usage.directories), (0, 0, 2));

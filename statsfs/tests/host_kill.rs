@@ -206,7 +206,7 @@ struct Running {
 
 fn join(tree: &Tree, writer: &Writer, segments: &[OwnedFd]) -> ProcessKey {
     let pid = writer.pid() as u32;
-    let identity = Identity { pid, uid: pid, gid: pid, is_host: false };
+    let identity = Identity { pid, uid: pid, gid: pid, is_public: true, is_host: false };
     let fds = segments.iter().map(|fd| fd.try_clone().unwrap()).collect();
     tree.join(Fixed(fds), identity).unwrap()
 }

@@ -9,7 +9,7 @@
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
-//! * [`inject`] has a thread of a running `vmm` make a system call.
+//! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
 //! * [`fs_matrix`] is what every call and every usual tool makes of a mounted tree.
 //!
 //! * [`nested`] runs tests in a Debian host that is emulated, and [`newc`] packs its file system.
@@ -22,6 +22,7 @@ pub mod flat;
 pub mod fs_matrix;
 pub mod guest;
 pub mod inject;
+pub mod kvm_run;
 pub mod linux;
 pub mod namespace;
 pub mod nested;

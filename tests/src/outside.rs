@@ -48,7 +48,7 @@ impl Outside {
         let segments = segments.into_iter().map(|(_, fd)| fd).collect();
         let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
         let tree = Tree::host(TreeOptions { pid_prefix: true, ..options });
-        let identity = Identity { pid, uid: 0, gid: 0, is_host: false };
+        let identity = Identity { pid, uid: 0, gid: 0, is_public: true, is_host: false };
         tree.join(Segments(Mutex::new(segments)), identity).map_err(io::Error::other)?;
         Ok(Self(tree))
     }

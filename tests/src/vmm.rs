@@ -33,6 +33,18 @@ pub fn require_host() {
     }
 }
 
+/// Has what the command starts end when the test does: one that is killed leaves nothing that runs, and no
+/// mount.
+pub fn end_with_test(command: &mut Command) {
+    // SAFETY: the call is async-signal-safe, and takes no pointer.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
+}
+
 /// A `vmm run` to be started.
 #[derive(Debug)]
 pub struct Vmm {
@@ -196,11 +208,10 @@ impl Vmm {
         }
         command.stdout(writer);
         let stdout = if deaf { Stdout::Deaf } else { Stdout::Held(reader, blocked) };
-        // SAFETY: both calls are async-signal-safe, take no pointer and install no code.
+        end_with_test(&mut command);
+        // SAFETY: the call is async-signal-safe, takes no pointer and installs no code.
         unsafe {
             command.pre_exec(|| {
-                // A test that is killed leaves nothing that runs, and no mount.
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
                 // If the tests were started by nohup(1), the VMM would rightly ignore it too.
                 libc::signal(libc::SIGHUP, libc::SIG_DFL);
                 Ok(())

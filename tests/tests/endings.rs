@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_PORT, Op, Step, echo, end, park};
+use tests::kvm_run;
 use tests::namespace::mounted_at;
 use tests::running::{Ended, wait_until};
 use tests::vmm::Vmm;
@@ -29,7 +30,10 @@ fn the_guests_status_is_the_exit_status() {
             assert_eq!(ended.stderr, "");
             let flat = ended.flat();
             assert_closed(&flat);
-            assert_eq!(flat.get(&format!("{}/exit0/exit_status", flat.machine())), status.into());
+            assert_eq!(
+                flat.get(&format!("{}/exit0/exit_status", flat.machine())),
+                u64::from(status)
+            );
         }
     }
 }
@@ -60,65 +64,39 @@ fn a_guest_that_crashes_is_told_with_its_place() {
     assert_closed(&ended.flat());
 }
 
-/// In a child that is to be the VMM: KVM_RUN ends with this error, or, if it is 0, at once and without
-/// anything having been run.
-fn forbid_kvm_run(errno: u16) -> io::Result<()> {
-    const KVM_RUN: u32 = 0xae80;
-    // Offsets in `seccomp_data`: the system call's number, and the low half of its second argument.
-    const NUMBER: u32 = 0;
-    const REQUEST: u32 = 24;
-    let load = |k| libc::sock_filter {
-        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
-        jt: 0,
-        jf: 0,
-        k,
-    };
-    let skip_unless = |k, jf| libc::sock_filter {
-        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
-        jt: 0,
-        jf,
-        k,
-    };
-    let answer =
-        |k| libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k };
-    let mut filter = [
-        load(NUMBER),
-        skip_unless(libc::SYS_ioctl as u32, 3),
-        load(REQUEST),
-        skip_unless(KVM_RUN, 1),
-        answer(libc::SECCOMP_RET_ERRNO | u32::from(errno)),
-        answer(libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program and its filter live until the call returns, which copies them.
-    let failed =
-        unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
-    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 #[test]
 fn a_kvm_run_that_fails_fails_the_vmm() {
-    use std::os::unix::process::CommandExt;
-    let run = |errno: u16, cpus| {
-        let vmm = Vmm::new(Mode::Long, &[end(5)]).cpus(cpus).with(|command| {
-            // SAFETY: it makes one system call, and allocates nothing.
-            unsafe { command.pre_exec(move || forbid_kvm_run(errno)) };
-        });
-        vmm.run()
-    };
     for cpus in [1, 4] {
+        let vmm = Vmm::new(Mode::Long, &[end(5)]).cpus(cpus);
         // As for memory that cannot be had, for one.
-        let ended = run(libc::EFAULT as u16, cpus).assert(125);
+        let ended = vmm.with(kvm_run::fail(libc::EFAULT)).run().assert(125);
         ended.assert_says(&["vCPU", "KVM_RUN", "Bad address"]);
         let flat = ended.flat();
         assert_closed(&flat);
         let errors = flat.get("kvm/user_exit_error");
         assert!(errors > 0 && errors == flat.get("kvm/user_exits"), "{errors}");
     }
-    let ended = run(0, 1).assert(124);
-    ended.assert_says(&["crashed", "vCPU 0", "unexpected exit", "unknown"]);
-    assert_eq!(ended.flat().get("kvm/user_exit_unknown"), 1);
-    assert_closed(&ended.flat());
+}
+
+#[test]
+fn a_return_of_kvm_run_that_is_the_guests_end_is_a_crash() {
+    // KVM_EXIT_UNKNOWN, and KVM_EXIT_FAIL_ENTRY with the reason that Intel's CPUs have for it.
+    let exits = [
+        (0, 0, "unknown", "unexpected exit from the guest (unknown)"),
+        (9, 0x8000_0021, "fail_entry", "KVM_EXIT_FAIL_ENTRY, reason 0x80000021"),
+    ];
+    for (reason, detail, name, said) in exits {
+        let vmm = Vmm::new(Mode::Long, &[end(5)]).with(kvm_run::leave_to_the_test);
+        let running = vmm.start();
+        kvm_run::answer(running.pid(), reason, detail);
+        let ended = running.wait().assert(124);
+        ended.assert_says(&["crashed", "vCPU 0", said]);
+        let flat = ended.flat();
+        let vcpu = flat.vcpus(&flat.machine()).remove(0);
+        assert_eq!(flat.exits(&vcpu), [(name, 1)].into());
+        assert_eq!(flat.get(&format!("{vcpu}/user_exit_{name}")), 1);
+        assert_closed(&flat);
+    }
 }
 
 /// Longer than stopping takes, on a machine that is busy with other tests too.
@@ -166,7 +144,7 @@ fn a_signal_stops_guests_whose_console_is_stuck() {
     assert_eq!(ended.stdout, b"");
     let flat = ended.flat();
     assert_closed(&flat);
-    assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), cpus.into());
+    assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), u64::from(cpus));
     assert_eq!(flat.get("kvm/serial_tx_bytes"), 0);
 }
 
@@ -176,7 +154,7 @@ fn output_that_nobody_takes_is_lost_and_counted() {
     let steps = [Step::new(Op::Out8, n, 0x3f8), end(5)];
     let ended = Vmm::new(Mode::Long, &steps).deaf_console().run().assert(5);
     let flat = ended.flat();
-    assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), n.into());
+    assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), u64::from(n));
     assert_eq!(flat.get("kvm/serial_tx_bytes"), 0);
     assert_eq!(flat.get("kvm/user_exit_io_out"), u64::from(n) + 1);
     assert_closed(&flat);

@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use devices::SerialPort;
 use devices::stats::{SerialCounters, SerialInterrupt};
@@ -28,9 +29,35 @@ pub enum Output {
         file: File,
         /// Tells when to stop trying.
         lifecycle: Arc<Lifecycle>,
+        /// What it did not take.
+        lost: Arc<Lost>,
     },
     /// Nowhere; it is counted all the same.
     Discard,
+}
+
+/// Output that could not be written: how much, and why the first of it.
+#[derive(Debug, Default)]
+pub struct Lost {
+    bytes: AtomicU64,
+    first: OnceLock<io::Error>,
+}
+
+impl Lost {
+    fn add(&self, bytes: usize, error: &io::Error) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.first.get_or_init(|| match error.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(error.kind(), error.to_string()),
+        });
+    }
+
+    /// What there is to say about it at the end; `None` if nothing was lost.
+    pub fn message(&self) -> Option<String> {
+        let (bytes, first) = (self.bytes.load(Ordering::Relaxed), self.first.get()?);
+        let bytes = if bytes == 1 { "1 byte".into() } else { format!("{bytes} bytes") };
+        Some(format!("{bytes} of the guest's console could not be written: {first}"))
+    }
 }
 
 impl Output {
@@ -38,10 +65,10 @@ impl Output {
     ///
     /// # Errors
     /// If there is no standard output.
-    pub fn stdout(lifecycle: Arc<Lifecycle>) -> io::Result<Self> {
+    pub fn stdout(lifecycle: Arc<Lifecycle>, lost: Arc<Lost>) -> io::Result<Self> {
         // Past std's buffer: a guest's prompt has no newline.
         let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        Ok(Self::Stdout { file, lifecycle })
+        Ok(Self::Stdout { file, lifecycle, lost })
     }
 }
 
@@ -49,31 +76,35 @@ impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::Discard => Ok(data.len()),
-            Self::Stdout { file, lifecycle } => loop {
-                // A reader that does not read must not keep the machine from ending: the kick at the
-                // end interrupts the write.
-                match file.write(data) {
-                    Err(error)
-                        if error.kind() == ErrorKind::Interrupted && !lifecycle.is_stopping() => {}
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {
-                        // Another kind, since `write_all` would try again.
-                        return Err(io::Error::from(ErrorKind::TimedOut));
-                    }
-                    // Somebody made the output non-blocking for us.
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        if lifecycle.is_stopping() {
-                            return Err(error);
-                        }
-                        wait_writable(file);
-                    }
-                    other => return other,
-                }
-            },
+            Self::Stdout { file, lifecycle, lost } => write_until_end(file, lifecycle, data)
+                .inspect_err(|error| lost.add(data.len(), error)),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Writes to a reader who may not read, but must not keep the machine from ending: the kick at the end
+/// interrupts the write.
+fn write_until_end(file: &mut File, lifecycle: &Lifecycle, data: &[u8]) -> io::Result<usize> {
+    // Kinds after which nobody tries again.
+    let gone = || Err(io::Error::new(ErrorKind::TimedOut, "nobody took it until the guest's end"));
+    loop {
+        match file.write(data) {
+            Ok(0) if !data.is_empty() => return Err(ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == ErrorKind::Interrupted && lifecycle.is_stopping() => {
+                return gone();
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Somebody made the output non-blocking for us.
+            Err(error) if error.kind() == ErrorKind::WouldBlock && lifecycle.is_stopping() => {
+                return gone();
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => wait_writable(file),
+            other => return other,
+        }
     }
 }
 
@@ -254,7 +285,8 @@ mod tests {
         kick::install_handler().unwrap();
         let (_reader, writer) = pipe();
         let lifecycle = Arc::new(Lifecycle::new().unwrap());
-        let mut output = Output::Stdout { file: writer, lifecycle: lifecycle.clone() };
+        let mut output =
+            Output::Stdout { file: writer, lifecycle: lifecycle.clone(), lost: Arc::default() };
         let thread = thread::spawn({
             let lifecycle = lifecycle.clone();
             move || {
@@ -282,8 +314,14 @@ mod tests {
         let (reader, writer) = pipe();
         drop(reader);
         let lifecycle = Arc::new(Lifecycle::new().unwrap());
-        let mut output = Output::Stdout { file: writer, lifecycle };
-        assert_eq!(output.write_all(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+        let lost = Arc::new(Lost::default());
+        let mut output = Output::Stdout { file: writer, lifecycle, lost: lost.clone() };
+        assert_eq!(lost.message(), None);
+        for n in ["1 byte", "2 bytes"] {
+            assert_eq!(output.write_all(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+            let said = "of the guest's console could not be written: Broken pipe (os error 32)";
+            assert_eq!(lost.message(), Some(format!("{n} {said}")));
+        }
     }
 
     /// A port, and an event loop that feeds it from `stdin`.

@@ -169,14 +169,15 @@ impl KvmTree {
         Ok(Self { registry: registry.clone(), source, sampled })
     }
 
-    /// Adds a machine of this process called `name`.
+    /// Adds a machine of this process called `name`, whose directory is for all to read if it is `public`.
     ///
     /// # Errors
     /// [`TreeError`] if the process has a machine of this name.
-    pub fn add_machine(&self, name: &str) -> Result<MachineTree, TreeError> {
-        // What one guest does is for its owner and the readers' group; the totals are for all.
+    pub fn add_machine(&self, name: &str, public: bool) -> Result<MachineTree, TreeError> {
+        // What one guest does is for its owner and the readers' group, unless told; the totals are for all.
         let build = || {
-            let source = self.registry.source(name).private().create()?;
+            let source = self.registry.source(name);
+            let source = if public { source } else { source.private() }.create()?;
             self.source.add_subordinate(&source)?;
             Ok(source)
         };
@@ -326,7 +327,7 @@ mod tests {
             RegistryOptions { segment_size: 64 << 10, max_segments: 1, ..Default::default() };
         let registry = Registry::with_options(options).unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let devices = || ["serial0", "exit0"].into_iter();
         let vcpus: Vec<_> = (0..64).map(|i| machine.add_vcpu(i, devices()).unwrap()).collect();
         for vcpu in &vcpus {
@@ -335,7 +336,7 @@ mod tests {
         }
         assert_eq!(registry.usage().segments, 1);
         // The next machine has nothing at all, and can be made all the same.
-        let next = kvm.add_machine("b").unwrap();
+        let next = kvm.add_machine("b", false).unwrap();
         next.add_vcpu(0, devices()).unwrap();
         next.add_values::<VmStats>().unwrap();
     }
@@ -344,10 +345,10 @@ mod tests {
     fn a_name_that_is_taken_is_an_error() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         machine.add_vcpu(0, std::iter::empty()).unwrap();
         assert!(machine.add_vcpu(0, std::iter::empty()).is_err());
-        let error = kvm.add_machine("a").err().unwrap().to_string();
+        let error = kvm.add_machine("a", false).err().unwrap().to_string();
         assert!(error.contains("\"a\"") && error.contains("already exists"), "{error}");
         assert!(KvmTree::register(&registry).is_err());
     }
@@ -356,7 +357,7 @@ mod tests {
     fn a_vcpu_takes_at_most_8_kib() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let bytes = |i| {
             let slots = machine.add_vcpu(i, ["serial0", "exit0"].into_iter()).unwrap();
             let usage = registry.usage();
@@ -372,7 +373,7 @@ mod tests {
     fn a_machine_that_leaves_stays_counted_in_the_totals() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let slots = machine.add_vcpu(0, ["serial0"].into_iter()).unwrap();
         slots.devices[0].io_reads.add(3);
         slots.bus.bus_unclaimed_io_reads.add(4);

@@ -56,6 +56,8 @@ pub struct Config {
     pub guest: Guest,
     /// Whether the serial console goes to standard output, or nowhere.
     pub console: bool,
+    /// Whether everybody may look into its statistics' directory, and not only its user and the readers' group.
+    pub public: bool,
     /// How much is accounted per exit.
     pub accounting: Detail,
 }
@@ -145,7 +147,7 @@ impl Vm {
         {
             return Err(VmError::MemorySize(config.memory));
         }
-        let tree = tree.add_machine(&config.name)?;
+        let tree = tree.add_machine(&config.name, config.public)?;
         let slot = tree.add_values::<VmStats>()?;
         slot.vm_memory_bytes.set(config.memory);
         slot.vm_vcpus.set(config.vcpus);
@@ -268,7 +270,7 @@ impl RunningVm {
     /// # Errors
     /// If the process has no file descriptor left.
     pub fn com1(&self) -> io::Result<(Arc<Com>, EventFd)> {
-        let Com1 { port, room } = &self.machine.com1;
+        let Com1 { port, room, .. } = &self.machine.com1;
         Ok((port.clone(), room.try_clone()?))
     }
 
@@ -286,6 +288,11 @@ impl RunningVm {
             virtio.stop();
         }
         self.machine.set_state(State::Stopped);
+    }
+
+    /// What its console lost so far, to be said to the user; `None` if nothing.
+    pub fn lost_output(&self) -> Option<String> {
+        self.machine.com1.lost.message()
     }
 
     /// How the machine ended, once it has.

@@ -53,7 +53,13 @@ impl Pty {
         // SAFETY: both are new and nobody else's.
         let (user, terminal) = unsafe { (File::from_raw_fd(user), OwnedFd::from_raw_fd(terminal)) };
         // SAFETY: no memory is involved.
-        unsafe { libc::fcntl(user.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        unsafe {
+            libc::fcntl(user.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK);
+            // Nobody else has the user's side: when this process ends, the terminal hangs up.
+            for fd in [user.as_raw_fd(), terminal.as_raw_fd()] {
+                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+            }
+        }
         Self { user, terminal, seen: Vec::new() }
     }
 
@@ -78,6 +84,8 @@ impl Pty {
         // SAFETY: between fork and exec only system calls are made.
         unsafe {
             command.pre_exec(|| {
+                // A test that dies leaves nothing that runs.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
                     return Err(std::io::Error::last_os_error());
                 }

@@ -254,6 +254,18 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    /// Counts the notifications that are left: those that came after the stop, and of requests that were
+    /// found before their notification was.
+    fn drop(&mut self) {
+        for notifier in self.notifiers.iter() {
+            if let Ok(times) = notifier.read() {
+                lock(&self.engine).events.notified(times);
+            }
+        }
+    }
+}
+
 fn most(a: Progress, b: Progress) -> Progress {
     if a == Progress::More { a } else { b }
 }

@@ -1,5 +1,6 @@
 //! What virtio devices count, and the events types that count it.
 
+use std::io;
 use std::time::Duration;
 
 use statsfs::Slot;
@@ -204,6 +205,10 @@ impl BlockEvents for BlockCounters {
             Operation::GetId => slot.blk_get_ids.inc(),
             Operation::Other => slot.blk_unsupported.inc(),
         }
+    }
+
+    fn host_error(&self, _operation: Operation, _offset: Option<u64>, _error: &io::Error) {
+        // Counted by the outcome.
     }
 }
 

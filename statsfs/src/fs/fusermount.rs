@@ -99,7 +99,6 @@ fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 /// input, which is the end of the process that serves, and takes exactly that mount away if it is
 /// still there and uncovered.
 const KEEPER: &str = r#"
-trap '' HUP INT QUIT TERM PIPE
 while read -r word; do :; done
 top=
 while read -r id parent device root point rest; do
@@ -109,6 +108,22 @@ case "$top" in
     *" - fuse.statsfs $2 "*) exec fusermount3 -u -z -- "$3" ;;
 esac
 "#;
+
+/// What may come to us and our children, and must not end the keeper before it has unmounted.
+const IGNORED: [libc::c_int; 5] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE];
+
+/// Ignores signals; what is executed afterwards ignores them from its beginning. A shell's `trap` would come
+/// later, on a busy machine much later.
+fn ignore_signals() -> io::Result<()> {
+    for signal in IGNORED {
+        // SAFETY: no handler is installed, and the call is async-signal-safe.
+        if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
 
 /// The process that unmounts when we end.
 #[derive(Debug)]
@@ -122,7 +137,10 @@ impl Keeper {
     /// To be started before the mount is made, so that there is no moment without it.
     pub(super) fn start(point: &Path, source: &str) -> io::Result<Self> {
         let (end_of_life, life) = io::pipe()?;
-        let child = Command::new("/bin/sh")
+        let mut keeper = Command::new("/bin/sh");
+        // SAFETY: between fork and exec it only makes system calls.
+        unsafe { keeper.pre_exec(ignore_signals) };
+        let child = keeper
             .args(["-c", KEEPER, "statsfs-keeper"])
             .arg(escape(point.as_os_str()))
             .arg(source)
@@ -207,6 +225,19 @@ mod tests {
     fn the_last_line_is_the_reason() {
         assert_eq!(last_line(b"a\nfusermount3: mount failed: x\n\n"), "mount failed: x");
         assert_eq!(last_line(b" \n"), "it ended without a word");
+    }
+
+    #[test]
+    fn no_signal_but_a_kill_ends_a_keeper_before_its_time() {
+        // Where nothing is mounted it has nothing to do, and succeeds.
+        let mut keeper = Keeper::start(Path::new("/nowhere"), "statsfs-test").unwrap();
+        for signal in IGNORED {
+            // At once, before the shell has come to anything.
+            // SAFETY: a child of ours that was not waited for.
+            assert_eq!(unsafe { libc::kill(keeper.pid() as libc::pid_t, signal) }, 0);
+        }
+        assert!(keeper.child.try_wait().unwrap().is_none(), "it waits for our end");
+        assert_eq!(keeper.unmount(), Ok(()));
     }
 
     #[test]

@@ -170,6 +170,15 @@ impl Registry {
         self.0.lock().arenas.iter().map(|arena| arena.segment.fd.try_clone()).collect()
     }
 
+    /// The random id that all segments of this registry have in their headers; 0 in a forked child.
+    pub fn publisher(&self) -> u128 {
+        if self.0.is_forked() {
+            return 0;
+        }
+        let [low, high] = self.0.lock().publisher;
+        u128::from(low) | u128::from(high) << 64
+    }
+
     /// What the structure uses now, after folding what is retired. Nothing in a forked child.
     pub fn usage(&self) -> Usage {
         if self.0.is_forked() {

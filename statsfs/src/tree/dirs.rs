@@ -278,6 +278,8 @@ impl State {
                     return None;
                 }
             };
+            // Once below the shared directories is enough: what is below that is reached through it.
+            let private = private || (!identity.is_public && self.dirs[&above].parent == ROOT_DIR);
             let gid = if private || self.is_private(above) {
                 self.options.owner.gid
             } else {

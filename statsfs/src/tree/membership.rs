@@ -7,7 +7,7 @@ use super::budget::{Budget, thread_time};
 use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::inode::DirId;
 use super::model::ADOPT;
-use super::processes::{Feed, Identity, Member, ProcessKey};
+use super::processes::{Feed, Identity, Member, ProcessKey, ProcessUsage};
 use super::sweep::{Request, Sweep};
 use super::{ProcessId, Refused, State, Tree, TreeError};
 use crate::segment::Process;
@@ -23,6 +23,9 @@ impl Tree {
         feed.wake_by(self.sleeper.waker());
         // This may take long, and is nobody else's concern.
         let mut process = Process::attach(fds, &self.options.limits)?;
+        if feed.publisher().is_some_and(|publisher| publisher != process.publisher()) {
+            return Err(TreeError::Publisher);
+        }
         let mut touched = Vec::new();
         process.refresh(true, &mut touched)?;
         let mut state = self.lock();
@@ -99,6 +102,24 @@ impl Tree {
         drop(state);
         self.poke();
         kept
+    }
+
+    /// The id that a process's segments have; `None` if it is not in the tree.
+    pub fn publisher_of(&self, process: ProcessKey) -> Option<u128> {
+        let state = self.lock_to_read();
+        Some(state.processes.get(state.processes.id(process)?)?.publisher())
+    }
+
+    /// What a process has in the tree; `None` if it is not in it.
+    pub fn usage_of(&self, process: ProcessKey) -> Option<ProcessUsage> {
+        let state = self.lock_to_read();
+        let member = state.processes.get(state.processes.id(process)?)?;
+        let segments = member.segments();
+        Some(ProcessUsage {
+            segments: segments.len() as u64,
+            bytes: segments.iter().map(|segment| segment.size() as u64).sum(),
+            sources: member.sources().count() as u64,
+        })
     }
 
     /// Takes over all sources of a process that is gone, whatever that costs; others may look in between.

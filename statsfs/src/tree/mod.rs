@@ -66,13 +66,13 @@ use self::model::SourceModel;
 use self::numbers::Numbers;
 pub use self::options::{Owner, Refused, TreeError, TreeOptions, TreeUsage, UserLimits};
 use self::processes::Processes;
-pub use self::processes::{Feed, Identity, ProcessKey};
+pub use self::processes::{Feed, Identity, ProcessKey, ProcessUsage};
 use self::saved::Remembered;
 pub use self::saved::{Keeper, Left, Occasion, Saved, SavedAccount, SavedDirectory};
 use self::sweep::{Plan, Request, Sweep};
 use self::users::Users;
 use self::wake::Sleeper;
-pub use self::wake::Waker;
+pub use self::wake::{Wake, Waker};
 
 /// Names that the kernel must forget are collected up to about this number.
 const MAX_GONE: usize = 1 << 16;

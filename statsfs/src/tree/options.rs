@@ -17,6 +17,9 @@ pub enum TreeError {
     /// A segment was refused.
     #[error("the segment is refused: {0}")]
     Segment(#[from] SegmentError),
+    /// The segments are not those of the publisher that they were said to be of.
+    #[error("the segments are not of the publisher that they were said to be of")]
+    Publisher,
     /// These segments are in the tree already.
     #[error("the segments are in the tree already")]
     Joined(ProcessKey),

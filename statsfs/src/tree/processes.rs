@@ -24,6 +24,11 @@ pub trait Feed: Send + Sync + 'static {
     /// Whatever keeps them from being had.
     fn segments(&self) -> io::Result<Vec<OwnedFd>>;
 
+    /// The publisher whose segments they must be, if that is known beforehand.
+    fn publisher(&self) -> Option<u128> {
+        None
+    }
+
     /// Takes what wakes the tree, to be used when something may have changed. A tree whose feeds do not
     /// looks by itself every 100 ms.
     fn wake_by(&self, _waker: Waker) {}
@@ -38,6 +43,9 @@ pub struct Identity {
     pub uid: u32,
     /// Group, to which its public directories belong.
     pub gid: u32,
+    /// Whether everybody may look into its directories, as far as its sources are not private themselves;
+    /// in a tree of one process they may.
+    pub is_public: bool,
     /// Whether it is the host's own statistics: these have the name `statsfs` at the top, and no
     /// process id before their names.
     pub is_host: bool,
@@ -47,13 +55,24 @@ impl Identity {
     /// This process.
     pub fn this_process() -> Self {
         let Owner { uid, gid } = Owner::this_process();
-        Self { pid: std::process::id(), uid, gid, is_host: false }
+        Self { pid: std::process::id(), uid, gid, is_public: true, is_host: false }
     }
 }
 
 /// A process in a tree: unique, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessKey(pub(super) u64);
+
+/// What a process has in a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessUsage {
+    /// Segments.
+    pub segments: u64,
+    /// Bytes of the segments.
+    pub bytes: u64,
+    /// Sources.
+    pub sources: u64,
+}
 
 /// A process in the tree.
 pub(crate) struct Member {

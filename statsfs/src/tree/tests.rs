@@ -441,7 +441,7 @@ fn others_stay_right_while_one_storms() {
     let _slots: Vec<_> =
         (0..200).map(|n| publish(&tops[0], &hostile, &format!("s{n}"), &of)).collect();
     let slot = publish(&tops[1], &honest, "vm", &of);
-    let identity = |pid| Identity { pid, uid: pid, gid: pid, is_host: false };
+    let identity = |pid| Identity { pid, uid: pid, gid: pid, is_public: true, is_host: false };
     let bad = hostile.join(&tree, identity(1)).unwrap();
     let good = honest.join(&tree, identity(2)).unwrap();
     let stop = AtomicBool::new(false);

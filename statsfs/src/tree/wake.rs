@@ -1,7 +1,14 @@
-//! What wakes whoever waits for changes in a tree.
+//! What wakes whoever waits for changes.
 
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
+
+/// Somebody who waits for changes.
+pub trait Wake: Send + Sync {
+    /// Has it look now. Called often, and never waits.
+    fn wake(&self);
+}
 
 #[derive(Debug, Default)]
 struct Wakes {
@@ -13,25 +20,36 @@ struct Wakes {
 #[derive(Debug, Default)]
 pub(super) struct Sleeper(Arc<Wakes>);
 
-/// Wakes the tree that it is of, if it is still there.
-#[derive(Clone, Debug)]
-pub struct Waker(Weak<Wakes>);
+/// Wakes the one that it is of, a tree for one, if it is still there.
+#[derive(Clone)]
+pub struct Waker(Weak<dyn Wake>);
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waker").finish_non_exhaustive()
+    }
+}
 
 impl Waker {
-    /// Has the tree look for changes now.
+    /// A waker of `who`.
+    pub fn of(who: &Arc<dyn Wake>) -> Self {
+        Self(Arc::downgrade(who))
+    }
+
+    /// Has it look for changes now.
     pub fn wake(&self) {
-        if let Some(wakes) = self.0.upgrade() {
-            wakes.wake();
+        if let Some(who) = self.0.upgrade() {
+            who.wake();
         }
     }
 
-    /// Whether the tree is still there.
+    /// Whether it is still there.
     pub fn is_of_use(&self) -> bool {
         self.0.strong_count() > 0
     }
 }
 
-impl Wakes {
+impl Wake for Wakes {
     fn wake(&self) {
         *self.so_far.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.condition.notify_all();
@@ -44,7 +62,8 @@ impl Sleeper {
     }
 
     pub(super) fn waker(&self) -> Waker {
-        Waker(Arc::downgrade(&self.0))
+        let this: Arc<dyn Wake> = self.0.clone();
+        Waker::of(&this)
     }
 
     /// Waits until there were more wakes than `seen`, at most for `timeout`; answers how many there were.

@@ -326,11 +326,11 @@ pub fn mount_line(point: &Path) -> Option<String> {
     line.map(str::to_owned)
 }
 
-/// Waits until `done`, for a minute: the machine may be busy.
+/// Waits until `done`, for 20 seconds: the machine may be busy.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}: not within 20 s");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -7,6 +7,7 @@
 
 mod config;
 mod service;
+mod told;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub use config::{
 };
 pub use service::DeviceError;
 use service::Service;
+use told::Told;
 
 /// Why a machine can not have the virtio devices that it is to have.
 #[derive(Debug, Error)]
@@ -114,8 +116,9 @@ pub fn attach(
         let name = format!("blk{index}");
         let tree = tree.device(&name)?;
         let counters = BlockCounters::new(tree.add_values()?);
+        let events = Told::new(counters, &name, &disk.path);
         let disk = Disk::open(&disk.path, disk.read_only)?;
-        machine.add(&name, seccomp::Device::Block, &tree, Block::new(disk, &name, counters))?;
+        machine.add(&name, seccomp::Device::Block, &tree, Block::new(disk, &name, events))?;
     }
     for (index, net) in config.nets.iter().enumerate() {
         let name = format!("net{index}");

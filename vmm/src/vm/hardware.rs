@@ -19,7 +19,7 @@ use super::error::{VmError, host, kvm};
 use super::vcpus::Start;
 use crate::arch::x86_64::{acpi, cpuid, layout};
 use crate::bus::{Devices, Space};
-use crate::console::{Com, Output};
+use crate::console::{Com, Lost, Output};
 use crate::flat::FlatProgram;
 use crate::hypervisor::Hypervisor;
 use crate::kernel::Kernel;
@@ -45,10 +45,12 @@ pub struct Hardware {
     pub start: Start,
 }
 
-/// COM1, and the event that says that it has room for input.
+/// COM1, with the event that says that it has room for input.
 pub struct Com1 {
     pub port: Arc<Com>,
     pub room: EventFd,
+    /// What its output lost.
+    pub lost: Arc<Lost>,
 }
 
 impl Board<'_> {
@@ -107,8 +109,10 @@ impl Board<'_> {
         console: bool,
         line: SerialLine,
     ) -> Result<Com1, VmError> {
+        let lost = Arc::<Lost>::default();
         let output = if console {
-            Output::stdout(self.lifecycle.clone()).map_err(host("the standard output"))?
+            Output::stdout(self.lifecycle.clone(), lost.clone())
+                .map_err(host("the standard output"))?
         } else {
             Output::Discard
         };
@@ -129,7 +133,7 @@ impl Board<'_> {
         let trigger = EventFdTrigger::new(room.try_clone().map_err(host("an eventfd"))?);
         let port = Arc::new(SerialPort::new(interrupt, counters, output, trigger));
         devices.insert("serial0", Space::Port, layout::COM1, serial::REGISTERS, port.clone())?;
-        Ok(Com1 { port, room })
+        Ok(Com1 { port, room, lost })
     }
 
     /// Adds the devices by which a kernel ends its machine.

@@ -68,6 +68,15 @@ fn hint(error: &io::Error, read_only: bool) -> &'static str {
     }
 }
 
+/// Which way bytes go between a disk and the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// Into the memory.
+    Read,
+    /// Onto the disk.
+    Write,
+}
+
 /// A file whose bytes are those of a disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -130,40 +139,35 @@ impl Disk {
         (end <= self.sectors).then(|| sector * SECTOR)
     }
 
-    /// Reads from `offset` of the disk into all of `len` bytes from `from` on of `pieces`.
-    pub(super) fn read(
+    /// Reads or writes at `offset` of the disk all of `len` bytes from `from` on of `pieces`.
+    ///
+    /// # Errors
+    /// Where on the disk it failed, and what the host says.
+    pub(super) fn transfer(
         &self,
+        direction: Direction,
         memory: &Memory,
         pieces: &Pieces,
         from: usize,
         len: usize,
         offset: u64,
-    ) -> io::Result<()> {
-        repeat(len, |done, chunk| {
-            sys::read_at(
-                &self.file,
-                pieces.slices(memory, from + done, chunk),
-                offset + done as u64,
-            )
-        })
-    }
-
-    /// Writes to `offset` of the disk all of `len` bytes from `from` on of `pieces`.
-    pub(super) fn write(
-        &self,
-        memory: &Memory,
-        pieces: &Pieces,
-        from: usize,
-        len: usize,
-        offset: u64,
-    ) -> io::Result<()> {
-        repeat(len, |done, chunk| {
-            sys::write_at(
-                &self.file,
-                pieces.slices(memory, from + done, chunk),
-                offset + done as u64,
-            )
-        })
+    ) -> Result<(), (u64, io::Error)> {
+        let mut done = 0;
+        // Once, unless it is more than one system call takes, or the file or its file system is at its end.
+        while done < len {
+            let slices = pieces.slices(memory, from + done, len - done);
+            let at = offset + done as u64;
+            let transferred = match direction {
+                Direction::Read => sys::read_at(&self.file, slices, at),
+                Direction::Write => sys::write_at(&self.file, slices, at),
+            };
+            done += match transferred {
+                Ok(0) => return Err((at, ErrorKind::UnexpectedEof.into())),
+                Ok(n) => n,
+                Err(error) => return Err((at, error)),
+            };
+        }
+        Ok(())
     }
 
     /// Makes what was written durable.
@@ -192,17 +196,4 @@ impl Disk {
             zeroed => zeroed,
         }
     }
-}
-
-/// Calls `transfer` until all of `len` bytes are through: once, unless they are more than one system call
-/// takes, or the file or its file system is at its end.
-fn repeat(len: usize, transfer: impl Fn(usize, usize) -> io::Result<usize>) -> io::Result<()> {
-    let mut done = 0;
-    while done < len {
-        match transfer(done, len - done)? {
-            0 => return Err(ErrorKind::UnexpectedEof.into()),
-            n => done += n,
-        }
-    }
-    Ok(())
 }

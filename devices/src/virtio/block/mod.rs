@@ -14,6 +14,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::{Chain, Device, DeviceId, Memory, Progress, QueueError, Turn, feature};
+use disk::Direction;
 pub use disk::{Disk, DiskError, SECTOR};
 
 /// Most requests in the queue.
@@ -101,11 +102,15 @@ pub trait BlockEvents: Send {
     fn in_flight(&self, requests: u16);
     /// A request was answered, that long after it was taken off the queue.
     fn done(&self, operation: Operation, outcome: Outcome, time: Duration);
+    /// The file failed at this byte of it, of a flush as a whole: its request is answered with
+    /// [`Outcome::IoError`] next.
+    fn host_error(&self, operation: Operation, offset: Option<u64>, error: &io::Error);
 }
 
 impl BlockEvents for super::NoEvents {
     fn in_flight(&self, _requests: u16) {}
     fn done(&self, _operation: Operation, _outcome: Outcome, _time: Duration) {}
+    fn host_error(&self, _operation: Operation, _offset: Option<u64>, _error: &io::Error) {}
 }
 
 /// A block device.
@@ -149,7 +154,7 @@ impl<EV: BlockEvents> Block<EV> {
         let outcome = match operation {
             Operation::Read => self.read(memory, sector, data).inspect(|_| filled = data),
             Operation::Write => self.write(memory, sector, readable.len() - HEADER),
-            Operation::Flush => self.disk.flush().map(|()| 0).map_err(Failure::from),
+            Operation::Flush => self.flush().map(|()| 0),
             Operation::Discard | Operation::WriteZeroes => {
                 self.change_range(memory, operation == Operation::Discard)
             }
@@ -157,12 +162,16 @@ impl<EV: BlockEvents> Block<EV> {
                 filled = writable.write(memory, 0, &self.id);
                 Ok(0)
             }
-            Operation::GetId => Err(Failure(Outcome::Invalid)),
-            Operation::Other => Err(Failure(Outcome::Unsupported)),
+            Operation::GetId => Err(Failure::Refused(Outcome::Invalid)),
+            Operation::Other => Err(Failure::Refused(Outcome::Unsupported)),
         };
         let outcome = match outcome {
             Ok(bytes) => Outcome::Ok { bytes },
-            Err(Failure(outcome)) => outcome,
+            Err(Failure::Refused(outcome)) => outcome,
+            Err(Failure::Host { offset, error }) => {
+                self.events.host_error(operation, offset, &error);
+                Outcome::IoError
+            }
         };
         // The driver is told how much was written from the beginning on, and the status is at the end.
         writable.zero(memory, filled, data - filled);
@@ -175,19 +184,25 @@ impl<EV: BlockEvents> Block<EV> {
     fn offset(&self, sector: u64, len: u64) -> Result<u64, Failure> {
         let whole = len.is_multiple_of(SECTOR);
         let offset = self.disk.offset(sector, len / SECTOR).filter(|_| whole);
-        offset.ok_or(Failure(Outcome::Invalid))
+        offset.ok_or(Failure::Refused(Outcome::Invalid))
     }
 
     fn read(&self, memory: &Memory, sector: u64, len: usize) -> Result<u64, Failure> {
         let offset = self.offset(sector, len as u64)?;
-        self.disk.read(memory, &self.chain.writable, 0, len, offset)?;
+        let pieces = &self.chain.writable;
+        self.disk
+            .transfer(Direction::Read, memory, pieces, 0, len, offset)
+            .map_err(|(at, error)| Failure::Host { offset: Some(at), error })?;
         Ok(len as u64)
     }
 
     fn write(&self, memory: &Memory, sector: u64, len: usize) -> Result<u64, Failure> {
         self.check_writable()?;
         let offset = self.offset(sector, len as u64)?;
-        self.disk.write(memory, &self.chain.readable, HEADER, len, offset)?;
+        let pieces = &self.chain.readable;
+        self.disk
+            .transfer(Direction::Write, memory, pieces, HEADER, len, offset)
+            .map_err(|(at, error)| Failure::Host { offset: Some(at), error })?;
         self.write_through()?;
         Ok(len as u64)
     }
@@ -195,13 +210,13 @@ impl<EV: BlockEvents> Block<EV> {
     fn change_range(&self, memory: &Memory, discard: bool) -> Result<u64, Failure> {
         self.check_writable()?;
         if !self.disk.can_discard() {
-            return Err(Failure(Outcome::Unsupported));
+            return Err(Failure::Refused(Outcome::Unsupported));
         }
         let mut range = [0; RANGE];
         let readable = &self.chain.readable;
         // One range in a request: no more are offered.
         if readable.len() != HEADER + RANGE || readable.read(memory, HEADER, &mut range) != RANGE {
-            return Err(Failure(Outcome::Invalid));
+            return Err(Failure::Refused(Outcome::Invalid));
         }
         let [sector_low, sector_high, sectors, flags] = words(range);
         let sector = u64::from(sector_high) << 32 | u64::from(sector_low);
@@ -211,40 +226,44 @@ impl<EV: BlockEvents> Block<EV> {
             (MAX_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP)
         };
         if flags & !known != 0 {
-            return Err(Failure(Outcome::Unsupported));
+            return Err(Failure::Refused(Outcome::Unsupported));
         }
         let len = u64::from(sectors) * SECTOR;
         let offset = self.offset(sector, len)?;
         if sectors > most {
-            return Err(Failure(Outcome::Invalid));
+            return Err(Failure::Refused(Outcome::Invalid));
         }
         if sectors > 0 {
-            if discard || flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
-                self.disk.discard(offset, len)?;
+            let changed = if discard || flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
+                self.disk.discard(offset, len)
             } else {
-                self.disk.write_zeroes(offset, len)?;
-            }
+                self.disk.write_zeroes(offset, len)
+            };
+            changed.map_err(|error| Failure::Host { offset: Some(offset), error })?;
             self.write_through()?;
         }
         Ok(len)
     }
 
     fn check_writable(&self) -> Result<(), Failure> {
-        if self.disk.is_read_only() { Err(Failure(Outcome::ReadOnly)) } else { Ok(()) }
+        if self.disk.is_read_only() { Err(Failure::Refused(Outcome::ReadOnly)) } else { Ok(()) }
     }
 
-    fn write_through(&self) -> io::Result<()> {
-        if self.write_through { self.disk.flush() } else { Ok(()) }
+    fn flush(&self) -> Result<(), Failure> {
+        self.disk.flush().map_err(|error| Failure::Host { offset: None, error })
+    }
+
+    fn write_through(&self) -> Result<(), Failure> {
+        if self.write_through { self.flush() } else { Ok(()) }
     }
 }
 
-/// A request failed with this outcome.
-struct Failure(Outcome);
-
-impl From<io::Error> for Failure {
-    fn from(_: io::Error) -> Self {
-        Self(Outcome::IoError)
-    }
+/// Why a request failed.
+enum Failure {
+    /// It is not to be done.
+    Refused(Outcome),
+    /// The file failed, at this byte of it.
+    Host { offset: Option<u64>, error: io::Error },
 }
 
 /// Little-endian words of 32 bits.

@@ -19,7 +19,7 @@ fn options() -> TreeOptions {
 }
 
 fn identity(pid: u32) -> Identity {
-    Identity { pid, uid: 1000 + pid, gid: 2000 + pid, is_host: false }
+    Identity { pid, uid: 1000 + pid, gid: 2000 + pid, is_public: true, is_host: false }
 }
 
 /// What was kept last, of what, and whether there is room for more.
