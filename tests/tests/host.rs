@@ -47,7 +47,7 @@ fn two_hundred_guests_are_in_one_mount_and_every_exit_is_in_the_totals() {
     let mut finals = 0;
     for running in running {
         let ended = running.wait();
-        assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+        assert_eq!(ended.code(), 0, "{}", ended.stderr);
         finals += user_exits(&ended.flat());
     }
     assert!(host.machines().is_empty(), "each says goodbye before it ends");
@@ -115,6 +115,6 @@ fn a_vmm_neither_needs_its_server_nor_notices_its_end() {
     host.kill();
     running.signal(libc::SIGTERM);
     let ended = running.wait();
-    assert_eq!(ended.code(), Some(143), "{}", ended.stderr);
+    assert_eq!(ended.code(), 143, "{}", ended.stderr);
     assert!(user_exits(&ended.flat()) > 0);
 }
