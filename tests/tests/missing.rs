@@ -55,7 +55,7 @@ fn kvm_is_something_else() {
         // /dev/null: it can be opened, and knows no ioctl.
         let started = quick();
         let _devices = devices(&[FUSE, ("kvm", 1, 3)]);
-        assert_refused(&started.run(), &["/dev/kvm is not KVM"]);
+        assert_refused(&started.run(), &["/dev/kvm is not the KVM device"]);
     });
 }
 
