@@ -8,8 +8,11 @@ pub fn way_out(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error()? {
         libc::EMFILE => Some("raise this process's limit of open files (`ulimit -n`)"),
         libc::ENFILE => Some("raise the host's limit of open files (`sysctl fs.file-max`)"),
-        // What clone(2) says: nothing here can be had later.
-        libc::EAGAIN => Some("raise this user's limit of processes and threads (`ulimit -u`)"),
+        // What pthread_create(3) says, also when there is no address space for a stack: nothing here can be
+        // had later.
+        libc::EAGAIN => Some(
+            "raise the limit of processes and threads (`ulimit -u`) or of address space (`ulimit -v`)",
+        ),
         libc::EFBIG => Some("raise this process's limit of file sizes (`ulimit -f`)"),
         libc::ENOMEM => {
             Some("raise this process's limit of address space (`ulimit -v`), or free memory")

@@ -29,6 +29,17 @@ pub fn unshare_mounts() -> io::Result<()> {
     check(unsafe { libc::mount(none, root, none, flags, std::ptr::null()) })
 }
 
+/// Takes /proc away from a child that is to be a command. It is async-signal-safe.
+///
+/// # Errors
+/// What unshare(2) and mount(2) say.
+pub fn hide_proc() -> io::Result<()> {
+    unshare_mounts()?;
+    let (source, at, kind) = (c"none".as_ptr(), c"/proc".as_ptr(), c"tmpfs".as_ptr());
+    // SAFETY: C strings, and no data.
+    check(unsafe { libc::mount(source, at, kind, 0, std::ptr::null()) })
+}
+
 /// Mounts a new file system of this kind.
 ///
 /// # Errors
@@ -117,6 +128,11 @@ impl Devices {
         let all = PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(directory.path(), all).expect("it is ours");
         Self(directory)
+    }
+
+    /// The directory of the nodes.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     /// Adds a node, and returns where it is.

@@ -57,6 +57,7 @@ pub struct Vmm {
     deaf: bool,
     stdin: Option<Stdio>,
     log: Option<File>,
+    console: Option<File>,
     mount: PathBuf,
     /// The host's server, which is published to instead.
     socket: Option<PathBuf>,
@@ -100,6 +101,7 @@ impl Vmm {
             deaf: false,
             stdin: None,
             log: None,
+            console: None,
             mount,
             socket: None,
         }
@@ -144,6 +146,13 @@ impl Vmm {
     #[must_use]
     pub fn deaf_console(mut self) -> Self {
         self.deaf = true;
+        self
+    }
+
+    /// With a console that goes to this file alone.
+    #[must_use]
+    pub fn console_to(mut self, file: File) -> Self {
+        self.console = Some(file);
         self
     }
 
@@ -205,18 +214,8 @@ impl Vmm {
 
     /// Starts it, without waiting for anything.
     pub fn start(self) -> Running {
-        let Self {
-            directory,
-            mut command,
-            cpus,
-            mounted,
-            blocked,
-            deaf,
-            stdin,
-            log,
-            mount,
-            socket,
-        } = self;
+        let Self { directory, mut command, cpus, mounted, blocked, .. } = self;
+        let Self { deaf, stdin, log, console, mount, socket, .. } = self;
         if let Some(socket) = socket {
             command.arg("--socket").arg(socket);
         } else if mounted {
@@ -230,7 +229,11 @@ impl Vmm {
         if blocked {
             fill(&mut writer);
         }
-        command.stdout(writer);
+        let deaf = deaf || console.is_some();
+        match console {
+            Some(file) => command.stdout(file),
+            None => command.stdout(writer),
+        };
         let stdout = if deaf { Stdout::Deaf } else { Stdout::Held(reader, blocked) };
         end_with_test(&mut command);
         // SAFETY: the call is async-signal-safe, takes no pointer and installs no code.

@@ -2,12 +2,18 @@
 //! not 0, and nothing is left behind. Devices are taken away in a private mount namespace only.
 
 use std::fs;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tests::guest::{Mode, Op, Step, end, program};
-use tests::namespace::{Devices, forbid_devices, mount, mount_with, mounted_at, private, unmount};
-use tests::running::Ended;
+use tests::namespace::{
+    Devices, forbid_devices, hide_proc, mount, mount_with, mounted_at, private, unmount,
+};
+use tests::running::{Ended, wait_until};
 use tests::vmm::Vmm;
 
 const KVM: (&str, u32, u32) = ("kvm", 10, 232);
@@ -49,13 +55,29 @@ fn kvm_is_missing() {
     });
 }
 
+const KVM_IS_NOT: [&str; 2] =
+    ["/dev/kvm is not the KVM device: remove it and create it", "`mknod /dev/kvm c 10 232`"];
+
 #[test]
 fn kvm_is_something_else() {
     private(|| {
         // /dev/null: it can be opened, and knows no ioctl.
         let started = quick();
         let _devices = devices(&[FUSE, ("kvm", 1, 3)]);
-        assert_refused(&started.run(), &["/dev/kvm is not the KVM device"]);
+        assert_refused(&started.run(), &KVM_IS_NOT);
+    });
+    // A file, as a container image may have it, or a directory.
+    private(|| {
+        let started = quick();
+        let devices = devices(&[FUSE]);
+        fs::write(devices.path().join("kvm"), "").unwrap();
+        assert_refused(&started.run(), &KVM_IS_NOT);
+    });
+    private(|| {
+        let started = quick();
+        let devices = devices(&[FUSE]);
+        fs::create_dir(devices.path().join("kvm")).unwrap();
+        assert_refused(&started.run(), &KVM_IS_NOT);
     });
 }
 
@@ -105,8 +127,29 @@ fn fuse_is_something_else() {
     private(|| {
         let started = quick();
         let _devices = devices(&[KVM, ("fuse", 1, 3)]);
-        assert_refused(&started.run(), &["/dev/fuse is not the FUSE device", "mknod"]);
+        assert_refused(&started.run(), &FUSE_IS_NOT);
     });
+    private(|| {
+        let started = quick();
+        let devices = devices(&[KVM]);
+        fs::create_dir(devices.path().join("fuse")).unwrap();
+        assert_refused(&started.run(), &FUSE_IS_NOT);
+    });
+}
+
+const FUSE_IS_NOT: [&str; 2] =
+    ["/dev/fuse is not the FUSE device: remove it and create it", "`mknod /dev/fuse c 10 229`"];
+
+#[test]
+fn proc_is_missing() {
+    // SAFETY: all that the child does before it becomes the VMM is async-signal-safe.
+    let without = |vmm: Vmm| vmm.with(|command| _ = unsafe { command.pre_exec(hide_proc) }).run();
+    // Of all that is missing without it, what keeps the guest from running, and nothing else.
+    assert_refused(&without(quick()), &["/proc can not be read", "mount -t proc"]);
+    // Else what is missing from the statistics.
+    let ended = without(quick().unmounted()).assert(0);
+    ended.assert_says(&["the scheduler's statistics of vCPUs are missing", "is /proc mounted?"]);
+    assert!(ended.flat().find("kvm/sched_slices").is_none());
 }
 
 /// Refused because of its mount point, which is left as it is.
@@ -142,6 +185,36 @@ fn the_mount_point_is_not_empty_no_directory_or_without_parent() {
     let orphan = place.path().join("missing/stats");
     assert_place_refused(&quick().mount_at(&orphan).run(), &["parent is missing", "mkdir -p"]);
     assert!(!place.path().join("missing").exists());
+}
+
+#[test]
+fn the_mount_point_is_below_what_is_no_place_for_it() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("file");
+    fs::write(&file, "kept").unwrap();
+    let is_none = format!("{} is not a directory", file.display());
+    for below in ["file/x", "file/x/y"] {
+        let ended = quick().mount_at(&place.path().join(below)).run();
+        assert_place_refused(&ended, &[&is_none, "another place"]);
+    }
+    let ended = quick().mount_at(Path::new("/proc/statsfs-test")).run();
+    let parts = ["/proc/statsfs-test can not be created", "/proc takes no new directories"];
+    assert_place_refused(&ended, &parts);
+    assert!(!ended.stderr.contains("mkdir"), "{}", ended.stderr);
+}
+
+#[test]
+fn the_mount_point_is_below_a_dead_mount() {
+    let dead = Vmm::new(Mode::Long, &[Step::new(Op::Spin, 1, 0)]).start_mounted();
+    dead.signal(libc::SIGKILL);
+    let remove = format!("`umount -l {}`", dead.mount().display());
+    wait_until("its end", || fs::read_dir(dead.mount()).is_err().then_some(()));
+    for below in ["x", "x/y"] {
+        let ended = quick().mount_at(&dead.path(below)).run();
+        assert_place_refused(&ended, &["is below", "a dead mount of fuse.statsfs", &remove]);
+    }
+    // It is left to whoever knows what it was.
+    assert_eq!(mounted_at(dead.mount()), ["fuse.statsfs"]);
 }
 
 #[test]
@@ -195,13 +268,14 @@ fn the_command_line_is_wrong() {
     fs::write(&guest, program(Mode::Long, &[end(0)])).unwrap();
     let guest = guest.to_str().unwrap();
     let long = "x".repeat(53);
-    let cases: [(&[&str], &[&str]); 21] = [
+    let cases: [(&[&str], &[&str]); 22] = [
         (&["--memory", "0"], &["--memory", "at least 1M"]),
         (&["--memory", "1023K"], &["--memory", "at least 1M"]),
         (&["--memory", "1048577"], &["--memory", "whole pages"]),
         (&["--memory", "64X"], &["--memory", "K, M, G"]),
         (&["--memory", "-1M"], &["-1"]),
         (&["--memory", "100T"], &["--memory", "at most"]),
+        (&["--memory", "8193G"], &["--memory", "at most 8192G"]),
         (&["--memory", ""], &["--memory"]),
         (&["--cpus", "0"], &["--cpus", "1 to 64"]),
         (&["--cpus", "65"], &["--cpus", "1 to 64"]),
@@ -231,9 +305,16 @@ fn the_command_line_is_wrong() {
         ["--vcpus", "65"],
         ["--seconds", ""],
         ["--seconds", "x"],
+        ["--seconds", "4294967296"],
     ] {
         assert_wrong(directory.path(), &["demo", args[0], args[1]], 2, &[args[0]]);
     }
+    assert_wrong(
+        directory.path(),
+        &["demo", "--seconds", "1.5"],
+        2,
+        &["--seconds", "whole seconds"],
+    );
 }
 
 #[test]
@@ -274,6 +355,76 @@ fn the_program_or_the_statistics_file_is_no_good() {
     let stderr = String::from_utf8(full.stderr).unwrap();
     assert_eq!(full.status.code(), Some(125), "{stderr}");
     assert!(stderr.contains("/dev/full") && stderr.contains("No space"), "{stderr}");
+}
+
+#[test]
+fn the_largest_memory_is_one_that_kvm_takes() {
+    let ended = Vmm::new(Mode::Long, &[end(9)]).args(["--memory", "8192G"]).run();
+    // The host may not promise as much.
+    if ended.code() == 9 {
+        assert_eq!(ended.flat().get("kvm/vm_memory_bytes"), 8 << 40);
+    } else {
+        assert_refused(&ended, &["bytes of guest memory can not be mapped", "--memory"]);
+    }
+}
+
+#[test]
+fn the_statistics_do_not_overwrite_what_the_guest_is_made_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    let (good, link, other, linked) = (path("good"), path("link"), path("other"), path("linked"));
+    for file in [&good, &other] {
+        fs::write(file, program(Mode::Long, &[end(0)])).unwrap();
+    }
+    fs::hard_link(&good, &link).unwrap();
+    std::os::unix::fs::symlink(&good, &linked).unwrap();
+    let wrong = |args: &[&str], what: &str| {
+        let before = fs::read(&good).unwrap();
+        let args = [&["run", "--no-publish"], args].concat();
+        assert_wrong(
+            directory.path(),
+            &args,
+            125,
+            &[what, "overwrite", "another file", "--stats-out"],
+        );
+        assert_eq!(fs::read(&good).unwrap(), before);
+    };
+    for out in [&good, &link, &linked] {
+        wrong(&["--flat", &good, "--stats-out", out], "program");
+        wrong(&["--kernel", &good, "--stats-out", out], "kernel");
+        wrong(&["--kernel", &other, "--initrd", &good, "--stats-out", out], "initrd");
+        wrong(&["--kernel", &other, "--disk", &good, "--stats-out", out], "disk");
+        wrong(&["--kernel", &other, "--disk", &format!("{good},ro"), "--stats-out", out], "disk");
+    }
+}
+
+#[test]
+fn a_pipe_gets_the_statistics_if_it_has_a_reader() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    let (good, pipe) = (path("good"), path("pipe"));
+    fs::write(&good, program(Mode::Long, &[end(0)])).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let args = ["run", "--no-publish", "--flat", &good, "--stats-out", &pipe];
+    // Not for ever, as open(2) would wait for one.
+    assert_wrong(directory.path(), &args, 125, &[&pipe, "nobody reads it"]);
+    // A reader that comes late for what the pipe can hold.
+    let mut options = fs::File::options();
+    let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(&pipe).unwrap();
+    let mut child = Command::new(tests::binary::vmm())
+        .args(args)
+        .args(["--cpus", "64"])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the statistics", || reader.read(&mut [0; 1]).is_ok_and(|n| n == 1).then_some(()));
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert!(text.len() > 1 << 17, "more than a pipe holds: {}", text.len());
+    assert!(text.ends_with('\n') && text.contains("kvm/user_exits "));
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

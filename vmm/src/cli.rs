@@ -1,7 +1,7 @@
 //! The command line of `vmm`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -161,10 +161,21 @@ pub struct RunArgs {
     pub accounting: Detail,
 }
 
+impl RunArgs {
+    /// The files that the guest is made of, each with what it is.
+    fn guest_files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let named = [("kernel", &self.kernel), ("initrd", &self.initrd), ("program", &self.flat)];
+        let named = named.into_iter().filter_map(|(what, path)| Some((what, path.as_deref()?)));
+        named.chain(self.disk.iter().map(|disk| ("disk", disk.path.as_path())))
+    }
+}
+
 const DEMO_HELP: &str = "\
 The guests, demo0, demo1 and so on, make all kinds of exits at rates that rise
 and fall. The table is read from the mounted statistics, which any other program
-can read at the same time. Without --seconds 0, Ctrl-C ends it with status 130.
+can read at the same time. Each number counts from when it was last cleared: if
+one reason alone was, EXITS is no longer the sum of its parts. Without
+--seconds 0, Ctrl-C ends it with status 130.
 
 Examples:
   vmm demo
@@ -293,6 +304,9 @@ fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
         seccomp::enable()?;
     }
     let stats_out = args.stats_out.as_deref().map(StatsOut::create).transpose()?;
+    if let Some(out) = &stats_out {
+        out.check_overwrites(args.guest_files())?;
+    }
     let guest = match (&args.kernel, &args.flat) {
         (Some(kernel), _) => {
             let cmdline = cmdline::with_defaults(args.cmdline.as_deref().unwrap_or_default());

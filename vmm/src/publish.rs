@@ -1,7 +1,8 @@
 //! Where the statistics go: a mount of our own, a file at the end, or nowhere.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use statsfs::tree::Owner;
 use statsfs::{Embedded, EmbeddedError, Registry};
 use thiserror::Error;
 
+use crate::files::open_to_write;
 use crate::message::tell;
 use crate::seccomp::thread_start;
 use crate::tree::{tree_options, tree_options_of};
@@ -48,6 +50,14 @@ pub enum PublishError {
         /// Why.
         #[source]
         error: io::Error,
+    },
+    /// The file for the final statistics is needed for something else.
+    #[error("the final statistics would overwrite the guest's {what}, {}: give another file with --stats-out", .path.display())]
+    Overwrites {
+        /// What the file is.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
     },
     /// The final statistics can not be written.
     #[error("the final statistics can not be written to {}: {error}", .path.display())]
@@ -229,8 +239,7 @@ impl StatsOut {
             Ok(file) => Ok((file, true)),
             // Not truncated before there is something to be written.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let file = File::options().write(true).create(true).truncate(false).open(&path);
-                file.map(|file| (file, false))
+                open_to_write(&path).map(|file| (file, false))
             }
             Err(error) => Err(error),
         };
@@ -243,6 +252,29 @@ impl StatsOut {
             Ok(out)
         };
         opened.and_then(create).map_err(|error| PublishError::Create { path: path.clone(), error })
+    }
+
+    /// Checks that it is none of the files that the guest is made of, which come with what they are.
+    ///
+    /// # Errors
+    /// [`PublishError::Overwrites`].
+    pub fn check_overwrites<'a>(
+        &self,
+        files: impl IntoIterator<Item = (&'static str, &'a Path)>,
+    ) -> Result<(), PublishError> {
+        // What is no file is not overwritten.
+        let Ok(own) = self.file.metadata() else { return Ok(()) };
+        if !own.is_file() && !own.file_type().is_block_device() {
+            return Ok(());
+        }
+        for (what, path) in files {
+            let is_own = |file: Metadata| (file.dev(), file.ino()) == (own.dev(), own.ino());
+            // By whatever name: links are followed.
+            if std::fs::metadata(path).is_ok_and(is_own) {
+                return Err(PublishError::Overwrites { what, path: path.to_path_buf() });
+            }
+        }
+        Ok(())
     }
 
     /// Puts `text` into the file, whole or not at all where that can be had.

@@ -157,8 +157,8 @@ pub fn outcome(vm: &RunningVm, signal: Option<u8>) -> Outcome {
         Some(Ending::Reset(Reset::TripleFault { vcpu })) => Outcome::TripleFault { vcpu: *vcpu },
         Some(Ending::Reset(Reset::I8042 | Reset::Acpi)) => Outcome::Status(0),
         Some(Ending::Crashed(crash)) => Outcome::Crashed(crash.to_string()),
-        Some(Ending::Failed(error)) => Outcome::Failed(error.to_string()),
-        Some(Ending::DeviceFailed(error)) => Outcome::Failed(error.to_string()),
+        Some(Ending::Failed(error)) => Outcome::Failed(limits::told(error)),
+        Some(Ending::DeviceFailed(error)) => Outcome::Failed(limits::told(error)),
         Some(Ending::Stopped) | None => match signal {
             Some(signal) => Outcome::Signal(signal),
             None => Outcome::Failed("the machine stopped without a reason: this is a bug".into()),

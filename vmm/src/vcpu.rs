@@ -131,6 +131,7 @@ pub enum VcpuError {
         /// The vCPU.
         vcpu: u32,
         /// What KVM says.
+        #[source]
         error: errno::Error,
     },
     /// KVM could not resolve the guest's access to memory.
@@ -249,8 +250,9 @@ impl Vcpu {
                 Ok(VcpuExit::Hlt) => {}
                 // What the kick was for, the loop's condition looks at after this.
                 Err(error) if error.errno() == libc::EINTR => armed.clear(),
-                // Among others, a vCPU that has waited to be started now is.
-                Err(error) if error.errno() == libc::EAGAIN => {}
+                // A vCPU that has waited to be started now is. The first has not: it would be so for ever, since
+                // KVM can not start a thread of its own.
+                Err(error) if error.errno() == libc::EAGAIN && self.index > 0 => {}
                 Err(error) => {
                     next = Next::End(Ending::Failed(VcpuError::Run { vcpu: self.index, error }));
                 }

@@ -87,12 +87,15 @@ impl Transport for Fuser {
 /// What each of fuser's threads takes for requests: the largest that it knows, and a page.
 const REQUEST_BUFFER: usize = (16 << 20) + 4096;
 
+/// What a thread takes beside: its stack, unless the environment says otherwise.
+const STACK: usize = 2 << 20;
+
 /// Whether there is room for what fuser's threads take, as far as can be told before. Later its lack would abort
 /// the process, and leave a dead mount.
 fn check_memory(threads: usize) -> io::Result<()> {
-    Vec::<u8>::new()
-        .try_reserve_exact(threads * REQUEST_BUFFER)
-        .map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))
+    // The session's and the invalidations' threads, and room for what is small.
+    let all = threads * (REQUEST_BUFFER + STACK) + 4 * STACK;
+    Vec::<u8>::new().try_reserve_exact(all).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))
 }
 
 /// [`Invalidate`] by fuser.

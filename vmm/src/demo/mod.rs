@@ -230,7 +230,11 @@ fn print_totals(mut rows: Vec<Row>, elapsed: Duration) -> io::Result<()> {
         row.rate = row.sample.exits as f64 / elapsed.as_secs_f64().max(1e-9);
     }
     let mut out = io::stdout().lock();
-    writeln!(out, "Totals after {:.1} s; statistics are no longer mounted", elapsed.as_secs_f64())?;
+    writeln!(
+        out,
+        "Totals after {:.1} s, each since its last clear; statistics are no longer mounted",
+        elapsed.as_secs_f64()
+    )?;
     for line in render(&rows, Display::new().width_now()) {
         writeln!(out, "{line}")?;
     }
