@@ -4,13 +4,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::fs::{Mount, MountError, MountOptions};
 use crate::registry::Registry;
-use crate::tree::{Feed, Owner, Tree, TreeError};
+use crate::tree::{Feed, Identity, Owner, ProcessKey, Tree, TreeError, TreeOptions, Waker};
 
 /// A registry's own segments.
 struct Own(Registry);
@@ -20,12 +19,8 @@ impl Feed for Own {
         self.0.segments()
     }
 
-    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
-        self.0.wait_changed(seen, timeout)
-    }
-
-    fn interrupt(&self) {
-        self.0.0.announce();
+    fn wake_by(&self, waker: Waker) {
+        self.0.0.wake(waker);
     }
 }
 
@@ -90,12 +85,20 @@ impl Registry {
         self.tree_of(Owner::this_process())
     }
 
-    /// As [`tree`](Self::tree), with another owner.
+    /// As [`tree`](Self::tree), with another owner or other options.
     ///
     /// # Errors
     /// [`TreeError`] if the segments can not be mapped.
-    pub fn tree_of(&self, owner: Owner) -> Result<Tree, TreeError> {
-        Tree::new(Own(self.clone()), owner)
+    pub fn tree_of(&self, options: impl Into<TreeOptions>) -> Result<Tree, TreeError> {
+        Tree::new(Own(self.clone()), options)
+    }
+
+    /// Joins a tree of many processes as this one, with nothing in between.
+    ///
+    /// # Errors
+    /// As [`Tree::join`].
+    pub fn join(&self, tree: &Tree, identity: Identity) -> Result<ProcessKey, TreeError> {
+        tree.join(Own(self.clone()), identity)
     }
 }
 

@@ -76,6 +76,7 @@
 //! | [`segment`] | the shared-memory format: layout, writer, validating reader |
 //! | [`tree`] | the merged view: directories, totals, clears |
 //! | [`fs`], [`Embedded`] | the FUSE file system and its mount |
+//! | [`host`] | one tree for all processes of a host |
 // The expansions of `stats!` name this crate; inside it they must find it too.
 extern crate self as statsfs;
 
@@ -85,6 +86,7 @@ mod embedded;
 mod error;
 mod fork;
 pub mod fs;
+pub mod host;
 mod registry;
 pub mod segment;
 mod slot;

@@ -24,6 +24,9 @@ pub enum ThreadKind {
     /// Of a mount, `statsfs-bulk-N`: renders bulk files and sends them. Opens `/proc/PID/status` of who
     /// reads one, for its groups.
     Bulk,
+    /// Of a [publisher](crate::host::Publisher), `statsfs-publish`: connects to the host's server, sends it
+    /// the segments, and waits for changes and for what the server says.
+    Publish,
     /// Of a mount, `statsfs-inval`: tells the kernel which names to forget.
     Invalidation,
 }

@@ -427,10 +427,6 @@ fn segments_that_cannot_be_had_now_are_had_later() {
             }
             self.0.segments()
         }
-
-        fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
-            self.0.wait_changed(seen, timeout)
-        }
     }
     let options =
         statsfs::RegistryOptions { segment_size: 16 << 10, max_segments: 64, ..Default::default() };

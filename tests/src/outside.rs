@@ -5,9 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
-use std::time::Duration;
 
-use statsfs::tree::{Feed, Owner, Tree};
+use statsfs::tree::{Feed, Identity, Owner, Tree, TreeOptions};
 
 use crate::flat::Flat;
 
@@ -18,11 +17,6 @@ struct Segments(Mutex<Vec<OwnedFd>>);
 impl Feed for Segments {
     fn segments(&self) -> io::Result<Vec<OwnedFd>> {
         self.0.lock().expect("nobody panics").iter().map(OwnedFd::try_clone).collect()
-    }
-
-    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
-        std::thread::sleep(timeout);
-        seen
     }
 }
 
@@ -52,8 +46,11 @@ impl Outside {
             return Err(io::ErrorKind::NotFound.into());
         }
         let segments = segments.into_iter().map(|(_, fd)| fd).collect();
-        let tree = Tree::new(Segments(Mutex::new(segments)), Owner { uid: 0, gid: 0 });
-        tree.map(Self).map_err(io::Error::other)
+        let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
+        let tree = Tree::host(TreeOptions { pid_prefix: true, ..options });
+        let identity = Identity { pid, uid: 0, gid: 0, is_public: true, is_host: false };
+        tree.join(Segments(Mutex::new(segments)), identity).map_err(io::Error::other)?;
+        Ok(Self(tree))
     }
 
     /// All values, from one sweep.

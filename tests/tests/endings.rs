@@ -30,7 +30,10 @@ fn the_guests_status_is_the_exit_status() {
             assert_eq!(ended.stderr, "");
             let flat = ended.flat();
             assert_closed(&flat);
-            assert_eq!(flat.get(&format!("{}/exit0/exit_status", flat.machine())), status.into());
+            assert_eq!(
+                flat.get(&format!("{}/exit0/exit_status", flat.machine())),
+                u64::from(status)
+            );
         }
     }
 }
@@ -141,7 +144,7 @@ fn a_signal_stops_guests_whose_console_is_stuck() {
     assert_eq!(ended.stdout, b"");
     let flat = ended.flat();
     assert_closed(&flat);
-    assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), cpus.into());
+    assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), u64::from(cpus));
     assert_eq!(flat.get("kvm/serial_tx_bytes"), 0);
 }
 
@@ -151,7 +154,7 @@ fn output_that_nobody_takes_is_lost_and_counted() {
     let steps = [Step::new(Op::Out8, n, 0x3f8), end(5)];
     let ended = Vmm::new(Mode::Long, &steps).deaf_console().run().assert(5);
     let flat = ended.flat();
-    assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), n.into());
+    assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), u64::from(n));
     assert_eq!(flat.get("kvm/serial_tx_bytes"), 0);
     assert_eq!(flat.get("kvm/user_exit_io_out"), u64::from(n) + 1);
     assert_closed(&flat);

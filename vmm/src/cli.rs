@@ -13,8 +13,8 @@ use crate::clock::Moment;
 use crate::demo;
 use crate::flat::{Entry, FlatProgram};
 use crate::kernel::{Kernel, cmdline};
-use crate::publish::StatsOut;
-use crate::run::{Outcome, Publish, RunError, run};
+use crate::publish::{Publish, StatsOut};
+use crate::run::{Outcome, RunError, run};
 use crate::seccomp;
 use crate::tree::check_name;
 use crate::virtio::{DiskConfig, NetConfig, VirtioConfig};
@@ -55,7 +55,7 @@ Exit status:
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a guest
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Show live statistics of built-in guests
     Demo(DemoArgs),
 }
@@ -138,6 +138,13 @@ pub struct RunArgs {
     /// Mount the statistics here while the guest runs
     #[arg(long, value_name = "DIR", conflicts_with = "no_publish")]
     pub mount: Option<PathBuf>,
+    /// Publish the statistics to the host's server at this socket [default: what STATSFS_SOCKET says, or else
+    /// /run/statsfs.sock]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["mount", "no_publish"])]
+    pub socket: Option<PathBuf>,
+    /// Let everybody look into the guest's directory, and not only its user and the readers' group
+    #[arg(long, conflicts_with = "no_publish")]
+    pub public: bool,
     /// Do not publish the statistics while the guest runs
     #[arg(long)]
     pub no_publish: bool,
@@ -181,9 +188,17 @@ pub struct DemoArgs {
     /// Let the VMM's threads make any system call, and not only those that they need
     #[arg(long)]
     pub no_seccomp: bool,
-    /// Mount the statistics here [default: /run/statsfs for root, else $XDG_RUNTIME_DIR/statsfs]
+    /// Mount the statistics here [default: the host's mount if there is a server, else /run/statsfs for root
+    /// and $XDG_RUNTIME_DIR/statsfs for others]
     #[arg(long, value_name = "DIR")]
     pub mount: Option<PathBuf>,
+    /// Publish the statistics to the host's server at this socket, if there is one [default: what
+    /// STATSFS_SOCKET says, or else /run/statsfs.sock]
+    #[arg(long, value_name = "PATH", conflicts_with = "mount")]
+    pub socket: Option<PathBuf>,
+    /// Let everybody look into the guests' directories, and not only their user and the readers' group
+    #[arg(long)]
+    pub public: bool,
 }
 
 /// Most guests of the demo.
@@ -255,7 +270,7 @@ fn parse_name(text: &str) -> Result<String, String> {
 pub fn main() -> ExitCode {
     let start = Moment::now();
     let result = match Cli::parse().command {
-        Command::Run(args) => run_command(args, start),
+        Command::Run(args) => run_command(*args, start),
         Command::Demo(args) => demo_command(args),
     };
     match result {
@@ -294,12 +309,13 @@ fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
         vcpus: args.cpus,
         guest,
         console: true,
+        public: args.public,
         accounting: args.accounting,
     };
     let publish = match args.mount {
         Some(path) => Publish::Mount(path),
         None if args.no_publish => Publish::Nowhere,
-        None => Publish::Unsaid,
+        None => Publish::Host(args.socket),
     };
     Ok(status(run(&config, &publish, stats_out, start)?))
 }
@@ -315,10 +331,14 @@ fn demo_command(args: DemoArgs) -> Result<u8, RunError> {
         guests: args.guests,
         vcpus: args.vcpus,
         quiet: args.quiet,
-        mount: match args.mount {
-            Some(path) => path,
-            None => default_mount(is_root, std::env::var_os("XDG_RUNTIME_DIR"))?,
+        publish: match args.mount {
+            Some(path) => demo::Place::Mount(path),
+            None => demo::Place::HostOrMount(
+                args.socket,
+                default_mount(is_root, std::env::var_os("XDG_RUNTIME_DIR"))?,
+            ),
         },
+        public: args.public,
     };
     Ok(status(demo::run(&options)?))
 }

@@ -3,13 +3,16 @@
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use statsfs::fs::{MountError, MountOptions};
+use statsfs::host::{self, OnChange, PublishOptions, PublishState, Publisher};
 use statsfs::tree::Owner;
 use statsfs::{Embedded, EmbeddedError, Registry};
 use thiserror::Error;
 
 use crate::seccomp::thread_start;
+use crate::tree::{tree_options, tree_options_of};
 
 /// Why the statistics can not be published.
 #[derive(Debug, Error)]
@@ -23,6 +26,9 @@ pub enum PublishError {
         #[source]
         error: EmbeddedError,
     },
+    /// They can not be published to the host's server.
+    #[error("the statistics can not be published: {0}")]
+    Host(#[source] host::PublishError),
     /// They can not be unmounted.
     #[error("the statistics can not be unmounted from {}: {error}", .path.display())]
     Unmount {
@@ -52,8 +58,107 @@ pub enum PublishError {
     },
 }
 
-/// The group that may look into the directories of single guests, if the host has it.
-const READERS: &str = "kvm";
+/// Where the statistics of a run go while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// To a mount of our own.
+    Mount(PathBuf),
+    /// To the host's server, whenever there is one: at this socket, or where [`PublishOptions`] says.
+    Host(Option<PathBuf>),
+    /// Nowhere.
+    Nowhere,
+}
+
+/// Where the statistics go, as long as this is there.
+#[derive(Debug)]
+pub enum Published {
+    /// To a mount of our own.
+    Mounted(Box<Mounted>),
+    /// To the host's server.
+    Host(Publisher),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl Published {
+    /// Publishes the registry's tree. Nothing waits for the host's server, and that there is none is told,
+    /// and no error.
+    ///
+    /// # Errors
+    /// [`PublishError`]: no mount, or no thread that publishes.
+    pub fn new(registry: &Registry, publish: &Publish, public: bool) -> Result<Self, PublishError> {
+        Self::with(registry, publish, public, OnChange::new(tell))
+    }
+
+    /// As [`new`](Self::new), without telling.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn quietly(
+        registry: &Registry,
+        publish: &Publish,
+        public: bool,
+    ) -> Result<Self, PublishError> {
+        Self::with(registry, publish, public, OnChange::default())
+    }
+
+    fn with(
+        registry: &Registry,
+        publish: &Publish,
+        public: bool,
+        on_change: OnChange,
+    ) -> Result<Self, PublishError> {
+        match publish {
+            Publish::Mount(path) => {
+                Mounted::new(registry, path).map(|mounted| Self::Mounted(Box::new(mounted)))
+            }
+            Publish::Host(socket) => {
+                let (socket, thread_start) = (socket.clone(), thread_start());
+                let options = PublishOptions { socket, public, thread_start, on_change };
+                registry.publish(options).map(Self::Host).map_err(PublishError::Host)
+            }
+            Publish::Nowhere => Ok(Self::Nowhere),
+        }
+    }
+
+    /// The mount of our own.
+    pub fn mounted(&self) -> Option<&Mounted> {
+        match self {
+            Self::Mounted(mounted) => Some(mounted),
+            Self::Host(_) | Self::Nowhere => None,
+        }
+    }
+
+    /// Unmounts, or says goodbye to the host's server: what was counted stays in its totals.
+    ///
+    /// # Errors
+    /// [`PublishError::Unmount`].
+    pub fn end(self) -> Result<(), PublishError> {
+        match self {
+            Self::Mounted(mounted) => mounted.unmount(),
+            Self::Host(_) | Self::Nowhere => Ok(()),
+        }
+    }
+}
+
+/// Says what has become of publishing to the host's server: once that there is none, since it is tried again
+/// all the time, and whatever is not as usual.
+fn tell(state: &PublishState) {
+    static SAID: Once = Once::new();
+    match state {
+        PublishState::Unreachable(reason) => SAID.call_once(|| {
+            eprintln!(
+                "vmm: the statistics are not published, there is no server ({reason}): \
+                `statsfs serve`, or say --mount DIR to see them, or --no-publish"
+            );
+        }),
+        PublishState::Refused { reason, .. } => {
+            eprintln!("vmm: the statistics are not published, the server refuses them: {reason}");
+        }
+        PublishState::Published { .. } => SAID.call_once(|| ()),
+        PublishState::Trying => {}
+    }
+}
 
 /// A registry's tree, mounted. Dropping it unmounts it.
 #[derive(Debug)]
@@ -65,9 +170,7 @@ impl Mounted {
     /// # Errors
     /// [`PublishError::Mount`].
     pub fn new(registry: &Registry, path: &Path) -> Result<Self, PublishError> {
-        let this = Owner::this_process();
-        let owner = this.with_readers(READERS).unwrap_or(this);
-        let tree = registry.tree_of(owner).map_err(EmbeddedError::from);
+        let tree = registry.tree_of(tree_options()).map_err(EmbeddedError::from);
         tree.and_then(|tree| {
             Embedded::mount_tree(tree, path, MountOptions::new().thread_start(thread_start()))
         })
@@ -169,7 +272,11 @@ impl StatsOut {
                 mounted.0.tree().flat(&mut text);
                 Ok(())
             }
-            None => registry.tree().map(|tree| tree.flat(&mut text)).map_err(io::Error::other),
+            None => {
+                // Whoever writes the file sees everything, whosever it is.
+                let tree = registry.tree_of(tree_options_of(Owner::this_process()));
+                tree.map(|tree| tree.flat(&mut text)).map_err(io::Error::other)
+            }
         };
         rendered
             .and_then(|()| self.replace(&text))

@@ -1,7 +1,6 @@
 //! `vmm run`: one guest in one process.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -15,24 +14,13 @@ use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::kernel::KernelError;
 use crate::lifecycle::{Ending, Gate, Lifecycle, MAX_STATUS, OpenOnDrop, Reset};
 use crate::limits::raise_open_files;
-use crate::publish::{Mounted, PublishError, StatsOut};
+use crate::publish::{Publish, PublishError, Published, StatsOut};
 use crate::seccomp::{self, ConfineError, Duties, EnableError, Thread};
 use crate::signals::Signals;
 use crate::terminal::{self, Terminal};
 use crate::tree::{KvmTree, TreeError, registry_for};
 use crate::trim;
 use crate::vm::{Config, Guest, RunningVm, Vm, VmError};
-
-/// Where the statistics of a run go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Publish {
-    /// To a mount of our own.
-    Mount(PathBuf),
-    /// Nowhere, on purpose.
-    Nowhere,
-    /// Nowhere, since nothing was said.
-    Unsaid,
-}
 
 /// Why a command failed.
 #[derive(Debug, Error)]
@@ -122,22 +110,13 @@ pub fn run(
     let registry = registry_for(config.vcpus)?;
     let tree = KvmTree::register(&registry)?;
     let vm = Vm::new(&hypervisor, &tree, config, start)?;
-    let mounted = match publish {
-        Publish::Mount(path) => Some(Mounted::new(&registry, path)?),
-        Publish::Nowhere => None,
-        Publish::Unsaid => {
-            eprintln!(
-                "vmm: the statistics are not published: say --mount DIR to see them, or --no-publish"
-            );
-            None
-        }
-    };
+    let published = Published::new(&registry, publish, config.public)?;
     let terminal = match config.guest {
         Guest::Kernel { .. } => console_terminal()?,
         // A flat guest has no use for keys: they stay the user's.
         Guest::Flat(_) => None,
     };
-    let duties = Duties { mount: mounted.is_some(), stats_out: stats_out.is_some() };
+    let duties = Duties { mount: published.mounted().is_some(), stats_out: stats_out.is_some() };
     let gate = Arc::new(Gate::default());
     let ran = vm.start_behind(&gate).map_err(RunError::from).map(|mut vm| {
         let waited = wait(&vm, signals, terminal, &gate, duties);
@@ -149,12 +128,12 @@ pub fn run(
     });
     // Whatever went wrong, the final statistics are written and the mount goes, in this order: the
     // machine is in the tree as long as `ran` has it.
-    let written = stats_out.map_or(Ok(()), |out| out.write(&registry, mounted.as_ref()));
-    let unmounted = mounted.map_or(Ok(()), Mounted::unmount);
+    let written = stats_out.map_or(Ok(()), |out| out.write(&registry, published.mounted()));
+    let ended = published.end();
     let (vm, waited) = ran?;
     let signal = waited?;
     written?;
-    unmounted?;
+    ended?;
     Ok(outcome(&vm, signal))
 }
 

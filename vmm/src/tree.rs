@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kvm/                      totals over all machines
-//!   <pid>-<name>/           one machine
+//!   <pid>-<name>/           one machine; the tree puts the process id there
 //!     serial0/ i8042/ …     its devices
 //!     vcpu0/ …              its vCPUs
 //!       serial0/ i8042/ …   the devices as this vCPU used them
@@ -15,6 +15,7 @@ use devices::stats::{
 };
 use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
 use statsfs::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS};
+use statsfs::tree::{Owner, TreeOptions};
 use statsfs::value::Group;
 use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
 use thiserror::Error;
@@ -47,6 +48,22 @@ pub fn registry_for(vcpus: u32) -> Result<Registry, RegistryError> {
     registry.start_thread()?;
     Ok(registry)
 }
+
+/// How the tree of a process with machines is shown: as part of a host's would be, machines by the process
+/// id and their names, with links to them, and for the group that may look into single machines if the host
+/// has it.
+pub fn tree_options() -> TreeOptions {
+    let this = Owner::this_process();
+    tree_options_of(this.with_readers(READERS).unwrap_or(this))
+}
+
+/// As [`tree_options`], for this owner. Nothing is looked up, which a confined thread could not do.
+pub fn tree_options_of(owner: Owner) -> TreeOptions {
+    TreeOptions { pid_prefix: true, ..TreeOptions::new(owner) }
+}
+
+/// The group that may look into the directories of single guests.
+const READERS: &str = "kvm";
 
 /// Longest name of a machine: with `<pid>-` before it, it is a source's name of at most 63 bytes.
 pub const MAX_NAME: usize = 52;
@@ -157,20 +174,20 @@ impl KvmTree {
         Ok(Self { registry: registry.clone(), source, sampled })
     }
 
-    /// Adds a machine of this process called `name`.
+    /// Adds a machine of this process called `name`, whose directory is for all to read if it is `public`.
     ///
     /// # Errors
     /// [`TreeError`] if the process has a machine of this name.
-    pub fn add_machine(&self, name: &str) -> Result<MachineTree, TreeError> {
-        let name = format!("{}-{name}", std::process::id());
-        // What one guest does is for its owner and the readers' group; the totals are for all.
+    pub fn add_machine(&self, name: &str, public: bool) -> Result<MachineTree, TreeError> {
+        // What one guest does is for its owner and the readers' group, unless told; the totals are for all.
         let build = || {
-            let source = self.registry.source(&name).private().create()?;
+            let source = self.registry.source(name);
+            let source = if public { source } else { source.private() }.create()?;
             self.source.add_subordinate(&source)?;
             Ok(source)
         };
-        let source = unless_full(build()).map_err(during(&name))?;
-        Ok(MachineTree { kvm: self.clone(), name, source })
+        let source = unless_full(build()).map_err(during(name))?;
+        Ok(MachineTree { kvm: self.clone(), name: name.to_string(), source })
     }
 
     /// Adds a source to another, if there is another.
@@ -229,9 +246,9 @@ pub struct VcpuSlots {
 }
 
 impl MachineTree {
-    /// The name of the machine's source: `<pid>-<name>`.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// The name of the machine's directory, in this process's own tree and in a host's: `<pid>-<name>`.
+    pub fn directory(&self) -> String {
+        format!("{}-{}", std::process::id(), self.name)
     }
 
     /// Adds a group of values of the machine itself.
@@ -315,7 +332,7 @@ mod tests {
             RegistryOptions { segment_size: 64 << 10, max_segments: 1, ..Default::default() };
         let registry = Registry::with_options(options).unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let devices = || ["serial0", "exit0"].into_iter();
         let vcpus: Vec<_> = (0..64).map(|i| machine.add_vcpu(i, devices()).unwrap()).collect();
         for vcpu in &vcpus {
@@ -324,7 +341,7 @@ mod tests {
         }
         assert_eq!(registry.usage().segments, 1);
         // The next machine has nothing at all, and can be made all the same.
-        let next = kvm.add_machine("b").unwrap();
+        let next = kvm.add_machine("b", false).unwrap();
         next.add_vcpu(0, devices()).unwrap();
         next.add_values::<VmStats>().unwrap();
     }
@@ -333,11 +350,11 @@ mod tests {
     fn a_name_that_is_taken_is_an_error() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         machine.add_vcpu(0, std::iter::empty()).unwrap();
         assert!(machine.add_vcpu(0, std::iter::empty()).is_err());
-        let error = kvm.add_machine("a").err().unwrap().to_string();
-        assert!(error.contains("-a") && error.contains("already exists"), "{error}");
+        let error = kvm.add_machine("a", false).err().unwrap().to_string();
+        assert!(error.contains("\"a\"") && error.contains("already exists"), "{error}");
         assert!(KvmTree::register(&registry).is_err());
     }
 
@@ -345,7 +362,7 @@ mod tests {
     fn a_vcpu_takes_at_most_8_kib() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let bytes = |i| {
             let slots = machine.add_vcpu(i, ["serial0", "exit0"].into_iter()).unwrap();
             let usage = registry.usage();
@@ -361,13 +378,13 @@ mod tests {
     fn a_machine_that_leaves_stays_counted_in_the_totals() {
         let registry = Registry::new().unwrap();
         let kvm = KvmTree::register(&registry).unwrap();
-        let machine = kvm.add_machine("a").unwrap();
+        let machine = kvm.add_machine("a", false).unwrap();
         let slots = machine.add_vcpu(0, ["serial0"].into_iter()).unwrap();
         slots.devices[0].io_reads.add(3);
         slots.bus.bus_unclaimed_io_reads.add(4);
         let flat = || {
             let mut out = Vec::new();
-            registry.tree().unwrap().flat(&mut out);
+            registry.tree_of(tree_options()).unwrap().flat(&mut out);
             String::from_utf8(out).unwrap()
         };
         let path = format!("kvm/{}-a/vcpu0", std::process::id());

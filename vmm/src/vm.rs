@@ -56,6 +56,8 @@ pub struct Config {
     pub guest: Guest,
     /// Whether the serial console goes to standard output, or nowhere.
     pub console: bool,
+    /// Whether everybody may look into its statistics' directory, and not only its user and the readers' group.
+    pub public: bool,
     /// How much is accounted per exit.
     pub accounting: Detail,
 }
@@ -145,7 +147,7 @@ impl Vm {
         {
             return Err(VmError::MemorySize(config.memory));
         }
-        let tree = tree.add_machine(&config.name)?;
+        let tree = tree.add_machine(&config.name, config.public)?;
         let slot = tree.add_values::<VmStats>()?;
         slot.vm_memory_bytes.set(config.memory);
         slot.vm_vcpus.set(config.vcpus);
@@ -253,9 +255,9 @@ pub struct RunningVm {
 }
 
 impl RunningVm {
-    /// The name of the machine's source: `<pid>-<name>`.
-    pub fn source_name(&self) -> &str {
-        self.machine.tree.name()
+    /// The name of the machine's directory in the statistics: `<pid>-<name>`.
+    pub fn directory(&self) -> String {
+        self.machine.tree.directory()
     }
 
     /// What tells of the machine's end.

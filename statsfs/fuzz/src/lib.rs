@@ -64,6 +64,17 @@ pub fn encode(content: &[u8], units: u8) -> Vec<u8> {
     input
 }
 
+/// An empty memfd that may be sealed.
+pub fn plain_memfd(name: &str) -> OwnedFd {
+    let name = std::ffi::CString::new(name).unwrap();
+    // SAFETY: the name is a C string.
+    let fd =
+        unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    assert!(fd >= 0);
+    // SAFETY: the descriptor is new and ours alone.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// A memfd with this content. With `F_SEAL_FUTURE_WRITE` only a mapping can change it, so changes are
 /// made through one.
 pub struct Memfd {
@@ -75,13 +86,7 @@ pub struct Memfd {
 impl Memfd {
     /// Makes, fills, maps and seals it.
     pub fn new(content: &[u8]) -> Self {
-        // SAFETY: the name is a C string.
-        let fd = unsafe {
-            libc::memfd_create(c"fuzz".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
-        };
-        assert!(fd >= 0);
-        // SAFETY: the descriptor is new and ours alone.
-        let mut file = unsafe { File::from_raw_fd(fd) };
+        let mut file = File::from(plain_memfd("fuzz"));
         file.write_all(content).unwrap();
         assert_eq!(file.read_at(&mut [0], content.len() as u64).unwrap(), 0);
         // SAFETY: a new mapping at an address of the kernel's choice.

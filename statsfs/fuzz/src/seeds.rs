@@ -1,15 +1,17 @@
-//! Writes the seeds of both targets anew, from segments that the library made: to be run when the format
-//! changes.
+//! Writes the seeds of all targets anew, from what the library made: to be run when a format changes.
 //!
 //! ```text
 //! cargo run --manifest-path statsfs/fuzz/Cargo.toml --bin seeds -- statsfs/fuzz/corpus
 //! ```
 
+use std::path::Path;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use statsfs::host::protocol::{ClientMessage, Hello, MAX_MESSAGE, Message, ServerMessage};
+use statsfs::host::state::{Left, Saved, SavedAccount, SavedDirectory,HostState, Process, State, Store};
 use statsfs::segment::layout::{HEADER_SIZE, UNIT, header, kind};
 use statsfs::value::{
     Aggregations, Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType,
@@ -54,6 +56,84 @@ fn content(registry: &Registry) -> Vec<u8> {
     let mut content = vec![0; SIZE];
     File::from(fd).read_exact_at(&mut content, 0).expect("a segment is as long as it was made");
     content
+}
+
+/// A message, as an input: how many descriptors come with it, and the datagram.
+fn message<'a>(message: &impl Message<'a>, fds: usize) -> Vec<u8> {
+    let mut bytes = [0; MAX_MESSAGE];
+    let len = message.encode(fds, &mut bytes).expect("a message of ours");
+    let mut input = vec![0x80 | fds as u8];
+    input.extend_from_slice(&bytes[..len]);
+    input
+}
+
+fn messages() -> Vec<(&'static str, Vec<u8>)> {
+    let hello = Hello { publisher: 1 << 64 | 2, public: true, segments: 20 };
+    let publishers = [
+        (ClientMessage::Hello(hello), 16),
+        (ClientMessage::Segments { first: 16 }, 4),
+        (ClientMessage::Changed, 0),
+        (ClientMessage::Goodbye, 0),
+        (ClientMessage::Status, 0),
+    ];
+    let servers = [
+        ServerMessage::Welcome { pid: 4242, mount: Path::new("/") },
+        ServerMessage::Refused { reason: "no", again: true },
+        ServerMessage::Bye,
+        ServerMessage::StatusPart { offset: 1, total: 4, part: b"ext" },
+    ];
+    let publishers = publishers.iter().map(|(what, fds)| (what.name(), message(what, *fds)));
+    publishers.chain(servers.iter().map(|what| (what.name(), message(what, 0)))).collect()
+}
+
+/// A state with something in every table.
+fn state() -> State {
+    let groups = groups().to_vec();
+    let words = |group: &Arc<GroupDescriptor>| vec![3; group.words()].into_boxed_slice();
+    let account = SavedAccount { publisher: 1, source: 2, departed: true, group: 1 };
+    let process =
+        Process { publisher: 1, pid: 42, start_time: 7, uid: 1, gid: 2, public: true, segments: 1 };
+    let (raw, cleared) = (words(&groups[2]), words(&groups[2]));
+    let admitted = vec![5, 0];
+    let tree = Saved {
+        identities: [(0, (0, 0)), (5, (1, 2))].into(),
+        next_block: 4,
+        grants: [((1, 0), 1), ((1, 1), 2)].into(),
+        directories: [("kvm".into(), SavedDirectory { number: 3 << 12, admitted })].into(),
+        ledger: [(("kvm".into(), 2), Left { raw, cleared })].into(),
+        baselines: [(account, words(&groups[1]))].into(),
+        parents: [((1, 2), 3)].into(),
+        groups: groups.clone(),
+    };
+    let host = HostState {
+        processes: vec![process],
+        readings: [(SavedAccount { departed: false, ..account }, words(&groups[1]))].into(),
+        folded: [9, 8].into(),
+    };
+    State { tree, host }
+}
+
+/// Files of states, as inputs: after one commit, and after two.
+fn state_files() -> [Vec<u8>; 2] {
+    let dir = std::env::temp_dir().join(format!("statsfs-seeds-{}", std::process::id()));
+    let (mut store, _) = Store::open(&dir).expect("a new directory");
+    let files = [State::default(), state()].map(|state| {
+        store.commit(&state.tree, &state.host).expect("a state of ours");
+        let mut input = vec![1];
+        input.extend(std::fs::read(dir.join("state")).expect("what was committed"));
+        // The checksums are made to fit this boot.
+        for header in [1, 4097].map(|at| at + 16..at + 32) {
+            if let Some(boot) = input.get_mut(header)
+                && *boot != [0; 16]
+            {
+                boot.fill(0);
+                boot[0] = 1;
+            }
+        }
+        input
+    });
+    std::fs::remove_dir_all(dir).expect("a directory of ours");
+    files
 }
 
 fn main() {
@@ -101,6 +181,17 @@ fn main() {
             }
             at += units * UNIT;
         }
+    }
+    for (name, input) in messages() {
+        write(&root.join("protocol").join(name.replace(' ', "-")), &input);
+    }
+    for (name, state) in [("empty", State::default()), ("full", state())] {
+        let mut input = vec![0];
+        input.extend(state.encode().expect("a state of ours"));
+        write(&root.join("state").join(name), &input);
+    }
+    for (name, input) in ["file-one", "file-two"].iter().zip(state_files()) {
+        write(&root.join("state").join(name), &input);
     }
     // A valid header of the input's own.
     let registry = Registry::with_options(options).expect("a registry");

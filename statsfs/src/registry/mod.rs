@@ -20,6 +20,7 @@ use crate::fork;
 use crate::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS, MIN_SEGMENT};
 use crate::source::{Source, SourceBuilder};
 use crate::threads::ThreadStart;
+use crate::tree::Waker;
 
 /// How a registry uses memory and threads.
 #[derive(Clone, Debug)]
@@ -77,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) options: RegistryOptions,
     changes: Mutex<u64>,
     changed: Condvar,
+    /// Trees to wake.
+    wakers: Mutex<Vec<Waker>>,
     pub(crate) keeper: Keeper,
     /// The generation of the process that made the registry.
     origin: u32,
@@ -110,6 +113,7 @@ impl Registry {
             options,
             changes: Mutex::new(0),
             changed: Condvar::new(),
+            wakers: Mutex::default(),
             keeper: Keeper::new(),
         })))
     }
@@ -164,6 +168,15 @@ impl Registry {
             return Err(std::io::ErrorKind::Unsupported.into());
         }
         self.0.lock().arenas.iter().map(|arena| arena.segment.fd.try_clone()).collect()
+    }
+
+    /// The random id that all segments of this registry have in their headers; 0 in a forked child.
+    pub fn publisher(&self) -> u128 {
+        if self.0.is_forked() {
+            return 0;
+        }
+        let [low, high] = self.0.lock().publisher;
+        u128::from(low) | u128::from(high) << 64
     }
 
     /// What the structure uses now, after folding what is retired. Nothing in a forked child.
@@ -244,5 +257,14 @@ impl Shared {
     pub(crate) fn announce(&self) {
         *self.changes.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.changed.notify_all();
+        let wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        wakers.iter().for_each(Waker::wake);
+    }
+
+    /// Has a tree woken after each change, as long as it is there.
+    pub(crate) fn wake(&self, waker: Waker) {
+        let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        wakers.retain(Waker::is_of_use);
+        wakers.push(waker);
     }
 }

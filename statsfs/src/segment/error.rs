@@ -195,6 +195,14 @@ pub enum SegmentError {
     /// More segments than the limits allow.
     #[error("more than {0} segments of one publisher")]
     TooManySegments(usize),
+    /// More bytes than the limits allow.
+    #[error("the segments of one publisher have {bytes} bytes; at most {limit} are allowed")]
+    TooManyBytes {
+        /// Bytes of all segments, with the one that is too much.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// More sources than the limits allow.
     #[error("more than {0} sources of one publisher")]
     TooManySources(usize),

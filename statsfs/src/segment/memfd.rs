@@ -104,9 +104,14 @@ pub(crate) fn create(name: &str, len: usize) -> Result<(OwnedFd, Region), Create
     Ok((fd, region))
 }
 
-/// Checks that a file is sealed, of acceptable size and without holes, and maps it read-only. Nothing
-/// that could hang is done to an unknown descriptor before its seals are known.
-pub(crate) fn accept(fd: BorrowedFd<'_>, max: usize) -> Result<Region, FileError> {
+/// Checks that a file is a sealed memfd, and answers its size in bytes. Nothing that could hang is done to
+/// an unknown descriptor before its seals are known; nor is what may hang closed by who refuses it.
+#[cfg_attr(not(feature = "server"), expect(dead_code, reason = "asked by the server"))]
+pub(crate) fn sealed_size(fd: BorrowedFd<'_>) -> Result<u64, FileError> {
+    sealed(fd).map(|stat| stat.st_size as u64)
+}
+
+fn sealed(fd: BorrowedFd<'_>) -> Result<libc::stat, FileError> {
     // SAFETY: F_GET_SEALS takes no pointer.
     let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
     if seals < 0 {
@@ -123,6 +128,12 @@ pub(crate) fn accept(fd: BorrowedFd<'_>, max: usize) -> Result<Region, FileError
     if unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) } < 0 {
         return Err(FileError::Stat(io::Error::last_os_error()));
     }
+    Ok(stat)
+}
+
+/// Checks that a file is sealed, of acceptable size and without holes, and maps it read-only.
+pub(crate) fn accept(fd: BorrowedFd<'_>, max: usize) -> Result<Region, FileError> {
+    let stat = sealed(fd)?;
     // SAFETY: an all-zero statfs is a valid value, which fstatfs overwrites.
     let mut statfs: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a live statfs.

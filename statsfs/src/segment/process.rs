@@ -37,7 +37,7 @@ use crate::value::GroupDescriptor;
 mod scan;
 mod settle;
 
-pub(crate) use self::settle::Found;
+pub(crate) use self::settle::{Found, ROUNDS};
 
 /// How long a block that is being cut is waited for until its writer is taken for dead.
 const CUT_PATIENCE: Duration = Duration::from_millis(500);
@@ -255,6 +255,10 @@ impl Process {
             return Err(SegmentError::TooManySegments(self.segments.len()));
         }
         let segment = SegmentReader::attach(fd.as_fd(), &self.limits)?;
+        let bytes = self.segments.iter().map(SegmentReader::size).sum::<usize>() + segment.size();
+        if bytes > self.limits.bytes {
+            return Err(SegmentError::TooManyBytes { bytes, limit: self.limits.bytes });
+        }
         if self.segments.is_empty() {
             self.publisher = segment.publisher();
         } else if segment.publisher() != self.publisher {

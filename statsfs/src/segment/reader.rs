@@ -29,13 +29,20 @@ pub struct Limits {
     pub segment_size: usize,
     /// Most segments; 256, the format's own limit, unless set.
     pub segments: usize,
+    /// Most bytes over all segments; as many as there can be unless set.
+    pub bytes: usize,
     /// Most sources over all segments; 2^20 unless set.
     pub sources: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { segment_size: MAX_SEGMENT, segments: MAX_SEGMENTS, sources: 1 << 20 }
+        Self {
+            segment_size: MAX_SEGMENT,
+            segments: MAX_SEGMENTS,
+            bytes: usize::MAX,
+            sources: 1 << 20,
+        }
     }
 }
 

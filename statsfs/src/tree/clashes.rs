@@ -1,46 +1,88 @@
-//! Names that several processes want in a directory that they share.
+//! Names that can not be shown: several processes want one in a directory that they share, or it is
+//! reserved.
 //!
 //! Within one process its registry refuses a name that would stand twice. Between processes whoever came
 //! first has it; a later one is left out there, which is logged and counted, until the name is free. What it
 //! counts is in the totals all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::dirs::ROOT_DIR;
 use super::inode::DirId;
-use super::model::{ROOT_DIR, Reach};
+use super::model::Reach;
 use super::{SourceKey, State};
+
+/// Why something is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Another has the name.
+    Taken,
+    /// The name is the tree's own.
+    Reserved,
+    /// Nothing at the top level of a host may be hidden.
+    Hidden,
+}
 
 /// What is left out, and how often something was.
 #[derive(Debug, Default)]
 pub(crate) struct Clashes {
     /// Sources that wait for a name in a directory, those below them not among them.
-    waiting: BTreeMap<SourceKey, (DirId, Box<str>)>,
+    waiting: BTreeMap<(DirId, Box<str>), BTreeSet<SourceKey>>,
+    /// What each of them waits for.
+    wanted: HashMap<SourceKey, (DirId, Box<str>)>,
+    /// Names for which something waits that may have become free.
+    freed: BTreeSet<(DirId, Box<str>)>,
     so_far: AtomicU64,
 }
 
 impl Clashes {
     /// A source waits for a name.
     pub(super) fn wait(&mut self, key: SourceKey, dir: DirId, name: &str) {
-        self.waiting.insert(key, (dir, name.into()));
+        self.wait_no_more(key);
+        self.waiting.entry((dir, name.into())).or_default().insert(key);
+        self.wanted.insert(key, (dir, name.into()));
     }
 
     /// A source is gone.
     pub(super) fn wait_no_more(&mut self, key: SourceKey) {
-        self.waiting.remove(&key);
+        let Some(wanted) = self.wanted.remove(&key) else { return };
+        if let Some(waiting) = self.waiting.get_mut(&wanted) {
+            waiting.remove(&key);
+            if waiting.is_empty() {
+                self.waiting.remove(&wanted);
+            }
+        }
+    }
+
+    /// Values may have gone from a directory.
+    pub(super) fn free_values(&mut self, dir: DirId) {
+        let here = (dir, Box::default())..(dir + 1, Box::default());
+        self.freed.extend(self.waiting.range(here).map(|(at, _)| at.clone()));
+    }
+
+    /// A subordinate has gone from a directory.
+    pub(super) fn free(&mut self, dir: DirId, name: &str) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let name = (dir, name.into());
+        if self.waiting.contains_key(&name) {
+            self.freed.insert(name);
+        }
     }
 
     /// Something begins to be left out.
-    pub(super) fn report(&self, what: &str, name: &str, directory: &str) {
+    pub(super) fn report(&self, what: &str, name: &str, directory: &str, why: Why) {
         let clashes = self.so_far.fetch_add(1, Ordering::Relaxed) + 1;
         // A flood is logged less and less.
         if clashes <= 100 || clashes.is_power_of_two() {
-            tracing::warn!(
-                name,
-                directory,
-                clashes,
-                "a {what} is left out: another process has its name there"
-            );
+            let why = match why {
+                Why::Taken => "another process has its name there",
+                Why::Reserved => "its name is reserved",
+                Why::Hidden => "it is hidden, which nothing at the top level of a host may be",
+            };
+            tracing::warn!(name, directory, clashes, "a {what} is left out: {why}");
         }
     }
 
@@ -86,14 +128,24 @@ impl State {
 
     /// Shows the sources whose names have become free.
     pub(super) fn readmit(&mut self) {
-        let waiting: Vec<_> =
-            self.clashes.waiting.iter().map(|(key, at)| (*key, at.clone())).collect();
-        for (key, (dir, name)) in waiting {
-            if self.is_free(dir, &name) {
-                // It comes once more, with all below it.
-                self.reach(key, Reach::Not);
-                self.settle(key);
+        while let Some((dir, name)) = self.clashes.freed.pop_first() {
+            let first = |all: &BTreeSet<SourceKey>| all.first().copied();
+            let at = (dir, name);
+            while let Some(key) = self.clashes.waiting.get(&at).and_then(first) {
+                if !self.is_free(dir, &at.1) {
+                    break;
+                }
+                self.show_again(key);
+                if self.clashes.waiting.get(&at).and_then(first) == Some(key) {
+                    break;
+                }
             }
         }
+    }
+
+    /// A source that was left out comes once more, with all below it.
+    pub(super) fn show_again(&mut self, key: SourceKey) {
+        self.reach(key, Reach::Not);
+        self.settle(key);
     }
 }

@@ -6,23 +6,29 @@
 //! tree's lock, so what a clear took and what is left always add up to what was counted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::io;
 
 use super::files::IdentityId;
 use super::inode::DirId;
 use super::model::counting_slots;
+use super::saved::Occasion;
 use super::sweep::{Account, Cells, Request, Sweep, Want};
 use super::{GroupId, SourceKey, State};
 use crate::aggregate::since;
 use crate::segment::process::Reading;
 use crate::value::{Descriptor, GroupDescriptor, Semantics};
 
-type OfGroups = HashMap<GroupId, Box<[u64]>>;
+pub(super) type OfGroups = HashMap<GroupId, Box<[u64]>>;
+/// The baselines that a clear replaced, by account.
+type Before = Vec<(Account, GroupId, Option<Box<[u64]>>)>;
 
 /// What was cleared, by account: raw words in the order of the group's.
 #[derive(Debug, Default)]
 pub(crate) struct Baselines {
     live: HashMap<SourceKey, OfGroups>,
     departed: HashMap<SourceKey, OfGroups>,
+    left: HashMap<DirId, OfGroups>,
 }
 
 /// What a clear took away, by the name of the file that showed it, summed over all that it cleared; of a
@@ -56,7 +62,7 @@ impl Scope {
             Self::Own(value) | Self::All(value) | Self::Departed(value) => Want::Value(value),
             Self::Subtree | Self::DepartedSubtree => Want::All,
         };
-        Request { dir, below: !matches!(self, Self::Own(_)), want }
+        Request { dir, below: !matches!(self, Self::Own(_)), want, process: None }
     }
 }
 
@@ -65,6 +71,7 @@ impl Baselines {
         match account {
             Account::Live(key) => self.live.get(&key),
             Account::Departed(key) => self.departed.get(&key),
+            Account::Left(dir) => self.left.get(&dir),
         }
     }
 
@@ -73,10 +80,11 @@ impl Baselines {
         self.of(account)?.get(&group).map(|words| &**words)
     }
 
-    fn entry(&mut self, account: Account, group: GroupId, len: usize) -> &mut [u64] {
+    pub(super) fn entry(&mut self, account: Account, group: GroupId, len: usize) -> &mut [u64] {
         let of_groups = match account {
             Account::Live(key) => self.live.entry(key).or_default(),
             Account::Departed(key) => self.departed.entry(key).or_default(),
+            Account::Left(dir) => self.left.entry(dir).or_default(),
         };
         of_groups.entry(group).or_insert_with(|| vec![0; len].into())
     }
@@ -100,12 +108,43 @@ impl Baselines {
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        self.live.values().chain(self.departed.values()).map(HashMap::len).sum()
+        let of_sources = self.live.values().chain(self.departed.values());
+        of_sources.chain(self.left.values()).map(HashMap::len).sum()
+    }
+
+    /// Those of sources, and of what departed from them.
+    pub(super) fn of_sources(&self) -> impl Iterator<Item = (SourceKey, bool, &OfGroups)> {
+        let live = self.live.iter().map(|(key, groups)| (*key, false, groups));
+        live.chain(self.departed.iter().map(|(key, groups)| (*key, true, groups)))
+    }
+
+    /// Puts back what a clear replaced.
+    fn put_back(&mut self, before: Before) {
+        for (account, group, words) in before {
+            if let Some(words) = words {
+                self.entry(account, group, words.len()).copy_from_slice(&words);
+                continue;
+            }
+            match account {
+                Account::Live(key) => remove(&mut self.live, key, group),
+                Account::Departed(key) => remove(&mut self.departed, key, group),
+                Account::Left(dir) => remove(&mut self.left, dir, group),
+            }
+        }
     }
 
     /// The groups of a live source that have baselines.
     pub(crate) fn live_groups(&self, key: SourceKey) -> impl Iterator<Item = (GroupId, &[u64])> {
         self.live.get(&key).into_iter().flatten().map(|(group, words)| (*group, &**words))
+    }
+}
+
+fn remove<K: Eq + Hash>(all: &mut HashMap<K, OfGroups>, key: K, group: GroupId) {
+    if let Some(groups) = all.get_mut(&key) {
+        groups.remove(&group);
+        if groups.is_empty() {
+            all.remove(&key);
+        }
     }
 }
 
@@ -182,31 +221,43 @@ impl State {
             Account::Departed(_) if descriptor.ty.width() < 8 => {
                 (raw.wrapping_sub(*baseline) as i64).max(0) as u64
             }
-            Account::Departed(_) => raw.wrapping_sub(*baseline),
+            Account::Departed(_) | Account::Left(_) => raw.wrapping_sub(*baseline),
         });
         shown.collect()
     }
 
-    /// Clears, from a sweep of what the scope requests, and answers what that took away.
-    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope, sweep: &Sweep) -> Cleared {
+    /// Clears, from a sweep of what the scope requests, and answers what that took away. Nothing is cleared
+    /// if that could not be kept.
+    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope, sweep: &Sweep) -> io::Result<Cleared> {
         let members = self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default();
         let want = scope.request(dir).want;
-        let mut cleared = Cleared::default();
+        let (mut cleared, mut before) = (Cleared::default(), Before::new());
         for cells in &sweep.cells {
-            let included = match (scope, cells.account) {
-                (Scope::Own(_), Account::Live(key)) => members.contains(&key),
-                (Scope::Own(_), Account::Departed(_)) => false,
-                (Scope::Departed(_) | Scope::DepartedSubtree, Account::Departed(key)) => {
-                    members.contains(&key)
+            let departs_in = self.departs_in(cells.account);
+            let included = match scope {
+                Scope::Own(_) => {
+                    let key = cells.account.key();
+                    departs_in.is_none()
+                        && matches!(cells.account, Account::Live(_))
+                        && key.is_some_and(|key| members.contains(&key))
                 }
-                (Scope::Departed(_) | Scope::DepartedSubtree, Account::Live(_)) => false,
-                (Scope::All(_) | Scope::Subtree, _) => true,
+                Scope::Departed(_) | Scope::DepartedSubtree => departs_in == Some(dir),
+                Scope::All(_) | Scope::Subtree => true,
             };
             if included {
+                let old = self.baselines.get(cells.account, cells.group).map(Box::from);
+                before.push((cells.account, cells.group, old));
                 self.clear_cells(sweep, cells, want, &mut cleared);
             }
         }
-        cleared
+        if self.keeper.is_some() {
+            let saved = self.save();
+            if let Err(error) = self.keep(&saved, Occasion::Cleared) {
+                self.baselines.put_back(before);
+                return Err(error);
+            }
+        }
+        Ok(cleared)
     }
 
     fn clear_cells(&mut self, sweep: &Sweep, cells: &Cells, want: Want, cleared: &mut Cleared) {

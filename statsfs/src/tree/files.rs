@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::GroupId;
+use super::dirs::Dir;
 use super::inode::{MAX_IDENTITIES, Part};
-use super::model::Dir;
 use crate::registry::names::{aggregate_names, identity};
 use crate::value::{Aggregations, Descriptor, GroupDescriptor, Semantics};
 
@@ -39,6 +39,27 @@ impl Identities {
         });
         let values = values.collect();
         self.of_group.push(values);
+    }
+
+    /// How many identities a group would bring that the tree has not met.
+    pub(super) fn new_in(&self, group: &GroupDescriptor) -> usize {
+        let is_new = |value: &&Descriptor| {
+            !self.by_identity.contains_key(&(group.name().to_owned(), identity(value)))
+        };
+        group.values().iter().filter(is_new).count()
+    }
+
+    /// The first group, and the value in it, that each identity came with.
+    pub(super) fn places(&self) -> BTreeMap<IdentityId, (GroupId, usize)> {
+        let mut places = BTreeMap::new();
+        for (group, values) in self.of_group.iter().enumerate() {
+            for (value, identity) in values.iter().enumerate() {
+                if let Some(identity) = identity {
+                    places.entry(*identity).or_insert((group, value));
+                }
+            }
+        }
+        places
     }
 
     /// The descriptor that first came with an identity.

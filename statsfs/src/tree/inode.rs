@@ -8,8 +8,11 @@
 use crate::fs::{Ino, ROOT};
 use crate::value::Aggregations;
 
-/// A directory's number: counts up from 1, the root's.
+/// A directory's number: 1 is the root's; where the others come from is in `numbers`.
 pub(crate) type DirId = u64;
+
+/// The largest number that a directory can have.
+pub(crate) const MAX_DIR: DirId = (1 << (64 - DIRECTORY)) - 1;
 
 /// Most identities of values that a tree can tell apart.
 pub(crate) const MAX_IDENTITIES: usize = (1 << 17) - 1;
@@ -27,6 +30,8 @@ pub(crate) enum Node {
     Bulk(DirId, bool, Bulk),
     /// A value's file or, for a histogram, its directory; in a directory or in its `.departed`.
     Value(DirId, bool, usize, Part),
+    /// The link to a directory in `by-name`.
+    Link(DirId),
 }
 
 /// A file in `.stats`.
@@ -118,10 +123,11 @@ const PARTS: u32 = 5;
 const AREA: u32 = 22;
 const DIRECTORY: u32 = 24;
 
-/// Area 0 holds a directory's values and itself, 1 its `.departed`, 2 both `.stats`.
+/// Area 0 holds a directory's values and itself, 1 its `.departed`, 2 both `.stats`, 3 the link to it.
 const VALUES: u64 = 0;
 const DEPARTED: u64 = 1;
 const STATS: u64 = 2;
+const LINK: u64 = 3;
 /// In area 2: the `.stats` directory itself, and its files; that of `.departed` from 16 on.
 const STATS_OF_DEPARTED: u64 = 16;
 
@@ -161,6 +167,7 @@ impl Node {
             Self::Dir(1) => ROOT,
             Self::Dir(dir) => at(dir, VALUES, 0),
             Self::Departed(dir) => at(dir, DEPARTED, 0),
+            Self::Link(dir) => at(dir, LINK, 0),
             Self::Stats(dir, departed) => {
                 at(dir, STATS, if departed { STATS_OF_DEPARTED } else { 0 })
             }
@@ -186,6 +193,7 @@ impl Node {
         match area {
             VALUES if slot == 0 => Some(Self::Dir(dir)),
             DEPARTED if slot == 0 => Some(Self::Departed(dir)),
+            LINK => (slot == 0).then_some(Self::Link(dir)),
             VALUES | DEPARTED => {
                 let identity = (slot >> PARTS).checked_sub(1)? as usize;
                 let part = Part::of(slot & ((1 << PARTS) - 1))?;
@@ -213,8 +221,9 @@ mod tests {
     #[test]
     fn every_node_comes_back_from_its_number() {
         let mut nodes = Vec::new();
-        for dir in [1, 2, 77, (1 << 40) - 1] {
+        for dir in [1, 2, 77, MAX_DIR] {
             nodes.push(Node::Dir(dir));
+            nodes.push(Node::Link(dir));
             nodes.push(Node::Departed(dir));
             for departed in [false, true] {
                 nodes.push(Node::Stats(dir, departed));

@@ -1,44 +1,78 @@
 //! The merged view of many processes' segments: directories, lookup, totals, clears.
 //!
-//! A tree holds, per process, a model of its sources (`model`) and the directories that show them.
-//! `sweep` reads cells, `clear` keeps the baselines, `files` knows which files a directory has,
-//! `render` writes them, `nodes` serves them to the file system. The tree is brought up to date when
-//! someone looks, by comparing the segments' change counters; nothing else runs.
+//! A tree holds any number of processes that come and go: a process [joins](Tree::join), is
+//! [detached](Tree::detach) when nobody knows whether it is still there, and [attached
+//! again](Tree::reattach) or, once it is known to be gone, [folded](Tree::fold) into what the tree keeps of
+//! those that left. A program that mounts its own statistics is the case of one process that never leaves.
+//!
+//! # What holds
+//! * Top-level sources of one name are one directory, which belongs to the tree's [owner](TreeOptions);
+//!   what is below belongs to its process's user.
+//! * Totals of cumulative values do not go backwards except by a clear, whatever processes come, go, are
+//!   killed or folded: what one counted is, in one step, in the total and in the `.departed` of its top-level
+//!   directory. That directory stays as long as anything is left there.
+//! * A process that is [let go](Tree::refused) takes its counts along: nothing that it says can be relied on.
+//! * When a process has been folded, nothing is kept of it but sums by directory and group.
+//!
+//! # How it works
+//! Per process there is a model of its sources (`model`), shown in directories (`dirs`). `sweep` reads
+//! cells, `clear` keeps the baselines, `ledger` what processes left, `files` knows which files a directory
+//! has, `render` writes them, `nodes` serves them to the file system, `by_name` links to them. The tree is
+//! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
 
+mod access;
+mod budget;
+mod by_name;
 mod clashes;
 mod clear;
+mod dirs;
 mod files;
 pub(crate) mod inode;
+mod ledger;
+mod membership;
 mod model;
 mod nodes;
+mod numbers;
+mod options;
+mod processes;
 mod render;
+mod saved;
 mod settle;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod users;
+mod wake;
 
-use std::collections::{HashMap, HashSet};
-use std::io;
-use std::os::fd::OwnedFd;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
-use crate::fs::Gone;
-use crate::segment::SegmentError;
+use crate::fs::{Errno, Gone};
 use crate::segment::layout::ROOT_ID;
-use crate::segment::{Limits, Process};
 use crate::value::GroupDescriptor;
 
+use self::by_name::Links;
 use self::clashes::Clashes;
 pub use self::clear::Cleared;
 use self::clear::{Baselines, Scope};
+use self::dirs::{BY_NAME_DIR, Dir};
 use self::files::Identities;
 use self::inode::DirId;
-use self::model::{Dir, SourceModel};
+use self::ledger::Ledger;
+use self::membership::Look;
+use self::model::SourceModel;
+use self::numbers::Numbers;
+pub use self::options::{Owner, Refused, TreeError, TreeOptions, TreeUsage, UserLimits};
+use self::processes::Processes;
+pub use self::processes::{Feed, Identity, ProcessKey, ProcessUsage};
+use self::saved::Remembered;
+pub use self::saved::{Keeper, Left, Occasion, Saved, SavedAccount, SavedDirectory};
 use self::sweep::{Plan, Request, Sweep};
+use self::users::Users;
+use self::wake::Sleeper;
+pub use self::wake::{Wake, Waker};
 
 /// Names that the kernel must forget are collected up to about this number.
 const MAX_GONE: usize = 1 << 16;
@@ -50,66 +84,12 @@ pub(crate) type GroupId = usize;
 /// A source of a process.
 pub(crate) type SourceKey = (ProcessId, u64);
 
-/// Where a process's segments come from.
-pub trait Feed: Send + Sync + 'static {
-    /// Descriptors of all segments so far, in order.
-    ///
-    /// # Errors
-    /// Whatever keeps them from being had.
-    fn segments(&self) -> io::Result<Vec<OwnedFd>>;
-
-    /// Waits until something may have changed since `seen` was answered, at most for `timeout`.
-    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64;
-
-    /// Makes a running [`wait_changed`](Self::wait_changed) return early.
-    fn interrupt(&self) {}
-}
-
-/// Why a tree could not take a process in.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum TreeError {
-    /// The segments could not be had.
-    #[error("cannot get the segments: {0}")]
-    Feed(#[source] io::Error),
-    /// A segment was refused.
-    #[error("the segment is refused: {0}")]
-    Segment(#[from] SegmentError),
-}
-
-/// Who owns what the tree shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// Owner of every node.
-    pub uid: u32,
-    /// Group of every node: the readers' group, which private directories are open to.
-    pub gid: u32,
-}
-
-/// What a tree keeps: everything returns to where it was when sources have come and gone, but for the
-/// baselines of the directories that they were in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TreeUsage {
-    /// Processes that are shown.
-    pub processes: usize,
-    /// Sources that have a record, attached or not, departed ones that are not folded yet included.
-    pub sources: usize,
-    /// Directories of sources, the root included.
-    pub directories: usize,
-    /// Baselines that clears left, one for each group of each source, or of what departed from one.
-    pub baselines: usize,
-    /// Sources and values that are not shown in a directory that several processes share, since another
-    /// has their name there. What they count is in the totals.
-    pub left_out: usize,
-    /// How often something was left out so far.
-    pub clashes: u64,
-}
-
 /// The tree; shared by the threads of the file system.
 pub struct Tree {
     state: RwLock<State>,
-    feed: Box<dyn Feed>,
-    owner: Owner,
+    options: TreeOptions,
+    sleeper: Sleeper,
+    refused: Mutex<Vec<Refused>>,
     gone: Mutex<Vec<Gone>>,
     /// Whether somebody ever waited for `gone`.
     awaited: AtomicBool,
@@ -118,25 +98,38 @@ pub struct Tree {
 
 impl std::fmt::Debug for Tree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tree").field("owner", &self.owner).finish_non_exhaustive()
+        f.debug_struct("Tree").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
 pub(crate) struct State {
-    processes: Vec<Process>,
+    options: TreeOptions,
+    /// Whether any number of processes that nobody trusts are in it.
+    is_host: bool,
+    processes: Processes,
     sources: HashMap<SourceKey, SourceModel>,
     dirs: HashMap<DirId, Dir>,
-    next_dir: DirId,
+    numbers: Numbers,
+    links: Links,
     groups: Vec<Arc<GroupDescriptor>>,
+    groups_by_name: HashMap<String, Vec<GroupId>>,
+    users: Users,
+    /// What an earlier tree knew that is not there yet.
+    remembered: Remembered,
+    keeper: Option<Box<dyn Keeper>>,
+    /// Whether something was granted that was not kept yet, to whom last, and whether it could not be.
+    unkept: bool,
+    unkept_by: Option<ProcessKey>,
+    failing: bool,
     identities: Identities,
     baselines: Baselines,
+    ledger: Ledger,
     clashes: Clashes,
     /// Names that the kernel must forget, collected by a refresh.
     gone: Vec<Gone>,
-    /// Processes that are refused, whose sources are gone.
-    refused: HashSet<ProcessId>,
-    /// Processes some of whose segments could not be had.
-    incomplete: HashSet<ProcessId>,
+    /// Processes that were let go, collected by a refresh, and how many there were so far.
+    refused: Vec<Refused>,
+    refused_so_far: u64,
     /// How to read everything.
     whole: OnceLock<Plan>,
 }
@@ -157,6 +150,10 @@ impl Snapshot {
     }
 }
 
+/// How often a tree looks for changes that nobody tells it of.
+const POLL: Duration = Duration::from_millis(100);
+/// Refused processes are collected up to this number.
+const MAX_REFUSED: usize = 1 << 10;
 /// Attempts to settle, or to clear where blocks are torn, until a writer is taken for one that will never
 /// let it.
 const ATTEMPTS: u32 = 5;
@@ -173,65 +170,99 @@ fn let_writers_run(attempt: u32) {
 }
 
 impl Tree {
-    /// A tree of one process.
+    /// A tree of one process, which never leaves: the one that asks, with its own segments.
     ///
     /// # Errors
     /// [`TreeError`]: the segments can not be had, or are refused.
-    pub fn new(feed: impl Feed, owner: Owner) -> Result<Self, TreeError> {
-        let fds = feed.segments().map_err(TreeError::Feed)?;
-        let process = Process::attach(fds, &Limits::default())?;
-        let mut state = State::new();
-        state.take_in(process)?;
-        Ok(Self {
-            state: RwLock::new(state),
-            feed: Box::new(feed),
-            owner,
+    pub fn new(feed: impl Feed, options: impl Into<TreeOptions>) -> Result<Self, TreeError> {
+        let options = options.into();
+        let Owner { uid, gid } = options.owner;
+        let identity = Identity { uid, gid, ..Identity::this_process() };
+        let tree = Self::with(options, false);
+        tree.join(feed, identity)?;
+        Ok(tree)
+    }
+
+    /// A tree of a host's processes, of which there are none yet. It shows nothing hidden at the top level,
+    /// and there nothing but the host's own is called `statsfs`.
+    pub fn host(options: TreeOptions) -> Self {
+        Self::with(options, true)
+    }
+
+    fn with(options: TreeOptions, is_host: bool) -> Self {
+        Self {
+            state: RwLock::new(State::new(options.clone(), is_host)),
+            options,
+            sleeper: Sleeper::default(),
+            refused: Mutex::default(),
             gone: Mutex::default(),
             awaited: AtomicBool::new(false),
             seen: Mutex::new(0),
-        })
+        }
+    }
+
+    /// Has whoever waits for changes look now.
+    pub fn poke(&self) {
+        self.sleeper.wake();
     }
 
     /// What the tree keeps now.
     pub fn usage(&self) -> TreeUsage {
         let state = self.read();
         TreeUsage {
-            processes: state.processes.len() - state.refused.len(),
+            processes: state.processes.len(),
+            detached: state.processes.iter().filter(|(_, member)| member.detached).count(),
+            refused: state.refused_so_far,
+            left: state.ledger.len(),
+            groups: state.groups.len(),
             sources: state.sources.keys().filter(|key| key.1 != ROOT_ID).count(),
-            directories: state.dirs.len(),
+            directories: state.dirs.keys().filter(|dir| **dir != BY_NAME_DIR).count(),
             baselines: state.baselines.count(),
             left_out: state.left_out(),
             clashes: state.clashes.so_far(),
         }
     }
 
-    pub(crate) fn owner(&self) -> Owner {
-        self.owner
+    fn lock(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_to_read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tree as of now.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        if !state.is_stale() {
+        self.look(|_| Look::All)
+    }
+
+    /// The tree as of now, as far as somebody looks at it.
+    fn look(&self, at: impl FnOnce(&State) -> Look) -> RwLockReadGuard<'_, State> {
+        let state = self.lock_to_read();
+        if !state.is_stale(at(&state)) {
             return state;
         }
         drop(state);
-        drop(self.write(false));
+        drop(self.write());
         // What changed since then is seen by the next look.
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.lock_to_read()
     }
 
-    /// The tree as of now, to change its baselines. `force` looks at every record, whatever the change
-    /// counters say.
-    pub(crate) fn write(&self, force: bool) -> RwLockWriteGuard<'_, State> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.refresh(&*self.feed, force);
-        self.collect_gone(&mut state);
-        state
+    /// The tree as of now, to change its baselines.
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
+        loop {
+            let mut state = self.lock();
+            state.refresh(|_| false);
+            self.collect(&mut state);
+            if !state.has_more() {
+                return state;
+            }
+        }
     }
 
-    /// Takes over the names that the kernel must forget.
-    fn collect_gone(&self, state: &mut State) {
+    /// Takes over what is to be told to others.
+    fn collect(&self, state: &mut State) {
+        state.keep_grants();
         let gone = std::mem::take(&mut state.gone);
         if !gone.is_empty() {
             let mut all = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
@@ -241,12 +272,19 @@ impl Tree {
                 all.extend(gone);
             }
         }
+        if !state.refused.is_empty() {
+            let mut all = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            all.append(&mut state.refused);
+            all.truncate(MAX_REFUSED);
+        }
     }
 
     /// Looks at every record, whatever the change counters say: what a writer changed but did not live to
     /// announce is seen as well. To be called when a process is known to have died.
     pub fn refresh(&self) {
-        drop(self.write(true));
+        let mut state = self.lock();
+        state.refresh(|_| true);
+        self.collect(&mut state);
     }
 
     /// Reads every cell.
@@ -268,13 +306,10 @@ impl Tree {
         show: impl FnOnce(&State, &Sweep) -> T,
     ) -> T {
         // A fold that overtakes a sweep is seldom followed by one that overtakes the next.
-        for again in [false, true] {
-            if again {
-                drop(self.write(true));
-            }
-            let state = self.read();
+        for _ in 0..2 {
+            let state = self.look(|_| Look::In(request.dir));
             state.sweep(request, sweep);
-            if !sweep.outdated {
+            if !sweep.outdated || state.is_in_vain(sweep, Duration::ZERO) {
                 return show(&state, sweep);
             }
         }
@@ -284,30 +319,35 @@ impl Tree {
     /// Reads what is asked for whatever is folded meanwhile, and keeps everybody else out of the tree as
     /// long as the answer is held. The sweep is outdated only if a hostile writer wants it so.
     fn settle(&self, request: Request, sweep: &mut Sweep) -> RwLockWriteGuard<'_, State> {
+        let start = Instant::now();
         let (mut unsettled, mut cuts) = (0, 0);
         // The last block that was waited for, and since when.
         let mut waiting = None;
         for attempt in 0.. {
-            let mut state = self.write(true);
-            state.sweep_settled(&*self.feed, request, sweep);
-            self.collect_gone(&mut state);
-            if let Some((process, cut)) = sweep.cut {
+            let mut state = self.write();
+            state.sweep_settled(request, sweep);
+            self.collect(&mut state);
+            if let Some((process, cut)) = sweep.cut
+                && let Some(member) = state.processes.get(process)
+            {
+                let this = (member.key, cut);
                 let since = match waiting {
-                    Some((last, since)) if last == (process, cut) => since,
+                    Some((last, since)) if last == this => since,
                     _ => {
                         cuts += 1;
                         Instant::now()
                     }
                 };
-                waiting = Some(((process, cut), since));
-                let enough = state.processes[process].is_enough(cut, since.elapsed());
+                waiting = Some((this, since));
+                let enough = member.is_enough(cut, since.elapsed());
                 if enough && cuts < CUTS {
                     continue;
                 }
             } else {
                 unsettled += 1;
             }
-            if !sweep.outdated || unsettled >= ATTEMPTS || cuts >= CUTS {
+            let enough = !sweep.outdated || unsettled >= ATTEMPTS || cuts >= CUTS;
+            if enough || state.is_in_vain(sweep, start.elapsed()) {
                 return state;
             }
             drop(state);
@@ -316,113 +356,105 @@ impl Tree {
         unreachable!("there is an end to attempts")
     }
 
-    /// Clears, and answers what that took away. `None` if a writer changed the structure, or the cells,
-    /// faster than they could be read, again and again: only a hostile one can.
-    fn clear_scope(&self, dir: DirId, scope: Scope) -> Option<Cleared> {
+    /// Clears, and answers what that took away. `EBUSY` if a writer changed the structure, or the cells,
+    /// faster than they could be read, again and again: only a hostile one can. `EIO` if it can not be kept.
+    fn clear_scope(&self, dir: DirId, scope: Scope) -> Result<Cleared, Errno> {
         let (request, mut sweep) = (scope.request(dir), Sweep::default());
-        let mut state = self.write(false);
+        let mut state = self.write();
         state.sweep(request, &mut sweep);
         for attempt in 0..ATTEMPTS {
             if !sweep.outdated && sweep.torn == 0 {
-                return Some(state.clear(dir, scope, &sweep));
+                return state.clear(dir, scope, &sweep).map_err(|error| {
+                    tracing::error!(%error, "cannot keep what a clear took; nothing is cleared");
+                    Errno(libc::EIO)
+                });
             }
             drop(state);
             let_writers_run(attempt);
             state = self.settle(request, &mut sweep);
         }
-        None
+        Err(Errno(libc::EBUSY))
     }
 
     /// Makes a running [`wait`](Self::wait) return early.
     pub(crate) fn interrupt(&self) {
-        self.feed.interrupt();
+        self.poke();
     }
 
     /// Waits for changes and brings the tree up to date; appends what the kernel must forget.
     pub(crate) fn wait(&self, timeout: Duration, gone: &mut Vec<Gone>) {
         self.awaited.store(true, Ordering::Relaxed);
+        let end = Instant::now() + timeout;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *seen = self.feed.wait_changed(*seen, timeout);
-        drop(self.read());
-        gone.append(&mut self.gone.lock().unwrap_or_else(PoisonError::into_inner));
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let wakes = self.sleeper.wait(*seen, left.min(POLL));
+            let woken = std::mem::replace(&mut *seen, wakes) != wakes;
+            drop(self.read());
+            if self.lock_to_read().has_unkept() {
+                self.lock().keep_grants();
+            }
+            gone.append(&mut self.gone.lock().unwrap_or_else(PoisonError::into_inner));
+            if woken || !gone.is_empty() || left <= POLL {
+                return;
+            }
+        }
     }
 }
 
 impl State {
-    fn is_stale(&self) -> bool {
-        let processes = self.processes.iter().enumerate();
-        let mut shown = processes.filter(|(id, _)| !self.refused.contains(id));
-        shown.any(|(id, process)| process.is_stale() || self.incomplete.contains(&id))
-    }
-
-    /// Takes in what changed in the segments.
-    fn refresh(&mut self, feed: &dyn Feed, force: bool) {
-        for process in 0..self.processes.len() {
-            let stale = self.processes[process].is_stale() || self.incomplete.contains(&process);
-            if self.refused.contains(&process) || (!force && !stale) {
-                continue;
-            }
-            let mut touched = Vec::new();
-            match self.refresh_process(process, feed, force, &mut touched) {
-                Ok(()) => self.reconcile(process, &touched),
-                Err(error) => {
-                    tracing::error!(%error, process, "a process's statistics are let go");
-                    self.let_go(process);
+    /// Whether all processes that keep a sweep from being right have been waited for as long as they may be.
+    fn is_in_vain(&self, sweep: &Sweep, waited: Duration) -> bool {
+        let now = Instant::now();
+        let mut by = sweep.outdated_by.iter().filter_map(|process| self.processes.get(*process));
+        by.all(|process| {
+            process.budget.as_ref().is_some_and(|budget| {
+                let in_vain = !budget.is_hopeless(now) && waited > budget.patience(now);
+                if in_vain {
+                    budget.give_up(now);
                 }
-            }
-        }
-    }
-
-    fn refresh_process(
-        &mut self,
-        process: ProcessId,
-        feed: &dyn Feed,
-        force: bool,
-        touched: &mut Vec<u64>,
-    ) -> Result<(), TreeError> {
-        let id = process;
-        let process = &mut self.processes[id];
-        // A segment that comes between the two steps is met in the next round: once its coming is seen in
-        // the change counter, it is seen here as well.
-        for _ in 0..8 {
-            let have = process.segments().len();
-            let asks = process.segments_expected() > have;
-            if asks {
-                match feed.segments() {
-                    Ok(fds) => {
-                        for fd in fds.into_iter().skip(have) {
-                            process.add_segment(fd)?;
-                        }
-                        self.incomplete.remove(&id);
-                    }
-                    // Most likely this process has too many files open, which may pass.
-                    Err(error) => {
-                        if self.incomplete.insert(id) {
-                            tracing::warn!(%error, process = id, "cannot get all segments");
-                        }
-                    }
-                }
-            }
-            process.refresh(force, touched)?;
-            let now = process.segments().len();
-            if now >= process.segments_expected() || (asks && now == have) {
-                break;
-            }
-        }
-        Ok(())
+                in_vain || budget.is_hopeless(now)
+            })
+        })
     }
 
     /// The tree's number for a group that it has met.
-    fn group_id(&self, group: &Arc<GroupDescriptor>) -> Option<GroupId> {
-        self.groups.iter().position(|g| Arc::ptr_eq(g, group) || **g == **group)
+    fn group_id(&self, group: &GroupDescriptor) -> Option<GroupId> {
+        let mut all = self.groups_by_name.get(group.name())?.iter();
+        all.find(|id| *self.groups[**id] == *group).copied()
     }
 
-    /// The tree's number for a group.
-    fn group(&mut self, group: &Arc<GroupDescriptor>) -> GroupId {
-        self.group_id(group).unwrap_or_else(|| {
-            self.groups.push(group.clone());
-            self.identities.add(self.groups.len() - 1, group);
-            self.groups.len() - 1
-        })
+    /// The tree's number for a group of a process, if it has met it.
+    fn group_of(&self, process: ProcessId, group: &Arc<GroupDescriptor>) -> Option<GroupId> {
+        self.processes[process].group(group).or_else(|| self.group_id(group))
+    }
+
+    /// The tree's number for a group of a process.
+    fn group(&mut self, process: ProcessId, group: &Arc<GroupDescriptor>) -> GroupId {
+        if let Some(id) = self.processes[process].group(group) {
+            return id;
+        }
+        let id = self.group_id(group).unwrap_or_else(|| {
+            let values = self.identities.new_in(group);
+            let identity = self.processes[process].identity;
+            if self.charges(identity) {
+                let brought = self.users.bring(identity.uid);
+                brought.groups += 1;
+                brought.values += values;
+            }
+            self.granted_to(process);
+            self.add_group(group)
+        });
+        self.processes[process].note_group(group, id);
+        id
+    }
+
+    /// Takes in a group that is new.
+    fn add_group(&mut self, group: &Arc<GroupDescriptor>) -> GroupId {
+        let id = self.groups.len();
+        self.groups.push(group.clone());
+        self.groups_by_name.entry(group.name().to_owned()).or_default().push(id);
+        self.identities.add(id, group);
+        id
     }
 }

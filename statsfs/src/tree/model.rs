@@ -5,21 +5,31 @@
 //! over the sources that the segments say were touched; every step keeps three things true: a visible
 //! live source has a directory, every directory knows the groups of the sources in and below it, and
 //! baselines are where their counts are.
+//!
+//! Of a process that is *detached* only the sources at the top level keep their place: all that it counted
+//! is what departed from these. Its accounts and baselines stay as they are, so that nothing has to be
+//! undone when it is there again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 
+use super::by_name::Links;
 use super::clashes::Clashes;
 use super::clear::Baselines;
-use super::files::{Files, Identities, IdentityId};
-use super::inode::{DirId, Node};
-use super::{GroupId, ProcessId, SourceKey, State, TreeError};
-use crate::fs::Gone;
+use super::dirs::{ROOT_DIR, root_dirs};
+use super::files::Identities;
+use super::inode::DirId;
+use super::ledger::Ledger;
+use super::numbers::Numbers;
+use super::processes::{Member, Processes};
+use super::saved::Remembered;
+use super::users::Users;
+use super::{GroupId, ProcessId, SourceKey, State, TreeError, TreeOptions};
 use crate::segment::layout::ROOT_ID;
-use crate::segment::process::{Process, SourceRecord};
+use crate::segment::process::SourceRecord;
 
-/// The root's directory.
-pub(crate) const ROOT_DIR: DirId = 1;
+/// New sources of a process that are taken over at a time, so that others can look in between.
+pub(super) const ADOPT: usize = 1 << 10;
 
 /// How a source takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,122 +53,49 @@ pub(crate) struct SourceModel {
     /// Whether it has none because another's name is in the way, or that of one above is.
     pub(super) left_out: bool,
     /// The groups that it has values of, and those that it keeps totals or explicit aggregates of.
-    own: BTreeSet<GroupId>,
-    totals: BTreeSet<GroupId>,
+    pub(super) own: BTreeSet<GroupId>,
+    pub(super) totals: BTreeSet<GroupId>,
     /// How many slots with cumulative values it has had: as long as it is live none goes.
     pub(crate) slots: usize,
 }
 
-/// One directory: a visible source, or the sources of one name at the top level of several processes.
-#[derive(Debug)]
-pub(crate) struct Dir {
-    pub(crate) parent: DirId,
-    pub(crate) name: Box<str>,
-    pub(crate) members: Vec<SourceKey>,
-    pub(crate) children: BTreeSet<DirId>,
-    by_name: HashMap<Box<str>, DirId>,
-    pub(crate) created_ns: u64,
-    pub(crate) private: bool,
-    /// Sources in this directory, and below it, that have each group.
-    pub(crate) own: BTreeMap<GroupId, usize>,
-    pub(crate) below: BTreeMap<GroupId, usize>,
-    /// At the top level, where several processes meet: when each identity came, and how many of the
-    /// groups above have it. Within one process no name has two identities.
-    pub(crate) admitted: HashMap<IdentityId, (u64, usize)>,
-    next_admission: u64,
-    files: OnceLock<Files>,
-    /// The values that the last files left out.
-    left_out: Vec<Box<str>>,
-}
-
-impl Dir {
-    fn new(parent: DirId, name: &str, created_ns: u64) -> Self {
-        Self {
-            parent,
-            name: name.into(),
-            members: Vec::new(),
-            children: BTreeSet::new(),
-            by_name: HashMap::new(),
-            created_ns,
-            private: false,
-            own: BTreeMap::new(),
-            below: BTreeMap::new(),
-            admitted: HashMap::new(),
-            next_admission: 0,
-            files: OnceLock::new(),
-            left_out: Vec::new(),
-        }
-    }
-
-    /// Counts a group in or out, of the directory's own or of those below. Answers whether it appeared or
-    /// disappeared.
-    fn count(&mut self, own: bool, group: GroupId, add: bool, identities: &Identities) -> bool {
-        let groups = if own { &mut self.own } else { &mut self.below };
-        let changed = count(groups, group, add);
-        if changed && self.parent == ROOT_DIR {
-            for identity in identities.of(group).iter().flatten() {
-                if add {
-                    let next = self.next_admission;
-                    self.next_admission += 1;
-                    self.admitted.entry(*identity).or_insert((next, 0)).1 += 1;
-                } else if let Some((_, groups)) = self.admitted.get_mut(identity) {
-                    *groups -= 1;
-                    if *groups == 0 {
-                        self.admitted.remove(identity);
-                    }
-                }
-            }
-        }
-        changed
-    }
-
-    /// A subordinate came or went: where several processes meet, a value of its name goes or comes.
-    fn forget_files_of_many(&mut self) {
-        if self.members.len() > 1 {
-            self.forget_files();
-        }
-    }
-
-    /// Has the files computed anew.
-    fn forget_files(&mut self) -> Option<Files> {
-        let mut files = self.files.take()?;
-        self.left_out = std::mem::take(&mut files.left_out);
-        Some(files)
-    }
-
-    /// The subordinate directory of this name.
-    pub(crate) fn child(&self, name: &str) -> Option<DirId> {
-        self.by_name.get(name).copied()
-    }
-}
-
 impl State {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(options: TreeOptions, is_host: bool) -> Self {
+        let dirs = root_dirs(&options);
         Self {
-            processes: Vec::new(),
+            options,
+            is_host,
+            processes: Processes::default(),
             sources: HashMap::new(),
-            dirs: HashMap::from([(
-                ROOT_DIR,
-                Dir::new(ROOT_DIR, "", crate::segment::arena::now_ns()),
-            )]),
-            next_dir: ROOT_DIR + 1,
+            dirs,
+            numbers: Numbers::from(1),
+            links: Links::default(),
             groups: Vec::new(),
+            groups_by_name: HashMap::new(),
+            users: Users::default(),
+            remembered: Remembered::default(),
+            keeper: None,
+            unkept: false,
+            unkept_by: None,
+            failing: false,
             identities: Identities::default(),
             baselines: Baselines::default(),
+            ledger: Ledger::default(),
             clashes: Clashes::default(),
             gone: Vec::new(),
-            refused: HashSet::new(),
-            incomplete: HashSet::new(),
+            refused: Vec::new(),
+            refused_so_far: 0,
             whole: OnceLock::new(),
         }
     }
 
-    /// Adds a process.
-    pub(super) fn take_in(&mut self, mut process: Process) -> Result<(), TreeError> {
-        let mut touched = Vec::new();
-        process.refresh(true, &mut touched)?;
-        let id = self.processes.len();
-        self.processes.push(process);
+    /// Adds a process whose structure was read; its sources are still to be taken over, but for those that
+    /// it had baselines of in an earlier tree.
+    pub(super) fn take_in(&mut self, mut member: Member, touched: &[u64]) -> Result<(), TreeError> {
+        let mut absent = self.remembered.take(member.publisher()).unwrap_or_default();
+        member.blocks = std::mem::take(&mut absent.blocks);
+        let of_baselines: Vec<_> = absent.sources().into_iter().collect();
+        let id = self.processes.insert(member);
         let root = SourceModel {
             parent: 0,
             children: BTreeSet::new(),
@@ -173,11 +110,19 @@ impl State {
         if let Some(dir) = self.dirs.get_mut(&ROOT_DIR) {
             dir.members.push((id, ROOT_ID));
         }
-        self.reconcile(id, &touched);
+        let taken = self
+            .reconcile(id, touched)
+            .and_then(|()| self.adopt_these(id, of_baselines))
+            .and_then(|()| self.adopt(id, ADOPT));
+        if let Err(error) = taken {
+            self.let_go(id);
+            return Err(error);
+        }
+        self.give_back(id, absent);
         Ok(())
     }
 
-    /// Lets go of a process that is refused: its sources disappear, counts and all.
+    /// Lets go of a process: its sources disappear, counts and all.
     pub(super) fn let_go(&mut self, process: ProcessId) {
         self.whole.take();
         let keys: Vec<_> = self.sources.keys().filter(|key| key.0 == process).copied().collect();
@@ -193,42 +138,84 @@ impl State {
         if let Some(root) = self.dirs.get_mut(&ROOT_DIR) {
             root.members.retain(|member| member.0 != process);
         }
-        self.refused.insert(process);
+        self.processes.remove(process);
         self.readmit();
     }
 
-    /// The files of a directory, computed when first asked for after its groups changed.
-    pub(crate) fn files(&self, dir: DirId) -> Option<&Files> {
-        let directory = self.dirs.get(&dir)?;
-        Some(directory.files.get_or_init(|| {
-            let files = Files::new(&self.identities, directory);
-            for name in files.left_out.iter().filter(|name| !directory.left_out.contains(name)) {
-                self.clashes.report("value", name, &self.path(dir));
-            }
-            files
-        }))
-    }
-
-    /// A directory's path from the root of the mount, without a leading slash.
-    pub(crate) fn path(&self, dir: DirId) -> String {
-        let mut names = Vec::new();
-        let mut at = dir;
-        while at != ROOT_DIR {
-            let Some(dir) = self.dirs.get(&at) else { break };
-            names.push(&*dir.name);
-            at = dir.parent;
-        }
-        names.reverse();
-        names.join("/")
-    }
-
-    /// Brings the model up to date with the sources that were touched.
-    pub(super) fn reconcile(&mut self, process: ProcessId, touched: &[u64]) {
-        if touched.is_empty() {
+    /// Takes a process's directories away, or puts them back; what it counted stays where it is.
+    pub(super) fn set_detached(&mut self, process: ProcessId, detached: bool) {
+        if self.processes[process].detached == detached {
             return;
         }
+        let mut live = self.with_those_below(vec![(process, ROOT_ID)]);
+        live.retain(|key| self.sources.get(key).is_some_and(|s| s.reach == Reach::Live));
+        let of_top = |source: &SourceModel| source.parent == ROOT_ID;
+        let (top, below): (Vec<_>, Vec<_>) = live
+            .into_iter()
+            .filter(|key| key.1 != ROOT_ID)
+            .partition(|key| self.sources.get(key).is_some_and(of_top));
+        if detached {
+            below.iter().rev().for_each(|key| self.hide(*key));
+        }
+        for key in top {
+            // In this order, so that no name is ever without a holder that has one.
+            self.count_groups_as(key, true, detached);
+            self.count_groups_as(key, false, !detached);
+        }
+        self.processes[process].detached = detached;
+        if !detached {
+            below.iter().for_each(|key| self.show(*key));
+        }
+        self.readmit();
+    }
+
+    /// Brings the model up to date with the sources that were touched; those that it does not know are
+    /// pending then. What they count is counted nowhere yet, so it can wait; what is known can not: a count
+    /// may have gone from one to the other.
+    pub(super) fn reconcile(
+        &mut self,
+        process: ProcessId,
+        touched: &[u64],
+    ) -> Result<(), TreeError> {
+        let known = |id: &u64| self.sources.contains_key(&(process, *id));
+        let (known, new): (Vec<_>, Vec<_>) = touched.iter().copied().partition(known);
+        let member = &mut self.processes[process];
+        for id in new {
+            if member.source(id).is_some() {
+                member.pending.insert(id);
+            } else {
+                member.pending.remove(&id);
+            }
+        }
+        self.take_over(process, known)
+    }
+
+    /// Takes over sources that are pending, at most so many.
+    pub(super) fn adopt(&mut self, process: ProcessId, most: usize) -> Result<(), TreeError> {
+        let pending = &mut self.processes[process].pending;
+        let mut next = Vec::with_capacity(most.min(pending.len()));
+        while next.len() < most
+            && let Some(id) = pending.pop_first()
+        {
+            next.push(id);
+        }
+        self.take_over(process, next)
+    }
+
+    /// Takes over these sources, if they are pending.
+    fn adopt_these(&mut self, process: ProcessId, mut these: Vec<u64>) -> Result<(), TreeError> {
+        let pending = &mut self.processes[process].pending;
+        these.retain(|id| pending.remove(id));
+        self.take_over(process, these)
+    }
+
+    /// Takes over these sources.
+    fn take_over(&mut self, process: ProcessId, mut touched: Vec<u64>) -> Result<(), TreeError> {
+        if touched.is_empty() {
+            return Ok(());
+        }
+        self.may_bring(process, &touched)?;
         self.whole.take();
-        let mut touched = touched.to_vec();
         touched.sort_unstable();
         touched.dedup();
         // What is gone makes room for names that come.
@@ -248,6 +235,7 @@ impl State {
             self.settle((process, id));
         }
         self.readmit();
+        Ok(())
     }
 
     /// Forgets a source whose record is gone.
@@ -280,8 +268,8 @@ impl State {
             };
             (has(true), has(false), record.parent, counting_slots(record))
         };
-        let own: BTreeSet<_> = own.iter().map(|g| self.group(g)).collect();
-        let totals: BTreeSet<_> = totals.iter().map(|g| self.group(g)).collect();
+        let own: BTreeSet<_> = own.iter().map(|g| self.group(key.0, g)).collect();
+        let totals: BTreeSet<_> = totals.iter().map(|g| self.group(key.0, g)).collect();
         let is_new = !self.sources.contains_key(&key);
         let source = self.sources.entry(key).or_insert_with(|| SourceModel {
             parent: 0,
@@ -367,138 +355,33 @@ impl State {
 
     /// A source becomes part of the tree.
     fn enter(&mut self, key: SourceKey) {
-        let Some(record) = self.processes[key.0].source(key.1) else { return };
-        let SourceRecord { name, created_ns, private, hidden, .. } = record;
-        let (name, created_ns, private, hidden) = (name.clone(), *created_ns, *private, *hidden);
-        let parent = self.sources[&key].parent;
-        let dir =
-            if hidden { None } else { self.directory(key, parent, &name, created_ns, private) };
+        if self.processes[key.0].source(key.1).is_none() {
+            return;
+        }
         if let Some(source) = self.sources.get_mut(&key) {
             source.reach = Reach::Live;
-            source.dir = dir;
-            source.left_out = dir.is_none() && !hidden;
         }
-        self.count_groups(key, true);
-    }
-
-    /// The directory for a source that appears: a new one, or at the top level the one of that name. None
-    /// if another has the name, or if a source above was left out for such a reason.
-    fn directory(
-        &mut self,
-        key: SourceKey,
-        parent: u64,
-        name: &str,
-        created_ns: u64,
-        private: bool,
-    ) -> Option<DirId> {
-        let above = self.shown_in((key.0, parent))?;
-        if self.is_below_left_out((key.0, parent)) {
-            return None;
-        }
-        if parent == ROOT_ID
-            && let Some(existing) = self.dirs[&above].child(name)
-        {
-            let dir = self.dirs.get_mut(&existing)?;
-            dir.members.push(key);
-            return Some(existing);
-        }
-        if !self.is_free(above, name) {
-            self.clashes.wait(key, above, name);
-            self.clashes.report("source", name, &self.path(above));
-            return None;
-        }
-        let id = self.next_dir;
-        self.next_dir += 1;
-        let mut dir = Dir::new(above, name, created_ns);
-        dir.members.push(key);
-        dir.private = private;
-        self.dirs.insert(id, dir);
-        let above = self.dirs.get_mut(&above)?;
-        above.children.insert(id);
-        above.by_name.insert(name.into(), id);
-        above.forget_files_of_many();
-        Some(id)
+        self.show(key);
     }
 
     /// A source leaves the tree.
     fn leave(&mut self, key: SourceKey, reach: Reach) {
-        self.count_groups(key, false);
+        self.hide(key);
         let Some(source) = self.sources.get_mut(&key) else { return };
         source.reach = reach;
-        let dir = source.dir.take();
-        if std::mem::take(&mut source.left_out) {
-            self.clashes.wait_no_more(key);
-        }
         if let Reach::Departed(into) = reach {
             self.depart_baselines(key, into);
-        }
-        let Some(id) = dir else { return };
-        let Some(dir) = self.dirs.get_mut(&id) else { return };
-        dir.members.retain(|member| *member != key);
-        if !dir.members.is_empty() || id == ROOT_DIR {
-            return;
-        }
-        let Some(dir) = self.dirs.remove(&id) else { return };
-        if let Some(above) = self.dirs.get_mut(&dir.parent) {
-            above.children.remove(&id);
-            above.by_name.remove(&dir.name);
-            above.forget_files_of_many();
-        }
-        self.gone.push(Gone { parent: Node::Dir(dir.parent).ino(), name: dir.name.into() });
-    }
-
-    /// The directory in which a source's subordinates appear: its own, or the nearest above.
-    pub(super) fn shown_in(&self, key: SourceKey) -> Option<DirId> {
-        let mut at = self.sources.get(&key)?;
-        loop {
-            if let Some(dir) = at.dir {
-                return Some(dir);
-            }
-            at = self.sources.get(&(key.0, at.parent))?;
-        }
-    }
-
-    /// Counts a live source's groups in or out of its directory and those above, but for the root,
-    /// which is no source and shows no values.
-    fn count_groups(&mut self, key: SourceKey, add: bool) {
-        let Some(source) = self.sources.get(&key) else { return };
-        let (own, totals) = (source.own.clone(), source.totals.clone());
-        let Some(shown_in) = self.shown_in(key) else { return };
-        let itself = source.dir.is_some();
-        let mut at = shown_in;
-        while at != ROOT_DIR {
-            let Some(dir) = self.dirs.get_mut(&at) else { return };
-            let mut changed = false;
-            let own_dir = itself && at == shown_in;
-            for group in &own {
-                changed |= dir.count(own_dir, *group, add, &self.identities);
-            }
-            if own_dir {
-                // Of what departed, the sources above have totals of their own; explicit aggregates are
-                // shown where they were asked for, which for a hidden source is nowhere.
-                for group in &totals {
-                    changed |= dir.count(false, *group, add, &self.identities);
-                }
-            }
-            if changed
-                && let Some(files) = dir.forget_files()
-                && !add
-            {
-                let parent = Node::Dir(at).ino();
-                let names = files.names().map(|name| Gone { parent, name: name.to_owned() });
-                self.gone.extend(names);
-            }
-            at = self.dirs[&at].parent;
         }
     }
 
     /// The sources in and below a directory, those that departed from there included; parents before
     /// children.
     pub(crate) fn sources_of(&self, dir: DirId) -> Vec<SourceKey> {
-        let mut all: Vec<SourceKey> = match self.dirs.get(&dir) {
-            Some(dir) => dir.members.clone(),
-            None => return Vec::new(),
-        };
+        self.with_those_below(self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default())
+    }
+
+    /// Sources and all below them; parents before children.
+    fn with_those_below(&self, mut all: Vec<SourceKey>) -> Vec<SourceKey> {
         let mut at = 0;
         while at < all.len() {
             let key = all[at];
@@ -515,21 +398,4 @@ impl State {
 pub(super) fn counting_slots(record: &SourceRecord) -> usize {
     let groups = record.groups.iter().filter(|group| group.group.has_cumulative());
     groups.map(|group| group.slots.len()).sum()
-}
-
-/// Counts in or out; whether the group appeared or disappeared.
-fn count(groups: &mut BTreeMap<GroupId, usize>, group: GroupId, add: bool) -> bool {
-    if add {
-        let n = groups.entry(group).or_default();
-        *n += 1;
-        return *n == 1;
-    }
-    match groups.get_mut(&group) {
-        Some(n) if *n > 1 => {
-            *n -= 1;
-            false
-        }
-        Some(_) => groups.remove(&group).is_some(),
-        None => false,
-    }
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use super::access::Access;
 use super::clear::Scope;
+use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::files::{File, Files, file_mode};
 use super::inode::{Bulk, DirId, Field, Node, Part};
-use super::model::ROOT_DIR;
-use super::sweep::{Request, Sweep, Want};
+use super::membership::Look;
+use super::sweep::{Request, Sweep};
 use super::{Cleared, State, Tree};
 use crate::fs::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
 
@@ -29,13 +31,8 @@ fn is_zero(data: &[u8]) -> bool {
 impl State {
     /// The files of a directory's `.departed`: of the groups that departed sources left totals of.
     fn departed_files(&self, dir: DirId) -> Option<Files> {
-        let directory = self.dirs.get(&dir)?;
-        let members = directory.members.iter();
-        let records = members.filter_map(|(process, id)| self.processes[*process].source(*id));
-        let groups = records
-            .flat_map(|record| &record.groups)
-            .filter(|group| group.accumulator.is_some())
-            .filter_map(|group| self.group_id(&group.group));
+        self.dirs.get(&dir)?;
+        let groups = self.departed_groups(dir).into_iter();
         Some(Files::departed(&self.identities, groups))
     }
 
@@ -71,6 +68,8 @@ impl Tree {
                 let private = state.dirs.get(&dir).ok_or(STALE)?.private;
                 (dir, Kind::Directory, if private { 0o750 } else { 0o755 })
             }
+            Node::Link(dir) if state.links.has(dir) => (dir, Kind::Symlink, 0o777),
+            Node::Link(_) => return Err(STALE),
             Node::Bulk(dir, _, Bulk::Flat) => (dir, Kind::Text, 0o444),
             Node::Bulk(dir, _, Bulk::Clear) => (dir, Kind::Text, 0o200),
             Node::Value(dir, _, _, part) => {
@@ -81,8 +80,8 @@ impl Tree {
                 }
             }
         };
-        let created_ns = state.dirs.get(&dir).ok_or(STALE)?.created_ns;
-        let owner = self.owner();
+        let directory = state.dirs.get(&dir).ok_or(STALE)?;
+        let (created_ns, owner) = (directory.created_ns, directory.owner);
         Ok(Attr {
             ino: node.ino(),
             kind,
@@ -98,6 +97,7 @@ impl Tree {
     /// The node of this name in a directory.
     fn find(&self, state: &State, parent: Node, name: &str) -> Result<Node, Errno> {
         let found = match parent {
+            Node::Dir(BY_NAME_DIR) => state.links.get(name).map(Node::Link),
             Node::Dir(dir) => {
                 let directory = state.dirs.get(&dir).ok_or(STALE)?;
                 match name {
@@ -128,24 +128,18 @@ impl Tree {
                     .map(|field| Node::Value(dir, departed, identity, Part::Field(field)))
                     .filter(|node| state.file(*node).is_some())
             }
-            Node::Value(..) | Node::Bulk(..) => return Err(Errno(libc::ENOTDIR)),
+            Node::Value(..) | Node::Bulk(..) | Node::Link(_) => {
+                return Err(Errno(libc::ENOTDIR));
+            }
         };
         found.ok_or(NOT_THERE)
-    }
-
-    /// Whether a caller may go into private directories.
-    fn is_reader(&self, caller: Caller) -> bool {
-        caller.uid == 0
-            || caller.uid == self.owner.uid
-            || caller.gid == self.owner.gid
-            || supplementary_groups(caller.pid).contains(&self.owner.gid)
     }
 
     /// Appends every file in and below the root, `path value` a line: what `.stats/flat` of the root
     /// shows its owner.
     pub fn flat(&self, out: &mut Vec<u8>) {
         self.show(Request::WHOLE, &mut Sweep::default(), |state, sweep| {
-            state.write_flat(ROOT_DIR, true, sweep, out);
+            state.write_flat(ROOT_DIR, &Access::all(), sweep, out);
         });
     }
 
@@ -172,7 +166,7 @@ impl Tree {
             Node::Bulk(dir, false, Bulk::Clear) => (dir, Scope::Subtree),
             Node::Bulk(dir, true, Bulk::Clear) => (dir, Scope::DepartedSubtree),
             Node::Value(dir, departed, identity, part) => {
-                let state = self.read();
+                let state = self.look(|_| node.needs());
                 let file = state.file(node).ok_or(NO_DEVICE)?;
                 if file_mode(&file.value, part) & 0o222 == 0 {
                     return Err(Errno(libc::EACCES));
@@ -188,20 +182,34 @@ impl Tree {
             }
             _ => return Err(Errno(libc::EACCES)),
         };
-        if !self.read().dirs.contains_key(&dir) {
+        if !self.look(|_| Look::At(dir)).dirs.contains_key(&dir) {
             return Err(NO_DEVICE);
         }
-        self.clear_scope(dir, scope).ok_or(Errno(libc::EBUSY))
+        self.clear_scope(dir, scope)
     }
 }
 
-/// The supplementary groups of a process, as far as /proc tells.
-fn supplementary_groups(pid: u32) -> Vec<u32> {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
-        return Vec::new();
-    };
-    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
-    groups.split_ascii_whitespace().filter_map(|group| group.parse().ok()).collect()
+impl Node {
+    /// Whose changes must be seen to say whether this is there, and what it is.
+    fn needs(self) -> Look {
+        match self {
+            Self::Dir(dir)
+            | Self::Departed(dir)
+            | Self::Stats(dir, _)
+            | Self::Bulk(dir, ..)
+            | Self::Link(dir) => Look::At(dir),
+            Self::Value(dir, ..) => Look::In(dir),
+        }
+    }
+
+    /// Whose changes must be seen to say what is in this.
+    fn needs_within(self) -> Look {
+        match self {
+            Self::Dir(BY_NAME_DIR) => Look::All,
+            Self::Dir(dir) | Self::Departed(dir) | Self::Value(dir, ..) => Look::In(dir),
+            node => node.needs(),
+        }
+    }
 }
 
 fn node_of(ino: Ino) -> Result<Node, Errno> {
@@ -210,13 +218,18 @@ fn node_of(ino: Ino) -> Result<Node, Errno> {
 
 impl Nodes for Tree {
     fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Errno> {
-        let state = self.read();
-        let node = self.find(&state, node_of(parent)?, name)?;
+        let parent = node_of(parent)?;
+        let state = self.look(|state| match self.find(state, parent, name) {
+            Ok(found) => found.needs(),
+            Err(_) => parent.needs_within(),
+        });
+        let node = self.find(&state, parent, name)?;
         self.attributes(&state, node)
     }
 
     fn attr(&self, ino: Ino) -> Result<Attr, Errno> {
-        self.attributes(&self.read(), node_of(ino)?)
+        let node = node_of(ino)?;
+        self.attributes(&self.look(|_| node.needs()), node)
     }
 
     fn list(
@@ -227,7 +240,8 @@ impl Nodes for Tree {
     ) -> Result<(), Errno> {
         // Cookies: a file's place in its directory, then, above all of those, subordinates' numbers.
         const CHILDREN: u64 = 1 << 32;
-        let state = self.read();
+        let node = node_of(dir)?;
+        let state = self.look(|_| node.needs_within());
         let mut files = |files: &Files, dir: DirId, departed: bool| {
             files.iter().filter(|file| file.slot() > after).all(|file| {
                 let node = Node::Value(dir, departed, file.identity, file.part);
@@ -235,7 +249,16 @@ impl Nodes for Tree {
                 push(Entry { cookie, ino: node.ino(), kind, name: &file.name })
             })
         };
-        match node_of(dir)? {
+        match node {
+            Node::Dir(BY_NAME_DIR) => {
+                state.dirs.get(&BY_NAME_DIR).ok_or(STALE)?;
+                for (to, name) in state.links.after(after.saturating_sub(CHILDREN)) {
+                    let (cookie, ino) = (CHILDREN + to, Node::Link(to).ino());
+                    if !push(Entry { cookie, ino, kind: Kind::Symlink, name }) {
+                        break;
+                    }
+                }
+            }
             Node::Dir(dir) => {
                 let directory = state.dirs.get(&dir).ok_or(STALE)?;
                 if !files(state.files(dir).ok_or(STALE)?, dir, false) {
@@ -274,14 +297,17 @@ impl Nodes for Tree {
                     }
                 }
             }
-            Node::Value(..) | Node::Bulk(..) => return Err(Errno(libc::ENOTDIR)),
+            Node::Value(..) | Node::Bulk(..) | Node::Link(_) => {
+                return Err(Errno(libc::ENOTDIR));
+            }
         }
         Ok(())
     }
 
     fn open(&self, ino: Ino, _caller: Caller, write: bool) -> Result<(), Errno> {
-        let state = self.read();
-        let attr = self.attributes(&state, node_of(ino)?)?;
+        let node = node_of(ino)?;
+        let state = self.look(|_| node.needs());
+        let attr = self.attributes(&state, node)?;
         if write && attr.mode & 0o222 == 0 {
             return Err(Errno(libc::EACCES));
         }
@@ -292,13 +318,13 @@ impl Nodes for Tree {
         let node = Node::of(ino).ok_or(NO_DEVICE)?;
         let request = match node {
             Node::Value(dir, departed, identity, part) => {
-                self.read().value_request(dir, departed, identity, part)
+                self.lock_to_read().value_request(dir, departed, identity, part)
             }
-            Node::Bulk(dir, _, Bulk::Flat) => Request { dir, below: true, want: Want::All },
+            Node::Bulk(dir, _, Bulk::Flat) => Request { dir, ..Request::WHOLE },
             _ => return self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
         };
         // Whoever opened a file may go into its directory, but perhaps not into all those below.
-        let private = matches!(node, Node::Bulk(..)) && self.is_reader(caller);
+        let access = Access::of(caller);
         self.show(request, &mut Sweep::default(), |state, sweep| {
             match node {
                 Node::Value(dir, departed, identity, part) => {
@@ -310,7 +336,7 @@ impl Nodes for Tree {
                     state.write_flat_departed(dir, &files, sweep, out);
                 }
                 _ if !state.dirs.contains_key(&request.dir) => return Err(NO_DEVICE),
-                _ => state.write_flat(request.dir, private, sweep, out),
+                _ => state.write_flat(request.dir, &access, sweep, out),
             }
             Ok(())
         })
@@ -326,13 +352,14 @@ impl Nodes for Tree {
     fn parent(&self, ino: Ino) -> Ino {
         let node = match Node::of(ino) {
             Some(Node::Dir(dir)) => {
-                Node::Dir(self.read().dirs.get(&dir).map_or(ROOT_DIR, |d| d.parent))
+                Node::Dir(self.lock_to_read().dirs.get(&dir).map_or(ROOT_DIR, |d| d.parent))
             }
             Some(Node::Departed(dir) | Node::Stats(dir, false) | Node::Value(dir, false, ..)) => {
                 Node::Dir(dir)
             }
             Some(Node::Stats(dir, true) | Node::Value(dir, true, ..)) => Node::Departed(dir),
             Some(Node::Bulk(dir, departed, _)) => Node::Stats(dir, departed),
+            Some(Node::Link(_)) => Node::Dir(BY_NAME_DIR),
             None => Node::Dir(ROOT_DIR),
         };
         node.ino()
@@ -346,8 +373,10 @@ impl Nodes for Tree {
         matches!(Node::of(ino), Some(Node::Bulk(..)))
     }
 
-    fn readlink(&self, _ino: Ino) -> Result<String, Errno> {
-        Err(Errno(libc::EINVAL))
+    fn readlink(&self, ino: Ino) -> Result<String, Errno> {
+        let Node::Link(dir) = node_of(ino)? else { return Err(Errno(libc::EINVAL)) };
+        let state = self.look(|_| Look::At(dir));
+        if state.links.has(dir) { Ok(format!("../{}", state.path(dir))) } else { Err(STALE) }
     }
 
     fn wait_gone(&self, timeout: Duration, gone: &mut Vec<Gone>) {

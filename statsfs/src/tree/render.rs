@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::State;
+use super::access::Access;
 use super::clear::word_range;
+use super::dirs::ROOT_DIR;
 use super::files::{File, Files, IdentityId, is_own};
 use super::inode::{DirId, Field, Part};
-use super::model::ROOT_DIR;
 use super::sweep::{Account, Request, Sweep, Want};
 use crate::aggregate::{Buckets, Number, Scalar};
 use crate::value::{Descriptor, GroupDescriptor, Semantics};
@@ -71,6 +72,17 @@ fn add(cells: &mut [u64], other: &[u64]) {
     }
 }
 
+/// One value of what a sweep read on one account.
+struct Shown<'a> {
+    account: Account,
+    /// Whether it counts as what departed.
+    departed: bool,
+    identity: IdentityId,
+    value: &'a Descriptor,
+    /// Its words, since its last clear.
+    words: &'a [u64],
+}
+
 /// Totals by identity.
 type Totals = BTreeMap<IdentityId, Total>;
 
@@ -98,13 +110,9 @@ fn write_buckets(value: &Descriptor, cells: &[u64], prefix: &[u8], out: &mut Vec
 
 impl State {
     /// Calls `add` with everything that a sweep read of each value, as it is shown.
-    fn each_shown(
-        &self,
-        sweep: &Sweep,
-        want: Want,
-        mut add: impl FnMut(Account, IdentityId, &Descriptor, &[u64]),
-    ) {
+    fn each_shown(&self, sweep: &Sweep, want: Want, mut add: impl FnMut(Shown<'_>)) {
         for cells in &sweep.cells {
+            let departed = self.is_departed(cells.account);
             let group: &GroupDescriptor = &self.groups[cells.group];
             for (value, identity) in self.identities.of(cells.group).iter().enumerate() {
                 let Some(identity) = *identity else { continue };
@@ -114,11 +122,12 @@ impl State {
                     Want::Value(_) => continue,
                 };
                 let descriptor = &group.values()[value];
-                let departed = matches!(cells.account, Account::Departed(_));
                 if departed && descriptor.semantics != Semantics::Cumulative {
                     continue;
                 }
-                add(cells.account, identity, descriptor, &self.shown(cells, value, words));
+                let words = &self.shown(cells, value, words);
+                let (account, value) = (cells.account, descriptor);
+                add(Shown { account, departed, identity, value, words });
             }
         }
     }
@@ -135,15 +144,18 @@ impl State {
     ) -> Total {
         let value = self.identities.get(identity).expect("identities are never forgotten");
         let mut total = Total::new(value);
-        let Some(directory) = self.dirs.get(&dir) else { return total };
+        if !self.dirs.contains_key(&dir) {
+            return total;
+        }
         let own = is_own(value, part);
-        self.each_shown(sweep, Want::Value(identity), |account, _, value, shown| match account {
-            Account::Live(_) if !departed => total.add(value, shown, false),
-            Account::Departed(key) if departed && directory.members.contains(&key) => {
-                total.add(value, shown, true);
+        self.each_shown(sweep, Want::Value(identity), |shown| {
+            let counts = match (departed, shown.departed) {
+                (true, gone) => gone && self.departs_in(shown.account) == Some(dir),
+                (false, gone) => !(gone && own),
+            };
+            if counts {
+                total.add(shown.value, shown.words, shown.departed);
             }
-            Account::Departed(_) if !departed && !own => total.add(value, shown, true),
-            _ => {}
         });
         total
     }
@@ -157,7 +169,8 @@ impl State {
         part: Part,
     ) -> Request {
         let own = self.identities.get(identity).is_some_and(|value| is_own(value, part));
-        Request { dir, below: departed || !own, want: Want::Value(identity) }
+        let below = departed || !own;
+        Request { dir, below, want: Want::Value(identity), process: None }
     }
 
     /// Appends a value's file.
@@ -181,12 +194,12 @@ impl State {
     }
 
     /// Appends `path value` for every file in and below a directory, of which the sweep is; those in
-    /// private directories below only if `private`.
-    pub(crate) fn write_flat(&self, dir: DirId, private: bool, sweep: &Sweep, out: &mut Vec<u8>) {
+    /// directories below only as far as these may be entered.
+    pub(crate) fn write_flat(&self, dir: DirId, access: &Access, sweep: &Sweep, out: &mut Vec<u8>) {
         let mut totals = self.own_totals(sweep);
         self.sum_up(dir, &mut totals);
         let mut path = self.path(dir);
-        self.flat_dir(dir, &mut path, &totals, private, out);
+        self.flat_dir(dir, &mut path, &totals, access, out);
     }
 
     /// Appends `path value` for every file of a directory's `.departed`.
@@ -197,14 +210,14 @@ impl State {
         sweep: &Sweep,
         out: &mut Vec<u8>,
     ) {
-        let Some(directory) = self.dirs.get(&dir) else { return };
+        if !self.dirs.contains_key(&dir) {
+            return;
+        }
         let mut totals = DirTotals::default();
-        self.each_shown(sweep, Want::All, |account, identity, value, shown| {
-            if let Account::Departed(key) = account
-                && directory.members.contains(&key)
-            {
+        self.each_shown(sweep, Want::All, |Shown { account, departed, identity, value, words }| {
+            if departed && self.departs_in(account) == Some(dir) {
                 let total = totals.all.entry(identity).or_insert_with(|| Total::new(value));
-                total.add(value, shown, true);
+                total.add(value, words, true);
             }
         });
         let mut path = self.path(dir);
@@ -218,16 +231,21 @@ impl State {
     /// What each directory's own sources count, and what is counted right below it without a directory.
     fn own_totals(&self, sweep: &Sweep) -> HashMap<DirId, DirTotals> {
         let mut totals: HashMap<DirId, DirTotals> = HashMap::new();
-        self.each_shown(sweep, Want::All, |account, identity, value, shown| {
-            let (key, departed) = (account.key(), matches!(account, Account::Departed(_)));
-            let own = self.sources.get(&key).and_then(|source| source.dir);
-            let Some(dir) = self.shown_in(key) else { return };
+        self.each_shown(sweep, Want::All, |Shown { account, departed, identity, value, words }| {
+            let (dir, own) = match account {
+                Account::Left(dir) => (Some(dir), false),
+                Account::Live(key) | Account::Departed(key) => {
+                    let source = self.sources.get(&key);
+                    (self.shown_in(key), source.is_some_and(|source| source.dir.is_some()))
+                }
+            };
+            let Some(dir) = dir else { return };
             let at = totals.entry(dir).or_default();
             let total = at.all.entry(identity).or_insert_with(|| Total::new(value));
-            total.add(value, shown, departed);
-            if own.is_some() && !departed {
+            total.add(value, words, departed);
+            if own && !departed {
                 let total = at.own.entry(identity).or_insert_with(|| Total::new(value));
-                total.add(value, shown, false);
+                total.add(value, words, false);
             }
         });
         totals
@@ -256,7 +274,7 @@ impl State {
         dir: DirId,
         path: &mut String,
         totals: &HashMap<DirId, DirTotals>,
-        private: bool,
+        access: &Access,
         out: &mut Vec<u8>,
     ) {
         let (Some(directory), Some(files)) = (self.dirs.get(&dir), self.files(dir)) else { return };
@@ -264,7 +282,7 @@ impl State {
         flat_files(files.iter(), path, totals.get(&dir).unwrap_or(&none), out);
         for &child in &directory.children {
             let Some(below) = self.dirs.get(&child) else { continue };
-            if below.private && !private {
+            if !access.may_enter(below) {
                 continue;
             }
             let len = path.len();
@@ -272,7 +290,7 @@ impl State {
                 path.push('/');
             }
             path.push_str(&below.name);
-            self.flat_dir(child, path, totals, private, out);
+            self.flat_dir(child, path, totals, access, out);
             path.truncate(len);
         }
     }

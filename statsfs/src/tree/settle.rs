@@ -6,12 +6,14 @@
 //! everybody else kept out, and says where each source counts now, and where its baselines are.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Instant;
 
+use super::budget::Budget;
 use super::model::Reach;
 use super::sweep::{Account, Request, Sweep, add};
-use super::{Feed, GroupId, SourceKey, State};
+use super::{GroupId, SourceKey, State};
 use crate::segment::layout::ROOT_ID;
-use crate::segment::process::Found;
+use crate::segment::process::{Found, ROUNDS};
 use crate::value::Descriptor;
 
 /// What was read of a block, before it is known on whose account that is.
@@ -26,17 +28,20 @@ struct Read {
 impl State {
     /// Reads the cells that are asked for, as [`sweep`](Self::sweep) does, whatever is folded meanwhile. Is
     /// outdated if a block is just being cut off, or if the writer never let it settle.
-    pub(super) fn sweep_settled(&mut self, feed: &dyn Feed, request: Request, out: &mut Sweep) {
+    pub(super) fn sweep_settled(&mut self, request: Request, out: &mut Sweep) {
         out.clear();
+        let processes: HashSet<_> =
+            self.sources_in(request).into_iter().map(|(process, _)| process).collect();
+        self.refresh(|process| processes.contains(&process));
         let all = self.read_settled(request, out);
         let above: HashMap<_, _> =
             all.iter().map(|read| (read.source, self.above(read.source))).collect();
-        self.refresh(feed, true);
+        self.refresh(|process| processes.contains(&process));
         let asked_for: HashSet<_> = self.sources_in(request).into_iter().collect();
         let mut accounts: BTreeMap<(Account, GroupId), Vec<u64>> = BTreeMap::new();
         for read in all {
             let account = self.account(read.source, &above[&read.source], read.is_accumulator);
-            if !asked_for.contains(&account.key()) {
+            if !account.key().is_some_and(|key| asked_for.contains(&key)) {
                 continue;
             }
             match accounts.get_mut(&(account, read.group)) {
@@ -45,7 +50,7 @@ impl State {
                     accounts.insert((account, read.group), words);
                 }
                 Some(words) => {
-                    let departed = matches!(account, Account::Departed(_));
+                    let departed = !matches!(account, Account::Live(_));
                     add(self.values(&read), departed, words, &read.words);
                 }
             }
@@ -53,6 +58,7 @@ impl State {
         for ((account, group), words) in accounts {
             out.push(account, group, &words);
         }
+        self.sweep_ledger(request, out);
     }
 
     /// The values that the words of a block are of.
@@ -65,7 +71,7 @@ impl State {
     fn first_words(&self, account: Account, read: &Read) -> Vec<u64> {
         match account {
             Account::Live(_) => read.words.clone(),
-            Account::Departed(_) => {
+            _ => {
                 let mut words = vec![0; read.words.len()];
                 add(self.values(read), true, &mut words, &read.words);
                 words
@@ -79,20 +85,28 @@ impl State {
         let mut all = Vec::new();
         for &id in &plan.processes {
             let process = &self.processes[id];
-            let steps = plan.steps.iter().filter(|step| step.account.key().0 == id);
+            let budget = process.budget.as_ref();
+            let hopeless = |budget: &Budget| budget.is_hopeless(Instant::now());
+            let rounds = if budget.is_some_and(hopeless) { 1 } else { ROUNDS };
+            let steps = plan.steps.iter().filter(|step| step.process == id);
             let of_steps = steps
                 .flat_map(|step| plan.blocks[step.blocks.clone()].iter().map(move |b| (step, b)));
             let of_steps: Vec<_> = of_steps.collect();
             let blocks: Vec<_> =
                 of_steps.iter().map(|(step, block)| (*block, step.value)).collect();
-            let (found, settled) = process.settle(&blocks);
-            out.outdated |= !settled;
+            let (found, settled) = process.settle(&blocks, rounds);
+            if !settled {
+                out.is_outdated_by(id);
+            }
             for ((step, block), (found, words)) in of_steps.into_iter().zip(found) {
                 match found {
                     Found::Folded => continue,
                     Found::Cells => {}
                     Found::Torn => out.torn += 1,
-                    Found::Cut(retired) => (out.outdated, out.cut) = (true, Some((id, retired))),
+                    Found::Cut(retired) => {
+                        out.is_outdated_by(id);
+                        out.cut = Some((id, retired));
+                    }
                 }
                 all.push(Read {
                     source: (id, block.source()),
@@ -120,7 +134,7 @@ impl State {
 
     /// On whose account a block of a source is, which may have gone, and all those above it. Of the topmost
     /// that has left, the parent has what it counted.
-    fn account(&self, key: SourceKey, above: &[u64], is_accumulator: bool) -> Account {
+    pub(super) fn account(&self, key: SourceKey, above: &[u64], is_accumulator: bool) -> Account {
         let mut parent = ROOT_ID;
         for &id in above {
             match self.sources.get(&(key.0, id)).map(|source| source.reach) {

@@ -10,9 +10,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
+use super::dirs::ROOT_DIR;
 use super::files::IdentityId;
 use super::inode::DirId;
-use super::model::{ROOT_DIR, Reach};
+use super::model::Reach;
 use super::{GroupId, ProcessId, SourceKey, State};
 use crate::aggregate::combine;
 use crate::segment::process::{BlockRef, Reading, Retired};
@@ -25,12 +26,16 @@ pub(crate) enum Account {
     Live(SourceKey),
     /// What departed sources left in this one.
     Departed(SourceKey),
+    /// What processes that are gone left below this directory.
+    Left(DirId),
 }
 
 impl Account {
-    pub(crate) fn key(self) -> SourceKey {
+    /// The source whose account it is, if one is.
+    pub(crate) fn key(self) -> Option<SourceKey> {
         match self {
-            Self::Live(key) | Self::Departed(key) => key,
+            Self::Live(key) | Self::Departed(key) => Some(key),
+            Self::Left(_) => None,
         }
     }
 }
@@ -50,16 +55,20 @@ pub(crate) struct Request {
     pub(crate) dir: DirId,
     pub(crate) below: bool,
     pub(crate) want: Want,
+    /// The one process whose cells are wanted, or all.
+    pub(crate) process: Option<ProcessId>,
 }
 
 impl Request {
     /// Everything in the tree.
-    pub(crate) const WHOLE: Self = Self { dir: ROOT_DIR, below: true, want: Want::All };
+    pub(crate) const WHOLE: Self =
+        Self { dir: ROOT_DIR, below: true, want: Want::All, process: None };
 }
 
 /// The blocks of one group that are on one account.
 #[derive(Debug)]
 pub(super) struct Step {
+    pub(super) process: ProcessId,
     pub(super) account: Account,
     pub(super) group: GroupId,
     /// The one value that is wanted, or all.
@@ -97,6 +106,8 @@ pub(crate) struct Sweep {
     /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
     /// made again.
     pub(crate) outdated: bool,
+    /// The processes of which that is so.
+    pub(super) outdated_by: BTreeSet<ProcessId>,
     /// A block that a writer is just cutting off: it may not be shown before that is done.
     pub(crate) cut: Option<(ProcessId, Retired)>,
     /// Blocks that a writer changed faster than they could be read: only a hostile writer can.
@@ -113,6 +124,13 @@ impl Sweep {
     pub(super) fn clear(&mut self) {
         self.cells.clear();
         (self.outdated, self.cut, self.torn) = (false, None, 0);
+        self.outdated_by.clear();
+    }
+
+    /// Something of a process is not as it must be.
+    pub(super) fn is_outdated_by(&mut self, process: ProcessId) {
+        self.outdated = true;
+        self.outdated_by.insert(process);
     }
 
     /// Adds cells that come all at once.
@@ -130,7 +148,7 @@ impl Plan {
     fn lay_out(&mut self, mut steps: Vec<(Step, Vec<BlockRef>)>) {
         steps.sort_by_key(|(step, blocks)| {
             let place = blocks[0].place();
-            (step.account.key().0, place.segment, std::cmp::Reverse(place.unit))
+            (step.process, place.segment, std::cmp::Reverse(place.unit))
         });
         for (mut step, blocks) in steps {
             step.words = self.words..self.words + step.words.len();
@@ -145,10 +163,14 @@ impl Plan {
 impl State {
     /// The sources that a request is about; parents before children.
     pub(super) fn sources_in(&self, request: Request) -> Vec<SourceKey> {
-        match self.dirs.get(&request.dir) {
+        let mut all = match self.dirs.get(&request.dir) {
             Some(dir) if !request.below => dir.members.clone(),
             _ => self.sources_of(request.dir),
+        };
+        if let Some(process) = request.process {
+            all.retain(|key| key.0 == process);
         }
+        all
     }
 
     /// The plan that reads what is asked for.
@@ -170,7 +192,7 @@ impl State {
                 }
             };
             for group in &record.groups {
-                let Some(id) = self.group_id(&group.group) else { continue };
+                let Some(id) = self.group_of(key.0, &group.group) else { continue };
                 let value = match want {
                     Want::All => None,
                     Want::Value(identity) => match self.identities.value_of(id, identity) {
@@ -189,10 +211,11 @@ impl State {
                     let next = steps.len();
                     let at = match account {
                         Account::Live(_) => next,
-                        Account::Departed(_) => *departed.entry((account, id)).or_insert(next),
+                        _ => *departed.entry((account, id)).or_insert(next),
                     };
                     if at == next {
                         let step = Step {
+                            process: key.0,
                             account,
                             group: id,
                             value,
@@ -225,6 +248,7 @@ impl State {
         } else {
             self.read_plan(&self.plan(request), out);
         }
+        self.sweep_ledger(request, out);
     }
 
     /// Reads the cells that a plan of this state of the model names.
@@ -238,19 +262,23 @@ impl State {
                 out.cells.push(Cells { account, group, words: step.words.clone() });
             }
         }
-        out.outdated |= plan.processes.iter().any(|process| !self.processes[*process].is_current());
+        for &process in &plan.processes {
+            if !self.processes[process].is_current() {
+                out.is_outdated_by(process);
+            }
+        }
     }
 
     /// Reads the blocks of one step. False if there was none that counts by itself.
     #[inline]
     fn read_step(&self, step: &Step, blocks: &[BlockRef], out: &mut Sweep) -> bool {
-        let process = &self.processes[step.account.key().0];
+        let process = &self.processes[step.process];
         let departed = matches!(step.account, Account::Departed(_));
         let words = &mut out.words[step.words.clone()];
         if departed {
             words.fill(0);
         }
-        let mut found = false;
+        let (mut found, mut outdated) = (false, false);
         for (n, block) in blocks.iter().enumerate() {
             // What is alone on its account is read where it stays.
             let alone = !found && !departed;
@@ -266,10 +294,10 @@ impl State {
                 // It is in its target's cells. Where that was read in place, nothing was found. If its
                 // source is live as far as we know, that is on another account than its baseline.
                 Reading::Cells { retired: Some(retired), .. } if process.is_folded(retired) => {
-                    out.outdated |= n < step.live;
+                    outdated |= n < step.live;
                 }
                 Reading::Cells { retired: Some(retired), .. } if process.is_being_cut(retired) => {
-                    out.outdated = true;
+                    outdated = true;
                 }
                 Reading::Cells { .. } | Reading::Torn => {
                     // Each cell of a torn copy is right by itself.
@@ -283,8 +311,11 @@ impl State {
                         add(values, departed, words, &out.scratch);
                     }
                 }
-                Reading::Gone => out.outdated = true,
+                Reading::Gone => outdated = true,
             }
+        }
+        if outdated {
+            out.is_outdated_by(step.process);
         }
         found
     }

@@ -1,49 +1,23 @@
 //! Several processes in one tree.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::sync::Arc;
 
-use super::model::ROOT_DIR;
+use super::dirs::ROOT_DIR;
 use super::sweep::{Request, Sweep};
-use super::{Feed, Owner, State, Tree};
+use super::{Identity, Owner, Tree, TreeOptions};
 use crate::fs::{Caller, Nodes, ROOT};
-use crate::segment::{Limits, Process};
 use crate::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType};
 use crate::{DynSlot, Registry, Source};
 
-/// All segments are there from the beginning.
-struct NoMore;
-
-impl Feed for NoMore {
-    fn segments(&self) -> io::Result<Vec<OwnedFd>> {
-        Ok(Vec::new())
-    }
-
-    fn wait_changed(&self, seen: u64, timeout: Duration) -> u64 {
-        std::thread::sleep(timeout);
-        seen
-    }
-}
-
 /// A tree of several processes, in the order in which they come.
 fn tree(registries: &[&Registry]) -> Tree {
-    let mut state = State::new();
+    let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
+    let tree = Tree::with(options, false);
     for registry in registries {
-        let process = Process::attach(registry.segments().unwrap(), &Limits::default()).unwrap();
-        state.take_in(process).unwrap();
+        registry.join(&tree, Identity::this_process()).unwrap();
     }
-    Tree {
-        state: RwLock::new(state),
-        feed: Box::new(NoMore),
-        owner: Owner { uid: 0, gid: 0 },
-        gone: Mutex::default(),
-        awaited: AtomicBool::new(false),
-        seen: Mutex::new(0),
-    }
+    tree
 }
 
 fn flat(tree: &Tree) -> BTreeMap<String, String> {
@@ -301,7 +275,7 @@ fn a_process_that_is_let_go_takes_nothing_else_along() {
     assert_eq!(number(&tree, "kvm/n"), 11);
     tree.clear("kvm/a/n").unwrap();
     let before = tree.usage();
-    tree.write(false).let_go(0);
+    tree.write().let_go(0);
     let after = tree.usage();
     assert_eq!((before.processes, after.processes), (2, 1));
     assert_eq!((before.sources, after.sources), (4, 2));
@@ -425,4 +399,116 @@ fn sweeps_that_are_always_overtaken_count_everything_once() {
             assert_eq!((taken, number(tree, "kvm/n")), (counted, 0));
         });
     }
+}
+
+/// A writer of which nothing ever stays as it is: every record is another one at each look, and all that
+/// says so moves.
+fn storm(registry: &Registry, stop: &std::sync::atomic::AtomicBool) {
+    use crate::segment::layout::{header, unit_offset, word};
+    use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+    let state = registry.0.lock();
+    let region = state.arenas[0].region();
+    let units = region.word(header::UNITS).load(Relaxed) as u32;
+    let generation = |unit| region.word(unit_offset(unit) + word::GENERATION * 8);
+    // Those of groups stay: if they did not, that would be the end of it.
+    let is_group = |unit| {
+        let (kind, ..) =
+            crate::segment::layout::split_head(region.word(unit_offset(unit) + 8).load(Relaxed));
+        kind == crate::segment::layout::kind::GROUP
+    };
+    let storming: Vec<_> = (0..units).rev().take_while(|unit| !is_group(*unit)).collect();
+    let storming = &storming[..storming.len() / 2];
+    assert!(storming.len() > 10);
+    while !stop.load(SeqCst) {
+        for unit in storming {
+            if generation(*unit).load(Relaxed).is_multiple_of(2) {
+                generation(*unit).fetch_add(2, SeqCst);
+            }
+        }
+        region.word(header::CHANGES).fetch_add(1, SeqCst);
+        region.word(header::FOLDS).fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn others_stay_right_while_one_storms() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
+    let tree = Tree::host(TreeOptions { pid_prefix: true, ..options });
+    let of = group("vm", &[counter("n", ValueType::U64)]);
+    let (hostile, honest) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&hostile), top(&honest)];
+    let _slots: Vec<_> =
+        (0..200).map(|n| publish(&tops[0], &hostile, &format!("s{n}"), &of)).collect();
+    let slot = publish(&tops[1], &honest, "vm", &of);
+    let identity = |pid| Identity { pid, uid: pid, gid: pid, is_public: true, is_host: false };
+    let bad = hostile.join(&tree, identity(1)).unwrap();
+    let good = honest.join(&tree, identity(2)).unwrap();
+    let stop = AtomicBool::new(false);
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        scope.spawn(|| storm(&hostile, &stop));
+        let mut counted = 0;
+        for round in 0..25 {
+            for _ in 0..20 {
+                slot.add(0, 1);
+                counted += 1;
+                assert_eq!(number(&tree, "kvm/2-vm/n"), counted);
+            }
+            let all = flat(&tree);
+            assert_eq!(all["kvm/2-vm/n"], counted.to_string());
+            assert!(number(&tree, "kvm/n") >= counted);
+            if round == 3 {
+                let more = publish(&tops[1], &honest, "more", &of);
+                more.add(0, 9);
+                assert_eq!(number(&tree, "kvm/2-more/n"), 9);
+            }
+        }
+        tree.fold(good).unwrap();
+        assert!(number(&tree, "kvm/.departed/n") >= counted + 9);
+        // It can be taken away, too, whatever it does.
+        let _ = tree.detach(bad);
+        assert!(number(&tree, "kvm/n") >= counted + 9);
+    });
+}
+
+#[test]
+fn others_can_look_while_many_sources_come() {
+    const SOURCES: usize = 3 * super::model::ADOPT;
+    let options =
+        crate::RegistryOptions { segment_size: 8 << 20, max_segments: 1, ..Default::default() };
+    let registry = Registry::with_options(options).unwrap();
+    let top = top(&registry);
+    let all: Vec<_> = (0..SOURCES)
+        .map(|n| {
+            let source = registry.create_source(&format!("s{n}")).unwrap();
+            top.add_subordinate(&source).unwrap();
+            source
+        })
+        .collect();
+    let tree = Tree::host(TreeOptions::new(Owner::this_process()));
+    let identity = Identity::this_process();
+    registry.join(&tree, identity).unwrap();
+    let known = || tree.lock_to_read().sources.len();
+    let mut before = 0;
+    while known() < SOURCES + 2 {
+        assert!(known() > before && known() <= before + super::model::ADOPT + 1);
+        before = known();
+        tree.lock().refresh(|_| false);
+    }
+    // What is known and goes does so at once, however much that is.
+    all.iter().for_each(|source| top.remove_subordinate(source).unwrap());
+    tree.lock().refresh(|_| false);
+    assert!(
+        tree.lock_to_read()
+            .sources
+            .iter()
+            .all(|(key, source)| { key.1 <= 2 || source.reach != super::model::Reach::Live })
+    );
 }

@@ -31,7 +31,7 @@ fn comes_up(cpus: u32, change: impl FnOnce(Linux) -> Linux) {
     for vcpu in flat.vcpus(&machine) {
         assert!(flat.get(&format!("{vcpu}/user_exits")) > 0, "{vcpu} ran");
     }
-    assert_eq!(flat.get("kvm/vm_vcpus"), cpus.into());
+    assert_eq!(flat.get("kvm/vm_vcpus"), u64::from(cpus));
     assert!(flat.get("kvm/vm_start_ns") > 0);
 }
 

@@ -35,7 +35,7 @@ pub fn a_panic_is_status_124() {
         let guest = if pvpanic { guest } else { guest.without_modules("pvpanic") };
         let (ended, flat) = assert_ended(guest.run(), &kernel, 124);
         ended.assert_says(&["crashed", "panic"]);
-        assert_eq!(flat.get("kvm/pvpanic_panics"), pvpanic.into());
+        assert_eq!(flat.get("kvm/pvpanic_panics"), u64::from(pvpanic));
         let console = String::from_utf8_lossy(&ended.stdout).into_owned();
         assert!(console.contains("Kernel panic - not syncing: sysrq triggered crash"), "{console}");
     }

@@ -5,11 +5,13 @@ pub mod sample;
 pub mod table;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use statsfs::Registry;
+use statsfs::host::PublishState;
 
 use self::sample::{Row, Sampler};
 use self::table::{Display, render};
@@ -18,7 +20,7 @@ use crate::clock::Moment;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{Ending, Gate, OpenOnDrop};
 use crate::limits::raise_open_files;
-use crate::publish::Mounted;
+use crate::publish::{Mounted, Publish, Published};
 use crate::run::{Ends, Outcome, RunError, outcome};
 use crate::seccomp::{self, Duties, Thread};
 use crate::signals::Signals;
@@ -39,8 +41,41 @@ pub struct Options {
     pub vcpus: u32,
     /// Whether to show only where the statistics are, and the totals at the end.
     pub quiet: bool,
-    /// Where to mount the statistics.
-    pub mount: PathBuf,
+    /// Where the statistics go.
+    pub publish: Place,
+    /// Whether everybody may look into the guests' directories.
+    pub public: bool,
+}
+
+/// Where the demo's statistics go: it reads them from there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// To a mount of our own.
+    Mount(PathBuf),
+    /// To the server at this socket if there is one, or else to a mount of our own.
+    HostOrMount(Option<PathBuf>, PathBuf),
+}
+
+/// How long a server may take to answer until the demo mounts by itself.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Publishes, and answers where that can be seen, and whether nobody else's guests are there.
+fn publish(registry: &Registry, options: &Options) -> Result<(Published, PathBuf, bool), RunError> {
+    let mount = match &options.publish {
+        Place::Mount(mount) => mount,
+        Place::HostOrMount(socket, mount) => {
+            let host = Publish::Host(socket.clone());
+            if let Published::Host(publisher) = Published::quietly(registry, &host, options.public)?
+                && let PublishState::Published { mount, .. } = publisher.wait_tried(PATIENCE)
+            {
+                return Ok((Published::Host(publisher), mount, false));
+            }
+            mount
+        }
+    };
+    let mounted = Mounted::new(registry, mount)?;
+    let mount = mounted.path().to_path_buf();
+    Ok((Published::Mounted(Box::new(mounted)), mount, true))
 }
 
 /// Runs the demo, until its time is over, a signal comes or a guest ends. Guests and mount are gone then.
@@ -61,24 +96,24 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
                 vcpus: options.vcpus,
                 guest: Guest::Flat(guest::program()),
                 console: false,
+                public: options.public,
                 accounting: Detail::Full,
             };
             Ok((Vm::new(&hypervisor, &tree, &config, Moment::now())?, config.name))
         })
         .collect::<Result<Vec<_>, RunError>>()?;
-    let mounted = Mounted::new(&registry, &options.mount)?;
+    let (published, mount, is_alone) = publish(&registry, options)?;
     let gate = Arc::new(Gate::default());
     let mut guests = Vec::new();
     let all_started = OpenOnDrop(&gate);
     for (vm, name) in made {
         guests.push((vm.start_behind(&gate)?, name));
     }
-    let names: Vec<_> =
-        guests.iter().map(|(vm, name)| (vm.source_name().to_string(), name.clone())).collect();
-    let mut sampler = Sampler::new(mounted.path(), &names, options.vcpus).map_err(reading)?;
+    let names: Vec<_> = guests.iter().map(|(vm, name)| (vm.directory(), name.clone())).collect();
+    let mut sampler = Sampler::new(&mount, &names, options.vcpus, is_alone).map_err(reading)?;
 
     let started = Instant::now();
-    let watched = introduce(options, &mounted, &names)
+    let watched = introduce(options, &mount, &names)
         .map_err(output)
         .and_then(|()| watch(options, &guests, signals, &mut sampler, all_started));
     // All are told before the first is waited for.
@@ -87,16 +122,16 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let elapsed = started.elapsed();
     // Read from the mount too, now that nothing counts any more.
     let totals = sampler.sample();
-    let unmounted = mounted.unmount();
+    let ended = published.end();
     let signal = match watched {
         // Whoever read the table has seen enough.
         Err(RunError::Host { error, .. }) if error.kind() == io::ErrorKind::BrokenPipe => {
-            unmounted?;
+            ended?;
             return Ok(Outcome::Status(0));
         }
         watched => watched?,
     };
-    unmounted?;
+    ended?;
     print_totals(totals.map_err(reading)?, elapsed).map_err(output)?;
 
     let ended = guests.iter().map(|(vm, _)| outcome(vm, signal.or(Some(0))));
@@ -120,9 +155,9 @@ fn reading(error: io::Error) -> RunError {
     RunError::Host { what: "the mounted statistics can not be read", error }
 }
 
-fn introduce(options: &Options, mounted: &Mounted, names: &[(String, String)]) -> io::Result<()> {
+fn introduce(options: &Options, mount: &Path, names: &[(String, String)]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    let dir = mounted.path().display();
+    let dir = mount.display();
     writeln!(
         out,
         "{} guests of {} vCPUs; statistics are mounted at {dir}",

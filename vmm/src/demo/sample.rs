@@ -175,11 +175,17 @@ fn parse(
 
 impl Sampler {
     /// A sampler of guests whose sources (`<pid>-<name>`) and names are given, below the mount at
-    /// `mount`. It has a thread, so that it must be made before no more can be started.
+    /// `mount`. If they are `alone` there, `kvm` is the total over them. It has a thread, so that it must be
+    /// made before no more can be started.
     ///
     /// # Errors
     /// If the thread can not be had.
-    pub fn new(mount: &Path, guests: &[(String, String)], vcpus: u32) -> io::Result<Self> {
+    pub fn new(
+        mount: &Path,
+        guests: &[(String, String)],
+        vcpus: u32,
+        alone: bool,
+    ) -> io::Result<Self> {
         let mut rows = Vec::new();
         let mut by_directory = HashMap::new();
         let mut add = |guest: &str, vcpu: &str, directory: String| {
@@ -194,7 +200,7 @@ impl Sampler {
                 add(name, "all", format!("kvm/{source}"));
             }
         }
-        if guests.len() > 1 {
+        if guests.len() > 1 && alone {
             add("all", "", "kvm".to_string());
         }
         // One file of one sweep, so that the rows agree with each other.
@@ -250,7 +256,7 @@ mod tests {
 
     fn sampler(mount: &Path) -> Sampler {
         let guests = [("7-demo0".into(), "demo0".into()), ("7-demo1".into(), "demo1".into())];
-        Sampler::new(mount, &guests, 2).unwrap()
+        Sampler::new(mount, &guests, 2, true).unwrap()
     }
 
     #[test]

@@ -256,6 +256,19 @@ fn statsfs(kind: ThreadKind) -> Vec<Rule> {
             rules.push(any(SYS_writev));
             rules
         }
+        ThreadKind::Publish => vec![
+            // The host's server, now and whenever there is one again.
+            when(SYS_socket, [is(0, AF_UNIX), set(1, SOCK_SEQPACKET)]),
+            any(SYS_connect),
+            any(SYS_sendmsg),
+            any(SYS_recvmsg),
+            // Changes, and what the server says.
+            any(SYS_poll),
+            any(SYS_ppoll),
+            any(SYS_read),
+            // The segments that are sent.
+            when(SYS_fcntl, [is(1, F_DUPFD_CLOEXEC)]),
+        ],
         // A kind that came later: what every thread needs must do until it has a policy.
         _ => Vec::new(),
     }

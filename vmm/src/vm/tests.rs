@@ -47,6 +47,7 @@ fn config(bytes: Vec<u8>, entry: Entry, vcpus: u32) -> Config {
         vcpus,
         guest: Guest::Flat(FlatProgram { name: "test".into(), bytes, entry }),
         console: false,
+        public: false,
         accounting: Detail::Full,
     }
 }

@@ -7,7 +7,7 @@ use super::{BlockRef, Key, Place, Process, Reading, Retired};
 
 /// Rounds until a reader takes the writer for one that never lets it settle. Blocks are freed far less
 /// often than a round takes, unless memory is at its limit.
-const ROUNDS: usize = 32;
+pub(crate) const ROUNDS: usize = 32;
 
 /// What a block adds to what was read, once it is settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +25,11 @@ pub(crate) enum Found {
 impl Process {
     /// Reads blocks, of each all cells or those of one value, so that what was counted in them is in what
     /// is found once, whatever is folded meanwhile; what was folded outside of them is not in there. False
-    /// if the writer freed blocks faster than they could be looked at, again and again.
+    /// if the writer freed blocks faster than they could be looked at, in all of these rounds.
     pub(crate) fn settle(
         &self,
         blocks: &[(&BlockRef, Option<usize>)],
+        rounds: usize,
     ) -> (Vec<(Found, Vec<u64>)>, bool) {
         let mut states = Vec::with_capacity(blocks.len());
         let mut words = Vec::with_capacity(blocks.len());
@@ -56,7 +57,7 @@ impl Process {
         let mut cells = Vec::new();
         let settled = protocol::settle(
             &mut states,
-            ROUNDS,
+            rounds,
             |n| {
                 let (block, value) = blocks[n];
                 cells.resize(block.words(), 0);

@@ -398,6 +398,11 @@ fn segments_must_go_together() {
     let third = Crafted::empty(2);
     let error = attach(&[&first, &second, &third]).unwrap_err();
     assert!(matches!(error, SegmentError::TooManySegments(2)));
+    let limits = Limits { bytes: 2 * SIZE - 1, ..Limits::default() };
+    let error = Process::attach(fds(&[&first, &second]), &limits).unwrap_err();
+    assert!(matches!(error, SegmentError::TooManyBytes { limit, .. } if limit == 2 * SIZE - 1));
+    let limits = Limits { bytes: 2 * SIZE, ..Limits::default() };
+    Process::attach(fds(&[&first, &second]), &limits).unwrap();
     let stranger = Crafted::empty(1);
     stranger.set(header::PUBLISHER + 8, 1);
     assert!(matches!(attach(&[&first, &stranger]).unwrap_err(), SegmentError::Publisher(1)));

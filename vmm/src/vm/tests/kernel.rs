@@ -30,6 +30,7 @@ fn kernel_config(image: &[u8], vcpus: u32, cmdline: &str) -> Config {
             virtio: VirtioConfig { rng: true, ..Default::default() },
         },
         console: false,
+        public: false,
         accounting: Detail::Full,
     }
 }

@@ -96,6 +96,7 @@ fn config(code: &[u8], virtio: VirtioConfig) -> Config {
         vcpus: 1,
         guest: Guest::Kernel { kernel, virtio },
         console: false,
+        public: false,
         accounting: Detail::Full,
     }
 }
@@ -138,9 +139,9 @@ fn notifications_and_interrupts_pass_by_the_exit_loop() {
     wait_for_power_off(&mut running);
 
     let mut flat = Vec::new();
-    registry.tree().unwrap().flat(&mut flat);
+    registry.tree_of(crate::tree::tree_options()).unwrap().flat(&mut flat);
     let flat = String::from_utf8(flat).unwrap();
-    let machine = format!("kvm/{}/", running.source_name());
+    let machine = format!("kvm/{}/", running.directory());
     let get = |name: &str| -> u64 {
         let line = flat.lines().find_map(|line| line.strip_prefix(&machine)?.strip_prefix(name));
         line.unwrap_or_else(|| panic!("no {name} in:\n{flat}")).trim().parse().unwrap()

@@ -1,0 +1,46 @@
+//! The command `statsfs`: the server of a host's statistics, and what is said of it.
+
+mod serve;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  statsfs serve                                one mount for all processes of this host
+  statsfs serve --mount /tmp/s --socket /tmp/s.sock --state /tmp/s.state
+  statsfs status                               what is connected, and what was refused and why
+
+Exit status: 0; 1 if it could not be done, with a line that says why; 2 if asked wrongly.";
+
+/// Statistics of a host's processes as a live file tree
+#[derive(Debug, Parser)]
+#[command(name = "statsfs", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve one mount for all processes of this host
+    Serve(serve::Args),
+    /// Say what is connected to the server, and what was refused and why
+    Status(status::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Status(args) => status::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("statsfs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `statsfs serve`.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Group;
+use statsfs::fs::MountOptions;
+use statsfs::host::server::{Amounts, ServeOptions, Server};
+use statsfs::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
+use statsfs::tree::Owner;
+use tracing_subscriber::EnvFilter;
+
+const HELP: &str = "\
+Whoever may connect to the socket may publish: root, the server's user, and the members of the socket's group.
+What a process publishes is in a directory of its own, which only its user and the readers' group may look into.
+Totals are for all to see.
+
+A limit that a user has reached is named in the refusal, in the log and in `statsfs status`.";
+
+/// How to serve.
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// Where to mount
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_MOUNT)]
+    mount: PathBuf,
+    /// The socket that processes publish to
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Where to keep what must outlast the server
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+    state: PathBuf,
+    /// Whose members may publish [default: kvm, if there is such a group]
+    #[arg(long, value_name = "GROUP")]
+    socket_group: Option<String>,
+    /// Whose members may look into everybody's directories [default: kvm, if there is such a group]
+    #[arg(long, value_name = "GROUP")]
+    readers: Option<String>,
+    /// Connections that one user may have
+    #[arg(long, value_name = "N", default_value_t = Amounts::DEFAULT.connections)]
+    max_connections: u64,
+    /// Segments that one user may have
+    #[arg(long, value_name = "N", default_value_t = Amounts::DEFAULT.segments)]
+    max_segments: u64,
+    /// MiB of segments that one user may have
+    #[arg(long, value_name = "MIB", default_value_t = Amounts::DEFAULT.bytes >> 20)]
+    max_mib: u64,
+    /// Sources that one user may have
+    #[arg(long, value_name = "N", default_value_t = Amounts::DEFAULT.sources)]
+    max_sources: u64,
+    /// Files of the mount that may be open at once
+    #[arg(long, value_name = "N", default_value_t = 1 << 16)]
+    max_open_files: usize,
+    /// MiB of text that open files may hold
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    max_open_mib: usize,
+}
+
+/// The group of those who use virtual machines, on most distributions.
+const DEFAULT_GROUP: &str = "kvm";
+
+/// The number of a group that was asked for, or else of the usual one.
+fn group(name: Option<&str>) -> Result<Option<u32>, Box<dyn Error>> {
+    if let Some(number) = name.and_then(|name| name.parse().ok()) {
+        return Ok(Some(number));
+    }
+    let found = Group::from_name(name.unwrap_or(DEFAULT_GROUP))?;
+    match (found, name) {
+        (Some(group), _) => Ok(Some(group.gid.as_raw())),
+        (None, None) => Ok(None),
+        (None, Some(name)) => {
+            Err(format!("there is no group `{name}`: `groupadd --system {name}`").into())
+        }
+    }
+}
+
+pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
+    log();
+    // Each client is a socket, a pidfd and its segments.
+    raise_open_files();
+    // Before any thread is there, so that all leave them to the descriptor.
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    let ended = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
+
+    let this = Owner::this_process();
+    let mut server = Server::start(ServeOptions {
+        mount: args.mount,
+        socket: args.socket,
+        state: args.state,
+        socket_group: group(args.socket_group.as_deref())?,
+        owner: Owner { gid: group(args.readers.as_deref())?.unwrap_or(this.gid), ..this },
+        limits: Amounts {
+            connections: args.max_connections,
+            segments: args.max_segments,
+            bytes: args.max_mib << 20,
+            sources: args.max_sources,
+        },
+        mount_options: MountOptions::new()
+            .max_open_files(args.max_open_files)
+            .max_open_bytes(args.max_open_mib << 20),
+        ..ServeOptions::default()
+    })?;
+    tracing::info!(
+        mount = %server.mount().path().display(),
+        socket = %server.options().socket.display(),
+        "serving"
+    );
+    // Without systemd nobody is told.
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    server.run(&ended)?;
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping");
+    Ok(())
+}
+
+/// To stderr: without times and colours where it goes to the journal, which has its own.
+fn log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_target(false).with_ansi(is_terminal);
+    if is_terminal { log.init() } else { log.without_time().init() }
+}
+
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

@@ -1,0 +1,433 @@
+//! Publishing to a host's server.
+//!
+//! A thread of its own connects, introduces the process, tells of new segments, and connects again when the
+//! connection is lost. Whoever counts, or changes the structure, never waits for it, and nothing fails because
+//! there is no server. See [`protocol`](super::protocol) for what is said.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use thiserror::Error;
+
+use super::protocol::{
+    Buffer, ClientMessage, Hello, Incoming, MAX_FDS, SendError, ServerMessage, Socket,
+};
+use super::{DEFAULT_SOCKET, SOCKET_VARIABLE};
+use crate::registry::Registry;
+use crate::threads::{ThreadKind, ThreadStart};
+use crate::tree::Waker;
+
+/// How often a lost connection, or one that could not be made, is tried again.
+pub const RETRY: Duration = Duration::from_millis(500);
+/// How often, where the server has said that it is worth trying again, but not why not now.
+const RETRY_REFUSED: Duration = Duration::from_secs(5);
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// How long the server may take to answer a hello.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Where and how to publish.
+#[derive(Clone, Debug, Default)]
+pub struct PublishOptions {
+    /// The server's socket. Unless set, what `STATSFS_SOCKET` says, or else `/run/statsfs.sock`.
+    pub socket: Option<PathBuf>,
+    /// Whether everybody may look into the directories of this process, as far as their sources are not
+    /// private; else its user and the host's readers.
+    pub public: bool,
+    /// What the thread that publishes calls first.
+    pub thread_start: ThreadStart,
+    /// What it calls whenever the state is another one.
+    pub on_change: OnChange,
+}
+
+/// What is called with each new state.
+type Hook = dyn Fn(&PublishState) + Send + Sync;
+
+/// What to call with each new state of publishing.
+#[derive(Clone, Default)]
+pub struct OnChange(Option<Arc<Hook>>);
+
+impl OnChange {
+    /// Has the thread that publishes call `hook`. The default is nothing.
+    pub fn new(hook: impl Fn(&PublishState) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(hook)))
+    }
+}
+
+impl fmt::Debug for OnChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnChange").field(&self.0.is_some()).finish()
+    }
+}
+
+impl PublishOptions {
+    /// The server's socket.
+    pub fn socket(&self) -> PathBuf {
+        let by_environment = || std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty());
+        let socket = self.socket.clone().or_else(|| by_environment().map(PathBuf::from));
+        socket.unwrap_or_else(|| DEFAULT_SOCKET.into())
+    }
+}
+
+/// Why a process can not even try to publish.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// This process was forked from the one that made the registry.
+    #[error("a forked child cannot publish its parent's statistics")]
+    Forked,
+    /// The thread could not be started.
+    #[error("cannot start the thread that publishes: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// How far publishing has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishState {
+    /// There was no time for an attempt yet.
+    Trying,
+    /// Nobody answers at the socket, or not any more, for this reason. It is tried again and again.
+    Unreachable(String),
+    /// The server has refused it, for this reason.
+    Refused {
+        /// Why.
+        reason: String,
+        /// Whether it is tried again.
+        again: bool,
+    },
+    /// It is published. The names of its directories begin with this process id.
+    Published {
+        /// This process as the server sees it.
+        pid: u32,
+        /// Where the server's mount is, in the server's view of the file system.
+        mount: PathBuf,
+    },
+}
+
+#[derive(Debug)]
+struct Shared {
+    on_change: OnChange,
+    state: Mutex<PublishState>,
+    changed: Condvar,
+    stop: Mutex<bool>,
+    /// Readable when something has changed, or it is to stop.
+    wake: EventFd,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, PublishState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, state: PublishState) {
+        let before = std::mem::replace(&mut *self.state(), state.clone());
+        self.changed.notify_all();
+        if let Some(hook) = &self.on_change.0
+            && before != state
+        {
+            hook(&state);
+        }
+    }
+
+    fn is_to_stop(&self) -> bool {
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl crate::tree::Wake for Shared {
+    fn wake(&self) {
+        // It is full only if nobody has looked for 2^64 changes.
+        let _ = self.wake.write(1);
+    }
+}
+
+/// A registry that is published, as long as this is there. Dropping it says goodbye: what was counted stays in
+/// the host's totals, and the registry can not be published again.
+#[derive(Debug)]
+#[must_use = "it is published as long as this is there"]
+pub struct Publisher {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Registry {
+    /// Publishes everything in this registry to the host's server, now and whenever there is one.
+    ///
+    /// Once for a registry: the server counts what it counted once.
+    ///
+    /// ```no_run
+    /// use statsfs::Registry;
+    /// use statsfs::host::PublishOptions;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let published = Registry::global()?.publish(PublishOptions::default())?;
+    /// // As long as it is there:
+    /// println!("{:?}", published.state());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`PublishError`]. That there is no server is no error: see [`Publisher::state`].
+    pub fn publish(&self, options: PublishOptions) -> Result<Publisher, PublishError> {
+        if self.0.is_forked() {
+            return Err(PublishError::Forked);
+        }
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|error| PublishError::Thread(error.into()))?;
+        let shared = Arc::new(Shared {
+            on_change: options.on_change.clone(),
+            state: Mutex::new(PublishState::Trying),
+            changed: Condvar::new(),
+            stop: Mutex::new(false),
+            wake,
+        });
+        let as_wake: Arc<dyn crate::tree::Wake> = shared.clone();
+        self.0.wake(Waker::of(&as_wake));
+        let (its, registry) = (shared.clone(), self.clone());
+        let thread = thread::Builder::new().name("statsfs-publish".into());
+        let thread = thread.spawn(move || {
+            options.thread_start.call(ThreadKind::Publish);
+            let socket = options.socket();
+            Talk { shared: &its, registry: &registry, socket: &socket, public: options.public }
+                .run();
+        });
+        let thread = Some(thread.map_err(PublishError::Thread)?);
+        Ok(Publisher { shared, thread })
+    }
+}
+
+impl Publisher {
+    /// How far it has come.
+    pub fn state(&self) -> PublishState {
+        self.shared.state().clone()
+    }
+
+    /// Waits, at most for `timeout`, until the first attempt has had an end, and answers the state.
+    pub fn wait_tried(&self, timeout: Duration) -> PublishState {
+        let is_trying = |state: &mut PublishState| *state == PublishState::Trying;
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(self.shared.state(), timeout, is_trying)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.clone()
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        *self.shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let _ = self.shared.wake.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Why a connection came to its end.
+enum End {
+    /// It is lost, or could not be made.
+    Lost(String),
+    /// The server has refused it.
+    Refused { reason: String, again: bool },
+    /// It is to stop.
+    Stopped,
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+/// What is said on one connection after the other.
+struct Talk<'a> {
+    shared: &'a Shared,
+    registry: &'a Registry,
+    socket: &'a Path,
+    public: bool,
+}
+
+impl Talk<'_> {
+    fn run(&self) {
+        let mut buffer = Buffer::default();
+        let mut was_said = false;
+        while !self.shared.is_to_stop() {
+            let socket = self.socket.display();
+            let pause = match self.connection(&mut buffer) {
+                End::Stopped => return,
+                End::Lost(reason) => {
+                    // Once: it is the usual thing where there is no server.
+                    if !std::mem::replace(&mut was_said, true) {
+                        tracing::info!(%socket, "not published now: {reason}");
+                    }
+                    self.shared.set(PublishState::Unreachable(reason));
+                    RETRY
+                }
+                End::Refused { reason, again } => {
+                    tracing::warn!(%socket, again, "not published: {reason}");
+                    self.shared.set(PublishState::Refused { reason, again });
+                    if again { RETRY_REFUSED } else { Duration::MAX }
+                }
+            };
+            self.pause(pause);
+        }
+    }
+
+    /// Waits for this long, or until it is to stop.
+    fn pause(&self, pause: Duration) {
+        let end = Instant::now().checked_add(pause);
+        while !self.shared.is_to_stop() {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) || self.wait(None, PollFlags::empty(), left).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until something has changed, or there is something on the socket, at most for `timeout`.
+    fn wait(
+        &self,
+        socket: Option<&Socket>,
+        events: PollFlags,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            // Not to be early, and so to wait for nothing again and again.
+            let ms = timeout.as_micros().div_ceil(1000);
+            PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+        });
+        let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
+        fds.extend(socket.map(|socket| PollFd::new(socket.as_fd(), events)));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Looked at before what it tells of is.
+        let _ = self.shared.wake.read();
+        Ok(())
+    }
+
+    /// One connection, from its beginning to its end.
+    fn connection(&self, buffer: &mut Buffer) -> End {
+        let socket = match Socket::connect(self.socket) {
+            Ok(socket) => socket,
+            Err(error) => return error.into(),
+        };
+        let mut told = 0;
+        let answer_due = Instant::now() + ANSWER;
+        loop {
+            let is_published = matches!(*self.shared.state(), PublishState::Published { .. });
+            match self.receive(&socket, buffer) {
+                Ok(true) => {}
+                Ok(false) if told > 0 && !is_published && Instant::now() > answer_due => {
+                    return End::Lost("the server does not answer".into());
+                }
+                Ok(false) => {}
+                Err(end) => return end,
+            }
+            if self.shared.is_to_stop() {
+                if told == 0 {
+                    return End::Stopped;
+                }
+                self.say_goodbye(&socket, buffer);
+                return End::Stopped;
+            }
+            let told_all = match self.tell(&socket, &mut told) {
+                Ok(told_all) => told_all,
+                Err(end) => return end,
+            };
+            let mut events = PollFlags::POLLIN;
+            events.set(PollFlags::POLLOUT, !told_all);
+            let is_published = matches!(*self.shared.state(), PublishState::Published { .. });
+            let timeout = (!is_published).then_some(ANSWER);
+            if let Err(error) = self.wait(Some(&socket), events, timeout) {
+                return error.into();
+            }
+        }
+    }
+
+    /// Takes what the server says. Whether it said something.
+    fn receive(&self, socket: &Socket, buffer: &mut Buffer) -> Result<bool, End> {
+        let mut fds = Vec::new();
+        let lost = || End::Lost("the server has closed the connection".into());
+        let mut said = false;
+        loop {
+            match socket.receive(buffer, &mut fds) {
+                Ok(Incoming::Message(ServerMessage::Welcome { pid, mount })) => {
+                    tracing::info!(pid, mount = %mount.display(), "published");
+                    let mount = mount.to_path_buf();
+                    self.shared.set(PublishState::Published { pid, mount });
+                }
+                Ok(Incoming::Message(ServerMessage::Refused { reason, again })) => {
+                    return Err(End::Refused { reason: reason.to_owned(), again });
+                }
+                Ok(Incoming::Message(ServerMessage::Bye)) => return Err(End::Stopped),
+                Ok(Incoming::Message(_)) => {}
+                Ok(Incoming::Nothing) => return Ok(said),
+                Ok(Incoming::End) => return Err(lost()),
+                Err(error) => return Err(End::Lost(error.to_string())),
+            }
+            said = true;
+        }
+    }
+
+    /// Tells of the segments that were not told of yet, or that something has changed. Whether that is all.
+    fn tell(&self, socket: &Socket, told: &mut usize) -> Result<bool, End> {
+        let segments = self.registry.segments()?;
+        if *told > 0 && *told >= segments.len() {
+            // Without this the server looks by itself, a little later.
+            return match socket.send(&ClientMessage::Changed, &[]) {
+                Ok(()) | Err(SendError::Full) => Ok(true),
+                Err(error) => Err(End::Lost(error.to_string())),
+            };
+        }
+        while *told < segments.len() {
+            let next = &segments[*told..segments.len().min(*told + MAX_FDS)];
+            let message = if *told == 0 {
+                let (publisher, segments) = (self.registry.publisher(), segments.len() as u32);
+                ClientMessage::Hello(Hello { publisher, public: self.public, segments })
+            } else {
+                ClientMessage::Segments { first: *told as u32 }
+            };
+            let fds: Vec<_> = next.iter().map(OwnedFd::as_fd).collect();
+            match socket.send(&message, &fds) {
+                Ok(()) => *told += next.len(),
+                Err(SendError::Full) => return Ok(false),
+                Err(error) => return Err(End::Lost(error.to_string())),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Says goodbye, and waits for the answer, so that what was counted is kept when this returns. Without an
+    /// answer the server does that when this process has ended.
+    fn say_goodbye(&self, socket: &Socket, buffer: &mut Buffer) {
+        let end = Instant::now() + GOODBYE;
+        let mut is_said = false;
+        while Instant::now() < end {
+            if !is_said {
+                match socket.send(&ClientMessage::Goodbye, &[]) {
+                    Ok(()) => is_said = true,
+                    Err(SendError::Full) => {}
+                    Err(_) => return,
+                }
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let events = if is_said { PollFlags::POLLIN } else { PollFlags::POLLOUT };
+            if self.wait(Some(socket), events, Some(left)).is_err()
+                || self.receive(socket, buffer).is_err()
+            {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The clients of a server: who each is, how far it has come, and what it has.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use super::limits::Amounts;
+use super::received::Received;
+use super::worker::ClientId;
+use crate::host::protocol::{Hello, Socket};
+use crate::tree::ProcessKey;
+
+/// How long a client may take until it has said who it is and sent its segments.
+pub(super) const GREETING: Duration = Duration::from_secs(5);
+
+/// A process, as the kernel knows it: never another one of the same boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Who {
+    pub(super) pid: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// When it began, in clock ticks since boot.
+    pub(super) start_time: u64,
+}
+
+impl Who {
+    /// Whether it is the same process, whatever its user is by now.
+    pub(super) fn is_process(&self, other: &Self) -> bool {
+        (self.pid, self.start_time) == (other.pid, other.start_time)
+    }
+}
+
+/// How far a client has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It has said nothing yet.
+    Silent,
+    /// It has not sent all its segments yet.
+    Greeting(Hello),
+    /// It is being taken in: whatever happens to it has to wait for that.
+    Joining,
+    /// It is in the tree.
+    Published(ProcessKey),
+    /// It is in the tree, detached: its connection is lost.
+    Lost(ProcessKey),
+    /// It is detached and being folded, or will be as soon as what it leaves can be kept.
+    Leaving(ProcessKey),
+}
+
+/// Text on its way to a client, as far as it was sent.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) text: String,
+    pub(super) sent: usize,
+}
+
+/// A client.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) who: Who,
+    pub(super) pidfd: OwnedFd,
+    /// `None` once it is lost.
+    pub(super) socket: Option<Socket>,
+    pub(super) phase: Phase,
+    /// Nothing is counted any more: it is dead, has said goodbye, or was refused.
+    pub(super) is_over: bool,
+    pub(super) received: Received,
+    /// What its user is charged for it.
+    pub(super) has: Amounts,
+    pub(super) since: Instant,
+    pub(super) outgoing: Option<Outgoing>,
+}
+
+impl Client {
+    /// The process that it is in the tree.
+    pub(super) fn process(&self) -> Option<ProcessKey> {
+        match self.phase {
+            Phase::Silent | Phase::Greeting(_) | Phase::Joining => None,
+            Phase::Published(key) | Phase::Lost(key) | Phase::Leaving(key) => Some(key),
+        }
+    }
+
+    /// Whether it has been given all the time that it has to introduce itself.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        // Who only asks for the status and reads the answer slowly is no publisher, but holds a connection.
+        matches!(self.phase, Phase::Silent | Phase::Greeting(_)) && now > self.since + GREETING
+    }
+}
+
+/// All clients, by numbers that are never used again.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    all: HashMap<ClientId, Client>,
+    by_process: HashMap<ProcessKey, ClientId>,
+    so_far: ClientId,
+}
+
+impl Clients {
+    pub(super) fn add(&mut self, client: Client) -> ClientId {
+        self.so_far += 1;
+        self.all.insert(self.so_far, client);
+        self.so_far
+    }
+
+    pub(super) fn get(&mut self, id: ClientId) -> Option<&mut Client> {
+        self.all.get_mut(&id)
+    }
+
+    /// Goes on to the next phase.
+    pub(super) fn enter(&mut self, id: ClientId, phase: Phase) {
+        if let Some(client) = self.all.get_mut(&id) {
+            client.phase = phase;
+            if let Some(process) = client.process() {
+                self.by_process.insert(process, id);
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: ClientId) -> Option<Client> {
+        let client = self.all.remove(&id)?;
+        if let Some(process) = client.process()
+            && self.by_process.get(&process) == Some(&id)
+        {
+            self.by_process.remove(&process);
+        }
+        Some(client)
+    }
+
+    /// The client whose process this is.
+    pub(super) fn of_process(&self, process: ProcessKey) -> Option<ClientId> {
+        self.by_process.get(&process).copied()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ClientId, &Client)> {
+        self.all.iter().map(|(id, client)| (*id, client))
+    }
+}

@@ -1,0 +1,102 @@
+//! Closes descriptors that nobody has looked at.
+//!
+//! Closing the last reference is not what may hang: every close(2) of a FUSE file asks its server, which may
+//! never answer. So strangers' descriptors are closed by threads that nobody waits for, and a user whose
+//! descriptors have kept several of them waiting is not received from any more.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Threads that may hang for one user before nothing more is taken from that user.
+const MAX_HANGING: usize = 4;
+/// How long a thread waits for the next descriptors before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<(u32, Vec<OwnedFd>)>,
+    /// How many threads are closing descriptors of a user.
+    busy: HashMap<u32, usize>,
+    idle: usize,
+}
+
+impl Queue {
+    /// What to close next: nothing of a user for whom enough threads hang.
+    fn next(&mut self) -> Option<(u32, Vec<OwnedFd>)> {
+        let hangs = |uid| self.busy.get(uid).is_some_and(|threads| *threads >= MAX_HANGING);
+        let next = self.waiting.iter().position(|(uid, _)| !hangs(uid))?;
+        self.waiting.remove(next)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Desk {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes descriptors on threads of its own.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Closer(Arc<Desk>);
+
+impl Closer {
+    /// Closes descriptors that came from a user, sooner or later.
+    pub(super) fn close(&self, uid: u32, fds: Vec<OwnedFd>) {
+        if fds.is_empty() {
+            return;
+        }
+        let mut queue = self.0.lock();
+        queue.waiting.push_back((uid, fds));
+        if queue.waiting.len() <= queue.idle {
+            self.0.wake.notify_one();
+            return;
+        }
+        drop(queue);
+        let desk = self.0.clone();
+        let started =
+            thread::Builder::new().name("statsfs-close".into()).spawn(move || work(&desk));
+        if let Err(error) = started {
+            // They stay open until the next ones come.
+            tracing::warn!(%error, "cannot start a thread that closes descriptors");
+        }
+    }
+
+    /// Whether closing what a user sent hangs, so that nothing more is to be taken from that user.
+    pub(super) fn hangs(&self, uid: u32) -> bool {
+        self.0.lock().busy.get(&uid).is_some_and(|threads| *threads >= MAX_HANGING)
+    }
+}
+
+fn work(desk: &Desk) {
+    let mut queue = desk.lock();
+    loop {
+        while let Some((uid, fds)) = queue.next() {
+            *queue.busy.entry(uid).or_default() += 1;
+            drop(queue);
+            drop(fds);
+            queue = desk.lock();
+            let busy = queue.busy.entry(uid).or_default();
+            *busy -= 1;
+            if *busy == 0 {
+                queue.busy.remove(&uid);
+            }
+        }
+        queue.idle += 1;
+        let (mut woken, timeout) =
+            desk.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
+        woken.idle -= 1;
+        if timeout.timed_out() {
+            return;
+        }
+        queue = woken;
+    }
+}

@@ -1,0 +1,177 @@
+//! What one user may have of the server, over all of the user's processes.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What is limited, for each user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limited {
+    /// Connections, those that were lost by a process that lives on included.
+    Connections,
+    /// Segments.
+    Segments,
+    /// Bytes of segments.
+    Bytes,
+    /// Sources.
+    Sources,
+}
+
+impl fmt::Display for Limited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connections => "connections",
+            Self::Segments => "segments",
+            Self::Bytes => "bytes of segments",
+            Self::Sources => "sources",
+        })
+    }
+}
+
+/// How much of each one user may have, and one process has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amounts {
+    /// Connections.
+    pub connections: u64,
+    /// Segments.
+    pub segments: u64,
+    /// Bytes of segments.
+    pub bytes: u64,
+    /// Sources.
+    pub sources: u64,
+}
+
+impl Amounts {
+    /// What a user may have unless told: a thousand machines of 64 vCPUs.
+    pub const DEFAULT: Self =
+        Self { connections: 2048, segments: 8192, bytes: 4 << 30, sources: 1 << 20 };
+
+    const KINDS: [Limited; 4] =
+        [Limited::Connections, Limited::Segments, Limited::Bytes, Limited::Sources];
+
+    fn of(&self, what: Limited) -> u64 {
+        match what {
+            Limited::Connections => self.connections,
+            Limited::Segments => self.segments,
+            Limited::Bytes => self.bytes,
+            Limited::Sources => self.sources,
+        }
+    }
+
+    fn combined(&self, other: &Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            connections: with(self.connections, other.connections),
+            segments: with(self.segments, other.segments),
+            bytes: with(self.bytes, other.bytes),
+            sources: with(self.sources, other.sources),
+        }
+    }
+}
+
+/// A limit that a user has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("user {uid} has reached the limit of {limit} {what}")]
+pub struct Exceeded {
+    /// The user.
+    pub uid: u32,
+    /// What there is too much of.
+    pub what: Limited,
+    /// How much is allowed.
+    pub limit: u64,
+}
+
+/// What all users have.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    limits: Amounts,
+    used: HashMap<u32, Amounts>,
+}
+
+impl Accounts {
+    pub(super) fn new(limits: Amounts) -> Self {
+        Self { limits, used: HashMap::new() }
+    }
+
+    /// Replaces what one of a user's processes had by what it has: all of it, or nothing.
+    ///
+    /// # Errors
+    /// [`Exceeded`] if the user would have more of something than is allowed, and than before.
+    pub(super) fn change(
+        &mut self,
+        uid: u32,
+        had: &mut Amounts,
+        has: Amounts,
+    ) -> Result<(), Exceeded> {
+        let used = self.used.get(&uid).copied().unwrap_or_default();
+        let would = used.combined(had, u64::saturating_sub).combined(&has, u64::saturating_add);
+        for what in Amounts::KINDS {
+            let limit = self.limits.of(what);
+            if would.of(what) > limit && has.of(what) > had.of(what) {
+                return Err(Exceeded { uid, what, limit });
+            }
+        }
+        *had = has;
+        if would == Amounts::default() {
+            self.used.remove(&uid);
+        } else {
+            self.used.insert(uid, would);
+        }
+        Ok(())
+    }
+
+    /// Gives back what a process had.
+    pub(super) fn release(&mut self, uid: u32, had: &mut Amounts) {
+        let less = self.change(uid, had, Amounts::default());
+        debug_assert!(less.is_ok(), "less is always allowed");
+    }
+
+    /// What a user has now.
+    pub(super) fn used(&self, uid: u32) -> Amounts {
+        self.used.get(&uid).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Amounts = Amounts { connections: 2, segments: 10, bytes: 100, sources: 5 };
+
+    #[test]
+    fn each_user_has_limits_of_their_own() {
+        let mut accounts = Accounts::new(LIMITS);
+        let one = Amounts { connections: 1, segments: 6, bytes: 1, sources: 1 };
+        let (mut a, mut b, mut c) = Default::default();
+        accounts.change(7, &mut a, one).unwrap();
+        let exceeded = accounts.change(7, &mut b, one).unwrap_err();
+        assert_eq!(exceeded, Exceeded { uid: 7, what: Limited::Segments, limit: 10 });
+        assert_eq!(exceeded.to_string(), "user 7 has reached the limit of 10 segments");
+        assert_eq!((b, accounts.used(7)), (Amounts::default(), one), "all or nothing");
+        accounts.change(8, &mut c, one).unwrap();
+        // Growing is as coming.
+        let more = Amounts { sources: 6, ..one };
+        assert_eq!(accounts.change(7, &mut a, more).unwrap_err().what, Limited::Sources);
+        accounts.change(7, &mut a, Amounts { sources: 5, ..one }).unwrap();
+        accounts.release(7, &mut a);
+        accounts.release(8, &mut c);
+        assert!(accounts.used.is_empty());
+    }
+
+    #[test]
+    fn what_is_there_is_not_held_against_what_does_not_grow() {
+        let mut accounts = Accounts::new(LIMITS);
+        let (mut a, mut b) = Default::default();
+        accounts
+            .change(7, &mut a, Amounts { connections: 1, sources: 5, ..Amounts::default() })
+            .unwrap();
+        accounts.change(7, &mut b, Amounts { connections: 1, ..Amounts::default() }).unwrap();
+        accounts.limits.sources = 3;
+        // It may shrink, or gain something else.
+        accounts
+            .change(7, &mut a, Amounts { connections: 1, sources: 4, segments: 1, bytes: 1 })
+            .unwrap();
+        let more = Amounts { sources: 1, ..b };
+        assert!(accounts.change(7, &mut b, more).is_err());
+    }
+}

@@ -1,0 +1,78 @@
+//! The socket that processes publish to.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::options::ServeError;
+use crate::host::protocol::{self, Listener};
+
+/// A listening socket, whose name goes with it.
+#[derive(Debug)]
+pub(super) struct Listening {
+    listener: Listener,
+    path: PathBuf,
+    /// Device and inode number: what has this name later may be another's.
+    identity: (u64, u64),
+}
+
+impl Listening {
+    /// Listens at `path`, where a socket that nobody listens at is replaced.
+    ///
+    /// # Errors
+    /// [`ServeError`]: somebody listens there, it is no socket, or what the kernel says.
+    pub(super) fn at(path: &Path, group: Option<u32>) -> Result<Self, ServeError> {
+        match std::fs::symlink_metadata(path) {
+            Ok(there) if !there.file_type().is_socket() => {
+                return Err(ServeError::NotASocket(path.to_path_buf()));
+            }
+            Ok(_) => {
+                if protocol::Socket::connect(path).is_ok() {
+                    return Err(ServeError::Served(path.to_path_buf()));
+                }
+            }
+            Err(_) => {}
+        }
+        Self::replace(path, group)
+            .map_err(|source| ServeError::Listen { path: path.to_path_buf(), source })
+    }
+
+    /// Nobody meets a socket that is not open to those who may use it yet: it gets its name last.
+    fn replace(path: &Path, group: Option<u32>) -> io::Result<Self> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(format!(".{}", std::process::id()));
+        let beside = PathBuf::from(beside);
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = Listener::bind(&beside)?;
+        let named = || {
+            let mode = if group.is_some() { 0o660 } else { 0o600 };
+            std::os::unix::fs::chown(&beside, None, group)?;
+            std::fs::set_permissions(&beside, Permissions::from_mode(mode))?;
+            let metadata = std::fs::symlink_metadata(&beside)?;
+            std::fs::rename(&beside, path)?;
+            Ok((metadata.dev(), metadata.ino()))
+        };
+        let identity = named().inspect_err(|_: &io::Error| {
+            let _ = std::fs::remove_file(&beside);
+        })?;
+        Ok(Self { listener, path: path.to_path_buf(), identity })
+    }
+
+    pub(super) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == self.identity);
+        if ours {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

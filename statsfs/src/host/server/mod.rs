@@ -1,0 +1,36 @@
+//! The server of a host: one tree and one mount for all processes that publish to its socket.
+//!
+//! # Who a client is
+//! What the kernel says of who made the connection (`SO_PEERCRED`, a pidfd), never what the client says. A
+//! process's *lease* is its connection and its pidfd: at the end of either its directories go at once and what
+//! it counted stays in the totals (it is *detached*). Only when the pidfd says that it is dead, or when it has
+//! said goodbye, is it *folded*: its counts go to what the tree keeps, and its segments are let go. Until then
+//! it may come back with the same segments, as it does when the connection was lost for another reason.
+//!
+//! # Threads
+//! One thread has the sockets and never waits for anything but them (`run`, `talk`, `lease`); one takes processes in and folds
+//! them (`worker`), since that may take a while; a few close descriptors that nobody has looked at (`closer`),
+//! since that may never end; and the mount has its own. `limits` says what one user may have, `refusals`
+//! remembers who was refused and why, `keep` what must outlast the server.
+
+mod clients;
+mod closer;
+mod keep;
+mod lease;
+mod limits;
+mod listen;
+mod options;
+mod received;
+mod refusals;
+mod run;
+mod stats;
+mod status;
+mod talk;
+mod worker;
+
+pub use self::limits::{Amounts, Exceeded, Limited};
+pub use self::options::{ServeError, ServeOptions};
+pub use self::refusals::Refusal;
+pub use self::run::Server;
+pub use self::stats::{RefusedFor, ServerStats, StatsError};
+pub use self::status::{ClientState, ClientStatus, Status};

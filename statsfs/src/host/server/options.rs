@@ -1,0 +1,95 @@
+//! How a server is made, and why it can not be.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::limits::Amounts;
+use super::stats::StatsError;
+use crate::fs::{MountError, MountOptions};
+use crate::host::state::StoreError;
+use crate::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
+use crate::segment::Limits;
+use crate::tree::{Owner, TreeError};
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Where to mount.
+    pub mount: PathBuf,
+    /// The socket that processes publish to.
+    pub socket: PathBuf,
+    /// The group whose members may publish; nobody but the server's own user and root unless set.
+    pub socket_group: Option<u32>,
+    /// The directory of what must outlast the server.
+    pub state: PathBuf,
+    /// Who owns what the tree has of its own, and the group that may look into private directories.
+    pub owner: Owner,
+    /// What one user may have.
+    pub limits: Amounts,
+    /// What one process may have.
+    pub process_limits: Limits,
+    /// How the mount is served.
+    pub mount_options: MountOptions,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            mount: DEFAULT_MOUNT.into(),
+            socket: DEFAULT_SOCKET.into(),
+            socket_group: None,
+            state: DEFAULT_STATE.into(),
+            owner: Owner::this_process(),
+            limits: Amounts::DEFAULT,
+            process_limits: Limits::default(),
+            mount_options: MountOptions::default(),
+        }
+    }
+}
+
+/// Why a server could not start, or ended: one line that says what failed, on what, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// Another server has the socket.
+    #[error("{at} is served already: end the other server, or choose another place with --socket",
+        at = .0.display())]
+    Served(PathBuf),
+    /// What is there is no socket.
+    #[error("{at} is not a socket: remove it, or choose another place with --socket", at = .0.display())]
+    NotASocket(PathBuf),
+    /// No socket.
+    #[error("cannot listen at {at}: {source}", at = .path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What outlasts the server can not be had.
+    #[error(transparent)]
+    State(#[from] StoreError),
+    /// What outlasts the server can not be written.
+    #[error("cannot keep anything in {at}: {source}", at = .path.display())]
+    Keep {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The server's own segments are not taken.
+    #[error("cannot show the server's own statistics: {0}")]
+    Tree(#[from] TreeError),
+    /// The server's own statistics can not be had.
+    #[error("cannot count: {0}")]
+    Stats(#[from] StatsError),
+    /// The kernel refused what the server needs to wait for its clients.
+    #[error("cannot wait for clients: {0}")]
+    Wait(#[source] io::Error),
+    /// The mount has gone.
+    #[error("{at} has been unmounted by somebody else", at = .0.display())]
+    Unmounted(PathBuf),
+}

@@ -1,0 +1,323 @@
+//! The loop: who connects, and what is looked at from time to time. What clients say is in `talk`, how they
+//! come and end in `lease`.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::clients::{Client, Clients, GREETING, Phase, Who};
+use super::closer::Closer;
+use super::keep::Keep;
+use super::limits::{Accounts, Amounts};
+use super::listen::Listening;
+use super::options::{ServeError, ServeOptions};
+use super::received::Received;
+use super::refusals::Refusals;
+use super::stats::{Own, RefusedFor};
+use super::worker::{ClientId, Job, Worker};
+use crate::fs::Mount;
+use crate::host::protocol::{Buffer, PeerError, ServerMessage, Socket};
+use crate::tree::{Identity, Tree};
+
+/// What an event is about.
+const LISTENER: u64 = 0;
+const UNTIL: u64 = 1;
+const DONE: u64 = 2;
+const FIRST: u64 = 4;
+
+pub(super) fn socket_token(client: ClientId) -> u64 {
+    FIRST + client * 2
+}
+
+pub(super) fn pidfd_token(client: ClientId) -> u64 {
+    FIRST + client * 2 + 1
+}
+
+/// How often what nobody tells of is looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How often what users have is looked at, and what could not be kept is tried again.
+const ROUND: Duration = Duration::from_secs(1);
+/// Connections that are accepted, and messages of one client that are received, before others have a turn.
+pub(super) const IN_TURN: usize = 32;
+
+/// A server: its mount and its socket are there. Both go when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    pub(super) options: ServeOptions,
+    pub(super) epoll: Epoll,
+    pub(super) clients: Clients,
+    pub(super) accounts: Accounts,
+    pub(super) refusals: Refusals,
+    pub(super) closer: Closer,
+    pub(super) buffer: Buffer,
+    pub(super) own: Own,
+    pub(super) keep: Arc<Keep>,
+    /// When there was no descriptor for a connection: nobody is accepted until the next tick.
+    pub(super) is_full: bool,
+    pub(super) started: Instant,
+    // In this order: nobody connects any more, nothing is taken in or folded, nobody reads.
+    pub(super) listening: Listening,
+    pub(super) worker: Worker,
+    pub(super) mount: Mount,
+    pub(super) tree: Arc<Tree>,
+}
+
+impl Server {
+    /// Mounts, and listens.
+    ///
+    /// # Errors
+    /// [`ServeError`] says what is in the way and what to do; nothing is left behind.
+    pub fn start(options: ServeOptions) -> Result<Self, ServeError> {
+        let listening = Listening::at(&options.socket, options.socket_group)?;
+        let (keep, tree) = Keep::open(&options)?;
+        let tree = Arc::new(tree);
+        let own = Own::new()?;
+        own.registry.join(&tree, Identity { is_host: true, ..Identity::this_process() })?;
+        let mount = Mount::new(tree.clone(), &options.mount, options.mount_options.clone())?;
+        let worker = Worker::start(tree.clone(), keep.clone()).map_err(ServeError::Wait)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
+        let accounts = Accounts::new(options.limits);
+        let server = Self {
+            options,
+            epoll,
+            clients: Clients::default(),
+            accounts,
+            refusals: Refusals::default(),
+            closer: Closer::default(),
+            buffer: Buffer::default(),
+            own,
+            keep,
+            is_full: false,
+            started: Instant::now(),
+            listening,
+            worker,
+            mount,
+            tree,
+        };
+        server.watch(server.listening.listener(), LISTENER, EpollFlags::EPOLLIN)?;
+        server.watch(server.worker.signal(), DONE, EpollFlags::EPOLLIN)?;
+        Ok(server)
+    }
+
+    /// What it was started with.
+    pub fn options(&self) -> &ServeOptions {
+        &self.options
+    }
+
+    /// The mount.
+    pub fn mount(&self) -> &Mount {
+        &self.mount
+    }
+
+    /// The tree.
+    pub fn tree(&self) -> &Arc<Tree> {
+        &self.tree
+    }
+
+    /// Serves until `until` can be read.
+    ///
+    /// # Errors
+    /// [`ServeError`]: the mount has gone, or the kernel refuses what is needed to wait.
+    pub fn run(&mut self, until: &impl AsFd) -> Result<(), ServeError> {
+        self.watch(until, UNTIL, EpollFlags::EPOLLIN)?;
+        let mut events = [EpollEvent::empty(); 64];
+        let (mut tick, mut round) = (Instant::now(), Instant::now());
+        loop {
+            let timeout = EpollTimeout::try_from(TICK).unwrap_or(EpollTimeout::ZERO);
+            let n = match self.epoll.wait(&mut events, timeout) {
+                Ok(n) => n,
+                Err(nix::errno::Errno::EINTR) => 0,
+                Err(error) => return Err(wait_error(error)),
+            };
+            for event in &events[..n] {
+                match event.data() {
+                    LISTENER => self.accept()?,
+                    UNTIL => return Ok(()),
+                    DONE => self.worker.done().into_iter().for_each(|done| self.done(done)),
+                    token => self.client_event((token - FIRST) / 2, token, event.events()),
+                }
+            }
+            let now = Instant::now();
+            if now >= tick {
+                tick = now + TICK;
+                self.tick(now)?;
+            }
+            if now >= round {
+                round = now + ROUND;
+                self.round();
+            }
+        }
+    }
+
+    fn watch(&self, fd: &impl AsFd, token: u64, events: EpollFlags) -> Result<(), ServeError> {
+        self.epoll.add(fd, EpollEvent::new(events, token)).map_err(wait_error)
+    }
+
+    // ---- who connects ----------------------------------------------------------------------------
+
+    fn accept(&mut self) -> Result<(), ServeError> {
+        for _ in 0..IN_TURN {
+            match self.listening.listener().accept() {
+                Ok(Some(socket)) => self.connected(socket),
+                Ok(None) => break,
+                Err(error) => {
+                    // Most likely too many files are open, which may pass; whoever waits goes on waiting.
+                    tracing::error!(%error, "cannot accept a connection");
+                    self.epoll.delete(self.listening.listener()).map_err(wait_error)?;
+                    self.is_full = true;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn connected(&mut self, socket: Socket) {
+        self.own.server_connections.inc();
+        let peer = match socket.peer() {
+            Ok(peer) => peer,
+            Err(error) => {
+                let pid = match error {
+                    PeerError::Pidfd { pid, .. } | PeerError::Proc { pid, .. } => pid,
+                    _ => 0,
+                };
+                return self.turn_away(
+                    socket,
+                    pid,
+                    u32::MAX,
+                    RefusedFor::Identity,
+                    error.to_string(),
+                    false,
+                );
+            }
+        };
+        let (pid, uid, gid) = (peer.pid, peer.uid, peer.gid);
+        let Some(life) = peer.life else {
+            return self.closer.close(uid, vec![socket.into()]);
+        };
+        if self.closer.hangs(uid) {
+            let reason = format!("what user {uid} has sent before can not be closed");
+            return self.turn_away(socket, pid, uid, RefusedFor::Protocol, reason, true);
+        }
+        let mut has = Amounts::default();
+        let one = Amounts { connections: 1, ..has };
+        if let Err(exceeded) = self.accounts.change(uid, &mut has, one) {
+            return self.turn_away(socket, pid, uid, RefusedFor::Limit, exceeded.to_string(), true);
+        }
+        let id = self.clients.add(Client {
+            who: Who { pid, uid, gid, start_time: life.start_time },
+            pidfd: life.pidfd,
+            socket: Some(socket),
+            phase: Phase::Silent,
+            is_over: false,
+            received: Received::default(),
+            has,
+            since: Instant::now(),
+            outgoing: None,
+        });
+        let Some(client) = self.clients.get(id) else { return };
+        let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        let event = |token| EpollEvent::new(events, token);
+        let watched = client
+            .socket
+            .as_ref()
+            .map_or(Ok(()), |socket| self.epoll.add(socket, event(socket_token(id))))
+            .and_then(|()| self.epoll.add(&client.pidfd, event(pidfd_token(id))));
+        if let Err(error) = watched {
+            self.refuse(
+                id,
+                RefusedFor::Server,
+                format!("the server can not watch for it: {error}"),
+                true,
+            );
+        }
+    }
+
+    /// Refuses somebody who is no client yet.
+    fn turn_away(
+        &mut self,
+        socket: Socket,
+        pid: u32,
+        uid: u32,
+        reason: RefusedFor,
+        text: String,
+        again: bool,
+    ) {
+        let _ = socket.send(&ServerMessage::refused(&text, again), &[]);
+        self.closer.close(uid, vec![socket.into()]);
+        self.own.server_refused[reason].inc();
+        self.refusals.add(pid, uid, reason, text);
+    }
+
+    // ---- from time to time -----------------------------------------------------------------------
+
+    fn tick(&mut self, now: Instant) -> Result<(), ServeError> {
+        if std::mem::take(&mut self.is_full) {
+            self.watch(self.listening.listener(), LISTENER, EpollFlags::EPOLLIN)?;
+        }
+        if !self.mount.is_mounted() {
+            return Err(ServeError::Unmounted(self.options.mount.clone()));
+        }
+        for refused in self.tree.refused() {
+            if let Some(id) = self.clients.of_process(refused.process) {
+                if let Some(client) = self.clients.get(id) {
+                    self.keep.forget(&self.tree, client.received.publisher());
+                }
+                self.refuse(id, RefusedFor::Segment, refused.error.to_string(), false);
+            }
+        }
+        let overdue = self.clients.iter().filter(|(_, client)| client.is_overdue(now));
+        for id in overdue.map(|(id, _)| id).collect::<Vec<_>>() {
+            let text = format!("it has not introduced itself within {} s", GREETING.as_secs());
+            self.refuse(id, RefusedFor::Silence, text, true);
+        }
+        Ok(())
+    }
+
+    fn round(&mut self) {
+        let all: Vec<_> =
+            self.clients.iter().filter_map(|(id, client)| Some((id, client.process()?))).collect();
+        let (mut segments, mut bytes, mut sources) = (0, 0, 0);
+        for (id, process) in all {
+            let (Some(client), Some(usage)) = (self.clients.get(id), self.tree.usage_of(process))
+            else {
+                continue;
+            };
+            segments += usage.segments;
+            bytes += usage.bytes;
+            sources += usage.sources;
+            let has = Amounts { sources: usage.sources, ..client.has };
+            let (uid, phase) = (client.who.uid, client.phase);
+            let exceeded = self.accounts.change(uid, &mut client.has, has).err();
+            match (phase, exceeded) {
+                // What could not be kept is tried again.
+                (Phase::Leaving(_), _) => self.worker.again(uid, id, Job::Fold(process)),
+                (_, Some(exceeded)) => {
+                    self.refuse(id, RefusedFor::Limit, exceeded.to_string(), false);
+                }
+                _ => {}
+            }
+        }
+        let here: HashSet<_> =
+            self.clients.iter().map(|(_, client)| client.received.publisher()).collect();
+        self.keep.forget_dead(&self.tree, &here);
+        let own = &self.own;
+        own.server_segments.set(segments as u32);
+        own.server_segment_bytes.set(bytes);
+        own.server_sources.set(sources);
+        let clients = self.clients.iter().filter(|(_, client)| client.socket.is_some()).count();
+        own.server_clients.set(clients as u32);
+        let usage = self.tree.usage();
+        own.server_processes.set(usage.processes as u32);
+        own.server_detached.set(usage.detached as u32);
+        own.server_left_out.set(usage.left_out as u32);
+    }
+}
+
+fn wait_error(error: impl Into<io::Error>) -> ServeError {
+    ServeError::Wait(error.into())
+}

@@ -1,0 +1,161 @@
+//! What clients say, and what they are told.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
+use super::clients::{Client, Outgoing, Phase};
+use super::limits::Amounts;
+use super::received::Received;
+use super::run::{IN_TURN, Server, pidfd_token, socket_token};
+use super::stats::RefusedFor;
+use super::status::{ClientStatus, Status};
+use super::worker::{ClientId, Job};
+use crate::host::protocol::{ClientMessage, Incoming, SendError, ServerMessage};
+use crate::segment::memfd;
+
+impl Server {
+    pub(super) fn client_event(&mut self, id: ClientId, token: u64, events: EpollFlags) {
+        if token == pidfd_token(id) {
+            return self.died(id);
+        }
+        if events.contains(EpollFlags::EPOLLOUT) {
+            self.send_status(id);
+        }
+        for _ in 0..IN_TURN {
+            let Some(client) = self.clients.get(id) else { return };
+            let Some(socket) = &client.socket else { return };
+            let (uid, mut fds) = (client.who.uid, Vec::new());
+            let incoming = socket.receive(&mut self.buffer, &mut fds);
+            if !matches!(incoming, Ok(Incoming::Nothing)) {
+                self.own.server_messages.inc();
+            }
+            match incoming {
+                Ok(Incoming::Message(message)) => self.said(id, message, fds),
+                Ok(Incoming::Nothing) => return,
+                Ok(Incoming::End) => return self.lost(id),
+                Err(error) => {
+                    self.closer.close(uid, fds);
+                    return self.refuse(id, RefusedFor::Protocol, error.to_string(), false);
+                }
+            }
+        }
+    }
+
+    fn said(&mut self, id: ClientId, message: ClientMessage, fds: Vec<OwnedFd>) {
+        let Some(client) = self.clients.get(id) else { return };
+        match (client.phase, message) {
+            (Phase::Silent, ClientMessage::Hello(hello)) => {
+                client.phase = Phase::Greeting(hello);
+                client.received = Received::of(hello.publisher);
+                self.received(id, fds);
+            }
+            (
+                Phase::Greeting(_) | Phase::Joining | Phase::Published(_),
+                ClientMessage::Segments { first },
+            ) if first as usize == client.received.len() => self.received(id, fds),
+            (Phase::Joining | Phase::Published(_), ClientMessage::Changed) => {
+                client.received.wake()
+            }
+            (Phase::Joining, ClientMessage::Goodbye) => client.is_over = true,
+            (Phase::Published(process), ClientMessage::Goodbye) => self.leave(id, process),
+            (_, ClientMessage::Status) => {
+                if client.outgoing.is_none() {
+                    let uid = client.who.uid;
+                    let text = self.status(id, uid).to_string();
+                    if let Some(client) = self.clients.get(id) {
+                        client.outgoing = Some(Outgoing { text, sent: 0 });
+                    }
+                    self.send_status(id);
+                }
+            }
+            (_, message) => {
+                let uid = client.who.uid;
+                self.closer.close(uid, fds);
+                let text = format!("the message `{}` has no place here", message.name());
+                self.refuse(id, RefusedFor::Protocol, text, false);
+            }
+        }
+    }
+
+    /// Takes segments from a client, and takes it in once it has sent all.
+    fn received(&mut self, id: ClientId, fds: Vec<OwnedFd>) {
+        let Some(client) = self.clients.get(id) else { return };
+        let who = client.who;
+        // Nothing else is asked of a descriptor before this: it could hang.
+        let mut bytes = 0;
+        for fd in &fds {
+            match memfd::sealed_size(fd.as_fd()) {
+                Ok(size) => bytes += size,
+                Err(error) => {
+                    self.closer.close(who.uid, fds);
+                    let text = format!("a segment is refused: {error}");
+                    return self.refuse(id, RefusedFor::Segment, text, false);
+                }
+            }
+        }
+        let segments = client.has.segments + fds.len() as u64;
+        let has = Amounts { segments, bytes: client.has.bytes + bytes, ..client.has };
+        if let Err(exceeded) = self.accounts.change(who.uid, &mut client.has, has) {
+            // They are memfds: closing them keeps nobody waiting.
+            drop(fds);
+            return self.refuse(id, RefusedFor::Limit, exceeded.to_string(), true);
+        }
+        client.received.add(fds);
+        let Phase::Greeting(hello) = client.phase else { return };
+        // It may have more by now than when it said how many there are.
+        if client.received.len() >= hello.segments as usize {
+            client.phase = Phase::Joining;
+            let job = Job::Join(who, client.received.clone(), hello.public);
+            self.worker.give(who.uid, id, job);
+        }
+    }
+
+    /// What a user may know who asks over this connection.
+    pub(super) fn status(&self, asks: ClientId, uid: u32) -> Status {
+        let may = |of: u32| uid == 0 || uid == of;
+        let clients = self.clients.iter().filter(|(id, client)| *id != asks && may(client.who.uid));
+        let of = |client: &Client| {
+            let usage = client.process().and_then(|process| self.tree.usage_of(process));
+            ClientStatus::of(client, usage.map_or(0, |usage| usage.sources))
+        };
+        let mut clients: Vec<_> = clients.map(|(_, client)| of(client)).collect();
+        clients.sort_by_key(|client| client.pid);
+        Status {
+            pid: std::process::id(),
+            mount: self.mount.path().to_path_buf(),
+            socket: self.options.socket.clone(),
+            state: self.options.state.clone(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            limits: self.options.limits,
+            used: self.accounts.used(uid),
+            clients,
+            refused: self.refusals.last().filter(|refusal| may(refusal.uid)).cloned().collect(),
+        }
+    }
+
+    /// Sends as much of a status text as there is room for.
+    pub(super) fn send_status(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get(id) else { return };
+        let (Some(socket), Some(outgoing)) = (&client.socket, &mut client.outgoing) else { return };
+        let mut is_full = false;
+        for part in ServerMessage::status(&outgoing.text).skip(outgoing.sent) {
+            match socket.send(&part, &[]) {
+                Ok(()) => outgoing.sent += 1,
+                Err(SendError::Full) => {
+                    is_full = true;
+                    break;
+                }
+                // Its end is seen in its turn.
+                Err(_) => break,
+            }
+        }
+        let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        if is_full {
+            events |= EpollFlags::EPOLLOUT;
+        } else {
+            client.outgoing = None;
+        }
+        let _ = self.epoll.modify(socket, &mut EpollEvent::new(events, socket_token(id)));
+    }
+}

@@ -1,0 +1,167 @@
+//! Takes processes in and folds them: what may take longer than others should wait for an answer.
+//!
+//! One thread does it, one job at a time, in turns between users, so that a user with a thousand processes
+//! keeps nobody else waiting for more than one of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::EventFd;
+
+use super::clients::Who;
+use super::keep::{JoinError, Keep};
+use super::received::Received;
+use crate::tree::{ProcessKey, Tree, TreeError};
+
+/// A client's number, never reused.
+pub(super) type ClientId = u64;
+
+/// What there is to do.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Take a process in, whose directories are public or not.
+    Join(Who, Received, bool),
+    /// Fold it.
+    Fold(ProcessKey),
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Joined(Result<ProcessKey, JoinError>),
+    Folded(Result<(), TreeError>),
+}
+
+/// A job that was done.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) client: ClientId,
+    pub(super) outcome: Outcome,
+    pub(super) took: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// By user; no list is empty.
+    jobs: BTreeMap<u32, VecDeque<(ClientId, Job)>>,
+    /// Whose turn it was last.
+    last: Option<u32>,
+    /// Whose job is being done.
+    busy: Option<ClientId>,
+    done: Vec<Done>,
+    stop: bool,
+}
+
+impl Queue {
+    /// The next job of the user after the last one, so that all have their turns.
+    fn next(&mut self) -> Option<(ClientId, Job)> {
+        let after = self.last.map(|last| last + 1).unwrap_or_default();
+        let uid = self.jobs.range(after..).chain(self.jobs.iter()).map(|(uid, _)| *uid).next()?;
+        self.last = Some(uid).filter(|uid| *uid < u32::MAX);
+        let jobs = self.jobs.get_mut(&uid)?;
+        let job = jobs.pop_front();
+        if jobs.is_empty() {
+            self.jobs.remove(&uid);
+        }
+        job
+    }
+}
+
+#[derive(Debug)]
+struct Desk {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Readable when something was done.
+    done: EventFd,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread. Ends with what it is doing when this is dropped.
+#[derive(Debug)]
+pub(super) struct Worker {
+    desk: Arc<Desk>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// # Errors
+    /// If the thread, or what it says it has done with, can not be had.
+    pub(super) fn start(tree: Arc<Tree>, keep: Arc<Keep>) -> io::Result<Self> {
+        let desk =
+            Arc::new(Desk { queue: Mutex::default(), wake: Condvar::new(), done: EventFd::new()? });
+        let its = desk.clone();
+        let thread = thread::Builder::new().name("statsfs-worker".into());
+        let thread = Some(thread.spawn(move || work(&its, &tree, &keep))?);
+        Ok(Self { desk, thread })
+    }
+
+    /// Has a job done for a client of this user.
+    pub(super) fn give(&self, uid: u32, client: ClientId, job: Job) {
+        self.desk.lock().jobs.entry(uid).or_default().push_back((client, job));
+        self.desk.wake.notify_one();
+    }
+
+    /// Has a job done that may be waiting already.
+    pub(super) fn again(&self, uid: u32, client: ClientId, job: Job) {
+        let mut queue = self.desk.lock();
+        let is_waiting = queue.busy == Some(client)
+            || queue.jobs.get(&uid).is_some_and(|jobs| jobs.iter().any(|(of, _)| *of == client));
+        if !is_waiting {
+            queue.jobs.entry(uid).or_default().push_back((client, job));
+            self.desk.wake.notify_one();
+        }
+    }
+
+    /// Readable when something has been done.
+    pub(super) fn signal(&self) -> &EventFd {
+        &self.desk.done
+    }
+
+    /// What was done since the last time.
+    pub(super) fn done(&self) -> Vec<Done> {
+        // Another one after this look makes it readable again.
+        let _ = self.desk.done.read();
+        std::mem::take(&mut self.desk.lock().done)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.desk.lock().stop = true;
+        self.desk.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
+    let mut queue = desk.lock();
+    while !queue.stop {
+        let Some((client, job)) = queue.next() else {
+            queue = desk.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        queue.busy = Some(client);
+        drop(queue);
+        let start = Instant::now();
+        let outcome = match job {
+            Job::Join(who, received, public) => {
+                Outcome::Joined(keep.join(tree, received, who, public))
+            }
+            Job::Fold(process) => Outcome::Folded(tree.fold(process)),
+        };
+        queue = desk.lock();
+        queue.busy = None;
+        queue.done.push(Done { client, outcome, took: start.elapsed() });
+        let _ = desk.done.write(1);
+    }
+}

@@ -1,0 +1,148 @@
+//! What a tree is made with, and what it says of itself.
+
+use std::io;
+
+use thiserror::Error;
+
+use super::processes::{Identity, ProcessKey};
+use crate::segment::{Limits, SegmentError};
+
+/// Why a tree could not take a process in.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// The segments could not be had.
+    #[error("cannot get the segments: {0}")]
+    Feed(#[source] io::Error),
+    /// A segment was refused.
+    #[error("the segment is refused: {0}")]
+    Segment(#[from] SegmentError),
+    /// The segments are not those of the publisher that they were said to be of.
+    #[error("the segments are not of the publisher that they were said to be of")]
+    Publisher,
+    /// These segments are in the tree already.
+    #[error("the segments are in the tree already")]
+    Joined(ProcessKey),
+    /// The process is not in the tree, or not any more: it was folded, or let go.
+    #[error("the process is not in the tree")]
+    NoProcess,
+    /// What a process left could not be kept, so the process stays in the tree.
+    #[error("cannot keep what a process left: {0}")]
+    Commit(#[source] io::Error),
+    /// What an earlier tree left can not be what one left.
+    #[error("what was kept of an earlier tree is not right: {0}")]
+    Saved(String),
+    /// A process, or a user's processes together, have more than they may.
+    #[error("user {uid} has more {what} than the limit of {limit}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+        /// The user.
+        uid: u32,
+    },
+    /// A directory could not have a number.
+    #[error("no number for the directory {directory}: {error}")]
+    Number {
+        /// Its name.
+        directory: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// How a tree shows its processes.
+#[derive(Clone, Debug)]
+pub struct TreeOptions {
+    /// Who owns the root and the directories at the top level; its group are the readers, for whom private
+    /// directories are.
+    pub owner: Owner,
+    /// Whether the directories right below those at the top level are called `<pid>-<name>`, with links to
+    /// them in `by-name`. Not unless set.
+    pub pid_prefix: bool,
+    /// What is accepted of one process.
+    pub limits: Limits,
+    /// What is accepted of one user's processes together, in a tree of many processes.
+    pub user_limits: UserLimits,
+}
+
+/// What one user's processes may bring that a tree does not forget when they are gone. Whoever was first
+/// brought it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserLimits {
+    /// Most different groups of values; 1024 unless set.
+    pub groups: usize,
+    /// Most different values in these; 16384 unless set.
+    pub values: usize,
+    /// Most directories at the top level; 64 unless set. One is forgotten when nothing was counted in it.
+    pub directories: usize,
+}
+
+impl Default for UserLimits {
+    fn default() -> Self {
+        Self { groups: 1 << 10, values: 1 << 14, directories: 64 }
+    }
+}
+
+impl TreeOptions {
+    /// The defaults for this owner.
+    pub fn new(owner: Owner) -> Self {
+        let (limits, user_limits) = (Limits::default(), UserLimits::default());
+        Self { owner, pid_prefix: false, limits, user_limits }
+    }
+}
+
+impl From<Owner> for TreeOptions {
+    fn from(owner: Owner) -> Self {
+        Self::new(owner)
+    }
+}
+
+/// A process that was let go, and why.
+#[derive(Debug)]
+pub struct Refused {
+    /// Which.
+    pub process: ProcessKey,
+    /// Who it was.
+    pub identity: Identity,
+    /// What was wrong with it.
+    pub error: TreeError,
+}
+
+/// Who owns what the tree shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Owner of every node.
+    pub uid: u32,
+    /// Group of every node: the readers' group, which private directories are open to.
+    pub gid: u32,
+}
+
+/// What a tree keeps: everything returns to where it was when sources have come and gone, but for the
+/// baselines of the directories that they were in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeUsage {
+    /// Processes, detached ones included.
+    pub processes: usize,
+    /// Processes that are detached.
+    pub detached: usize,
+    /// Processes that were let go so far.
+    pub refused: u64,
+    /// Sums of what processes left that are gone: one for each group of each top-level directory.
+    pub left: usize,
+    /// Groups of values that the tree has met, each once.
+    pub groups: usize,
+    /// Sources that have a record, attached or not, departed ones that are not folded yet included.
+    pub sources: usize,
+    /// Directories of sources, the root included.
+    pub directories: usize,
+    /// Baselines that clears left, one for each group of each source, or of what departed from one.
+    pub baselines: usize,
+    /// Sources and values that are not shown in a directory that several processes share, since another
+    /// has their name there. What they count is in the totals.
+    pub left_out: usize,
+    /// How often something was left out so far.
+    pub clashes: u64,
+}

@@ -1,0 +1,539 @@
+//! A real server, and what clients of all kinds get of it: who sees what, which limits there are, and that
+//! nobody is harmed by those who break all rules.
+
+#[path = "support/server.rs"]
+mod server;
+mod support;
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use server::Server;
+use statsfs::host::protocol::{Buffer, ClientMessage, Hello, Incoming, ServerMessage, Socket};
+use statsfs::host::server::{ClientState, RefusedFor};
+use statsfs::host::{PublishOptions, PublishState, Publisher};
+use statsfs::{Registry, RegistryOptions, Slot, Source};
+use support::{PATIENCE, Work, below, until};
+
+/// A registry that publishes one machine, and counts in it.
+struct Machine {
+    registry: Registry,
+    kvm: Source,
+    slot: Slot<Work>,
+    publisher: Publisher,
+}
+
+fn options(server: &Server, public: bool) -> PublishOptions {
+    PublishOptions { socket: Some(server.socket()), public, ..PublishOptions::default() }
+}
+
+impl Machine {
+    fn new(server: &Server, name: &str, public: bool) -> Self {
+        let small = RegistryOptions { segment_size: 64 << 10, ..RegistryOptions::default() };
+        let registry = Registry::with_options(small).unwrap();
+        let kvm = registry.create_source("kvm").unwrap();
+        kvm.register().unwrap();
+        let machine = below(&registry, &kvm, name);
+        let slot = machine.add_values().unwrap();
+        let publisher = registry.publish(options(server, public)).unwrap();
+        Self { registry, kvm, slot, publisher }
+    }
+
+    fn published(server: &Server, name: &str, public: bool) -> Self {
+        let machine = Self::new(server, name, public);
+        let state = machine.publisher.wait_tried(PATIENCE);
+        assert!(matches!(state, PublishState::Published { .. }), "{state:?}\n{}", server.log());
+        machine
+    }
+
+    fn count(&self, n: u64) {
+        self.slot.update(|counters| counters.work_done.add(n));
+    }
+}
+
+fn directory(name: &str) -> String {
+    format!("kvm/{}-{name}", std::process::id())
+}
+
+/// Runs `f` on a thread of another user. Processes and threads that it starts are that user's.
+fn as_user<T: Send>(uid: u32, gid: u32, groups: &[u32], f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: the raw calls change the credentials of this thread alone, which ends here; the list
+            // is as long as it says.
+            unsafe {
+                assert_eq!(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), 0);
+                assert_eq!(libc::syscall(libc::SYS_setresgid, gid, gid, gid), 0);
+                assert_eq!(libc::syscall(libc::SYS_setresuid, uid, uid, uid), 0);
+            }
+            f()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+const A: u32 = 20_001;
+const B: u32 = 20_002;
+const READERS: u32 = 20_500;
+const PUBLISHERS: u32 = 20_501;
+
+fn for_users() -> Server {
+    let (readers, publishers) = (READERS.to_string(), PUBLISHERS.to_string());
+    Server::with(&["--readers", &readers, "--socket-group", &publishers])
+}
+
+#[test]
+fn what_is_published_is_there_until_it_goes() {
+    let server = Server::start();
+    let one = Machine::published(&server, "one", false);
+    one.count(3);
+    assert_eq!(server.number(&format!("{}/work_done", directory("one"))), 3);
+    assert_eq!(server.number("kvm/work_done"), 3);
+    assert_eq!(
+        std::fs::read_link(server.path("by-name/one")).unwrap(),
+        Path::new("..").join(directory("one"))
+    );
+    // What comes later is there as well, also if it needs another segment.
+    let mut slots: Vec<Slot<Work>> = Vec::new();
+    for n in 0..300 {
+        let source = below(&one.registry, &one.kvm, &format!("more{n}"));
+        slots.push(source.add_values().unwrap());
+    }
+    assert!(one.registry.usage().segments > 1);
+    slots[299].update(|counters| counters.work_done.add(4));
+    let last = format!("{}/work_done", directory("more299"));
+    until("the last one", || server.try_number(&last).is_ok());
+    assert_eq!(server.number(&last), 4);
+    // Another registry of the same process: the same name is taken, what it counts is in the totals.
+    let two = Machine::published(&server, "one", false);
+    two.count(10);
+    assert_eq!(server.number("kvm/work_done"), 17);
+    assert_eq!(server.number(&format!("{}/work_done", directory("one"))), 3);
+    let status = server.status();
+    assert_eq!(status.clients.len(), 2);
+    assert!(status.clients.iter().all(|client| client.state == ClientState::Published));
+    assert!(status.clients.iter().any(|client| client.has.sources == 302), "{status:?}");
+
+    drop(two.publisher);
+    assert_eq!(server.number("kvm/work_done"), 17, "what it counted stays");
+    assert_eq!(server.number("kvm/.departed/work_done"), 10);
+    drop(one.publisher);
+    assert_eq!(server.number("kvm/.departed/work_done"), 17);
+    assert!(!server.path(&directory("one")).exists());
+    assert!(server.status().clients.is_empty());
+}
+
+#[test]
+fn without_a_server_nothing_waits_and_later_it_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let registry = Registry::new().unwrap();
+    let kvm = support::top(&registry);
+    let slot = kvm.add_values::<Work>().unwrap();
+    let socket = directory.path().join("socket");
+    let options = PublishOptions { socket: Some(socket.clone()), ..PublishOptions::default() };
+    let publisher = registry.publish(options).unwrap();
+    let state = publisher.wait_tried(PATIENCE);
+    assert!(matches!(state, PublishState::Unreachable(_)), "{state:?}");
+    slot.update(|counters| counters.work_done.add(5));
+    let server = Server::start();
+    std::os::unix::fs::symlink(server.socket(), &socket).unwrap();
+    until("it is found", || matches!(publisher.state(), PublishState::Published { .. }));
+    assert_eq!(server.number("top/work_done"), 5);
+}
+
+/// All paths that a user finds in a bulk file.
+fn paths(text: &str) -> BTreeSet<String> {
+    text.lines().filter_map(|line| line.split_once(' ')).map(|(path, _)| path.to_owned()).collect()
+}
+
+#[test]
+fn who_may_not_read_reads_nothing() {
+    let server = &for_users();
+    let publish = |uid, name: &'static str, public| {
+        as_user(uid, uid, &[PUBLISHERS], || Machine::published(server, name, public))
+    };
+    let machines = [publish(A, "a", false), publish(B, "b", false), publish(B, "open", true)];
+    machines.iter().for_each(|machine| machine.count(1));
+    let names = ["a", "b", "open"];
+    for (name, uid, gid, mode) in
+        [("a", A, READERS, 0o750), ("b", B, READERS, 0o750), ("open", B, B, 0o755)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = server.path(&directory(name)).metadata().unwrap();
+        assert_eq!(
+            (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777),
+            (uid, gid, mode),
+            "{name}"
+        );
+    }
+    let may = [
+        // Who, groups, and whether they may look into each.
+        (A, vec![], [true, false, true]),
+        (B, vec![], [false, true, true]),
+        (B, vec![PUBLISHERS], [false, true, true]),
+        (20_003, vec![], [false, false, true]),
+        (20_003, vec![READERS], [true, true, true]),
+        (0, vec![], [true, true, true]),
+    ];
+    for (uid, groups, expected) in may {
+        as_user(uid, uid, &groups, || {
+            let who = format!("user {uid} with groups {groups:?}");
+            // What all may know: the totals, and which machines there are.
+            assert_eq!(server.number("kvm/work_done"), 3, "{who}");
+            let listed: BTreeSet<_> = std::fs::read_dir(server.path("kvm"))
+                .unwrap()
+                .flatten()
+                .map(|e| e.file_name())
+                .collect();
+            let all_flat = std::fs::read_to_string(server.path(".stats/flat")).unwrap();
+            let kvm_flat = std::fs::read_to_string(server.path("kvm/.stats/flat")).unwrap();
+            for (name, may) in names.iter().zip(expected) {
+                let directory = directory(name);
+                assert!(listed.contains(Path::new(&directory).file_name().unwrap()), "{who}");
+                let file = format!("{directory}/work_done");
+                let read = server.try_number(&file);
+                let bulk =
+                    std::fs::read_to_string(server.path(&format!("{directory}/.stats/flat")));
+                let by_name = std::fs::read_dir(server.path(&format!("by-name/{name}")));
+                for result in [read.as_ref().err(), bulk.as_ref().err(), by_name.as_ref().err()] {
+                    let errno = result.and_then(std::io::Error::raw_os_error);
+                    assert_eq!(errno, (!may).then_some(libc::EACCES), "{who}: {name}");
+                }
+                for flat in [&all_flat, &kvm_flat] {
+                    assert_eq!(paths(flat).contains(&file), may, "{who}: {name} in bulk");
+                }
+            }
+            // Only the owner clears, and root.
+            for (name, of) in names.iter().zip([A, B, B]) {
+                let file = server.path(&format!("{}/work_failed", directory(name)));
+                let cleared = std::fs::write(file, "0\n");
+                assert_eq!(cleared.is_ok(), uid == 0 || uid == of, "{who}: {name}: {cleared:?}");
+            }
+            // And each is told of their own connections.
+            if groups.contains(&PUBLISHERS) || uid == 0 {
+                let clients = server.status().clients.len();
+                assert_eq!(clients, if uid == 0 { 3 } else { 2 }, "{who}");
+            }
+        });
+    }
+    // Who is in no group may not publish.
+    let state =
+        as_user(A, A, &[], || Machine::new(server, "no", false).publisher.wait_tried(PATIENCE));
+    assert!(
+        matches!(&state, PublishState::Unreachable(why) if why.contains("ermission")),
+        "{state:?}"
+    );
+}
+
+#[test]
+fn every_limit_is_one_users_and_named_in_the_refusal() {
+    let refusals = [
+        (["--max-connections", "1"], "connections"),
+        (["--max-segments", "1"], "segments"),
+        (["--max-mib", "0"], "bytes"),
+        (["--max-sources", "3"], "sources"),
+    ];
+    for (limit, what) in refusals {
+        let group = PUBLISHERS.to_string();
+        let mut args = vec!["--socket-group", &group];
+        args.extend(limit);
+        let server = &Server::with(&args);
+        let (first, second) = as_user(A, A, &[PUBLISHERS], || {
+            let machines = (Machine::new(server, "one", true), Machine::new(server, "two", true));
+            machines.0.publisher.wait_tried(PATIENCE);
+            machines.1.publisher.wait_tried(PATIENCE);
+            machines
+        });
+        let is_refused = |machine: &Machine| {
+            let state = machine.publisher.state();
+            matches!(&state, PublishState::Refused { reason, .. }
+                if reason.contains(what) && reason.contains(limit[1]) && reason.contains(&A.to_string()))
+        };
+        if what == "sources" {
+            // Found out when they are counted: whoever has more than fits.
+            for n in 0..3 {
+                below(&first.registry, &first.kvm, &format!("more{n}"));
+            }
+        }
+        until(&format!("a refusal for {what}"), || is_refused(&first) || is_refused(&second));
+        let refused = server.status().refused;
+        assert!(refused.iter().any(|r| r.reason == RefusedFor::Limit && r.text.contains(what)));
+        assert!(server.log().contains(what), "{}", server.log());
+        if what != "bytes" {
+            // It is not another user's limit.
+            let other = as_user(B, B, &[PUBLISHERS], || Machine::published(server, "other", true));
+            other.count(7);
+            assert_eq!(server.number(&format!("{}/work_done", directory("other"))), 7);
+        }
+    }
+}
+
+// ---- who breaks the rules ------------------------------------------------------------------------
+
+/// A client that says what it likes.
+struct Hostile(Socket);
+
+impl Hostile {
+    fn connect(server: &Server) -> Self {
+        Self(Socket::connect(&server.socket()).unwrap())
+    }
+
+    fn hello(&self, segments: u32, fds: &[BorrowedFd<'_>]) {
+        let hello = Hello { publisher: 7, public: true, segments };
+        self.0.send(&ClientMessage::Hello(hello), fds).unwrap();
+    }
+
+    /// Waits for what the server says, and that it closes the connection then.
+    fn refusal(&self) -> String {
+        let (mut buffer, mut fds, end) = (Buffer::default(), Vec::new(), Instant::now() + PATIENCE);
+        let mut reason = None;
+        loop {
+            assert!(Instant::now() < end, "the server neither refuses nor closes: {reason:?}");
+            match self.0.receive(&mut buffer, &mut fds) {
+                Ok(Incoming::Message(ServerMessage::Refused { reason: text, .. })) => {
+                    reason = Some(text.to_owned());
+                }
+                Ok(Incoming::End) => return reason.unwrap_or_default(),
+                Ok(Incoming::Nothing) => {
+                    let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+                    poll(&mut fds, PollTimeout::from(100u8)).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+fn memfd(flags: libc::c_uint) -> OwnedFd {
+    // SAFETY: the name is a C string; the descriptor is new and ours.
+    unsafe {
+        let fd = libc::memfd_create(c"hostile".as_ptr(), libc::MFD_CLOEXEC | flags);
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+fn seal(fd: &OwnedFd, seals: libc::c_int) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }, 0);
+}
+
+const SEALS: libc::c_int =
+    libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+
+/// Sealed memory with these bytes in the beginning.
+fn sealed(bytes: &[u8], len: u64) -> OwnedFd {
+    use std::io::Write;
+    let file = std::fs::File::from(memfd(libc::MFD_ALLOW_SEALING));
+    file.set_len(len).unwrap();
+    (&file).write_all(bytes).unwrap();
+    // No holes: they are refused for themselves.
+    (&file).write_all(&vec![0; len as usize - bytes.len()]).unwrap();
+    let fd = OwnedFd::from(file);
+    seal(&fd, SEALS);
+    fd
+}
+
+/// What is open in the server.
+fn open_files(server: &Server) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+}
+
+fn resident_kib(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn what_breaks_the_rules_is_refused_with_a_reason_and_harms_nobody() {
+    let server = &Server::start();
+    let honest = Machine::published(server, "honest", true);
+    let honest_file = format!("{}/work_done", directory("honest"));
+    let mut counted = 0;
+    let mut check_honest = || {
+        honest.count(1);
+        counted += 1;
+        assert_eq!(server.number(&honest_file), counted, "the server:\n{}", server.log());
+    };
+    let open_before = open_files(server);
+
+    let pipe = nix::unistd::pipe().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let hugetlb = memfd(libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB);
+    seal(&hugetlb, SEALS & !libc::F_SEAL_FUTURE_WRITE);
+    let unsealed = memfd(libc::MFD_ALLOW_SEALING);
+    let half_sealed = memfd(libc::MFD_ALLOW_SEALING);
+    seal(&half_sealed, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW);
+    let empty = memfd(libc::MFD_ALLOW_SEALING);
+    seal(&empty, SEALS);
+    let zeroes = sealed(&[], 256 << 10);
+    let nonsense = sealed(b"STATSFS1 and then nothing that makes sense", 256 << 10);
+    let bad: [(&str, &OwnedFd, &str); 8] = [
+        ("a pipe", &pipe.0, "not"),
+        ("a file", &file.into(), ""),
+        ("huge pages", &hugetlb, ""),
+        ("a memfd without seals", &unsealed, "seal"),
+        ("a memfd without all seals", &half_sealed, "seal"),
+        ("an empty memfd", &empty, "size"),
+        ("zeroes", &zeroes, ""),
+        ("nonsense", &nonsense, ""),
+    ];
+    for (what, fd, why) in bad {
+        let hostile = Hostile::connect(server);
+        hostile.hello(1, &[fd.as_fd()]);
+        let reason = hostile.refusal();
+        println!("{what}: {reason}");
+        assert!(reason.contains("segment") && reason.contains(why), "{what}: {reason}");
+        check_honest();
+    }
+
+    // Messages that are none, out of turn, or that came with what they must not.
+    type Say<'a> = (&'a str, &'a dyn Fn(&Socket), &'a str);
+    let raw = |bytes: &[u8]| {
+        let bytes = bytes.to_vec();
+        move |socket: &Socket| {
+            nix::sys::socket::send(
+                socket.as_fd().as_raw_fd(),
+                &bytes,
+                nix::sys::socket::MsgFlags::empty(),
+            )
+            .unwrap();
+        }
+    };
+    let many: Vec<_> = (0..253).map(|_| pipe.0.as_fd().try_clone_to_owned().unwrap()).collect();
+    let says: [Say<'_>; 8] = [
+        ("one byte", &raw(b"S"), "header"),
+        ("half a header", &raw(b"SFSP\x01\x00"), "header"),
+        ("another magic", &raw(&[7; 16]), "SFSP"),
+        ("10,000 bytes", &raw(&[0; 10_000]), ""),
+        ("changed before hello", &|s| s.send(&ClientMessage::Changed, &[]).unwrap(), "no place"),
+        ("goodbye before hello", &|s| s.send(&ClientMessage::Goodbye, &[]).unwrap(), "no place"),
+        (
+            "segments before hello",
+            &|s| s.send(&ClientMessage::Segments { first: 1 }, &[zeroes.as_fd()]).unwrap(),
+            "no place",
+        ),
+        (
+            "253 descriptors",
+            &|s| {
+                let fds: Vec<_> = many.iter().map(AsRawFd::as_raw_fd).collect();
+                let rights = [nix::sys::socket::ControlMessage::ScmRights(&fds)];
+                nix::sys::socket::sendmsg::<()>(
+                    s.as_fd().as_raw_fd(),
+                    &[std::io::IoSlice::new(b"SFSP")],
+                    &rights,
+                    nix::sys::socket::MsgFlags::empty(),
+                    None,
+                )
+                .unwrap();
+            },
+            "",
+        ),
+    ];
+    for (what, say, why) in says {
+        let hostile = Hostile::connect(server);
+        say(&hostile.0);
+        let reason = hostile.refusal();
+        println!("{what}: {reason}");
+        assert!(!reason.is_empty() && reason.contains(why), "{what}: {reason}");
+        check_honest();
+    }
+
+    // Somebody else's segments.
+    let hostile = Hostile::connect(server);
+    let theirs = honest.registry.segments().unwrap();
+    let hello = Hello { publisher: honest.registry.publisher(), public: true, segments: 1 };
+    // This very process, so that it counts as having come back; another one must not.
+    let socket = server.socket();
+    let reason = in_another_process(|| {
+        let another = Hostile(Socket::connect(&socket).unwrap());
+        another.0.send(&ClientMessage::Hello(hello), &[theirs[0].as_fd()]).unwrap();
+        another.refusal()
+    });
+    assert!(reason.contains(&format!("published by process {}", std::process::id())), "{reason}");
+    check_honest();
+
+    // Silence, of many at once, and a hello that is never completed.
+    let silent: Vec<_> = (0..500).map(|_| Hostile::connect(server)).collect();
+    hostile.hello(3, &[zeroes.as_fd()]);
+    check_honest();
+    assert!(silent[0].refusal().contains("5 s"));
+    assert!(hostile.refusal().contains("5 s"));
+    for one in &silent {
+        one.refusal();
+    }
+    check_honest();
+    // A flood: thousands that come and go.
+    for _ in 0..support::rounds(3000) {
+        let _ = Socket::connect(&server.socket());
+    }
+    check_honest();
+
+    until("nothing of all that is left", || open_files(server) <= open_before);
+    let status = server.status();
+    assert_eq!(status.clients.len(), 1);
+    assert!(status.refused.len() <= 64);
+    // Each kind once in ten seconds, whoever and however often.
+    let lines = server.log().lines().filter(|line| line.contains("WARN")).count();
+    assert!(lines < 40, "{lines} warnings:\n{}", server.log());
+    println!("{} KiB resident", resident_kib(server));
+    let refused: u64 = ["protocol", "silence", "limit", "segment", "twice", "identity", "server"]
+        .map(|reason| server.number(&format!("statsfs/server_refused_{reason}")))
+        .iter()
+        .sum();
+    assert!(refused >= 500 + 8 + 8 + 2, "{refused}");
+}
+
+/// Runs `f` in a forked child, and gives what it says.
+fn in_another_process(f: impl FnOnce() -> String) -> String {
+    use std::io::{Read, Write};
+    let (read, write) = nix::unistd::pipe().unwrap();
+    // SAFETY: the child runs `f`, which connects, sends, receives and allocates, and _exit(2); glibc's malloc
+    // can be used after fork(2).
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+        let said = said.unwrap_or_else(|_| "it panicked".to_owned());
+        let _ = std::fs::File::from(write).write_all(said.as_bytes());
+        // SAFETY: a plain system call.
+        unsafe { libc::_exit(0) };
+    }
+    drop(write);
+    let mut said = String::new();
+    std::fs::File::from(read).read_to_string(&mut said).unwrap();
+    // SAFETY: a plain system call; the pointer may be null.
+    assert_eq!(unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) }, pid);
+    said
+}
+
+#[test]
+fn a_registry_may_be_anybodys_but_only_one_publishes_it() {
+    let server = &Server::start();
+    let options_small =
+        RegistryOptions { segment_size: 64 << 10, max_segments: 1, ..Default::default() };
+    let registry = Registry::with_options(options_small).unwrap();
+    let kvm = registry.create_source("kvm").unwrap();
+    kvm.register().unwrap();
+    let slot = kvm.add_values::<Work>().unwrap();
+    let publisher = registry.publish(options(server, true)).unwrap();
+    assert!(matches!(publisher.wait_tried(PATIENCE), PublishState::Published { .. }));
+    slot.update(|counters| counters.work_done.add(3));
+    // The same process once more: as after a lost connection, the new one takes over.
+    let again = registry.publish(options(server, true)).unwrap();
+    assert!(matches!(again.wait_tried(PATIENCE), PublishState::Published { .. }));
+    assert_eq!(server.number("kvm/work_done"), 3);
+    assert_eq!(server.number("statsfs/server_rejoined"), 1);
+    drop((publisher, again));
+    until("it is over", || server.status().clients.is_empty());
+    assert_eq!(server.number("kvm/.departed/work_done"), 3);
+    // What was folded can not come again: it would be counted twice.
+    let third = registry.publish(options(server, true)).unwrap();
+    let state = third.wait_tried(Duration::from_secs(60));
+    assert!(matches!(&state, PublishState::Refused { again: false, .. }), "{state:?}");
+    assert_eq!(server.number("kvm/work_done"), 3);
+}

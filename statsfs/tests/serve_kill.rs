@@ -1,0 +1,355 @@
+//! A real server and real processes that publish to it, are killed, and say goodbye, at random moments: what
+//! their segments held stays in the totals, which never go backwards.
+//!
+//! Each process keeps a ledger in memory that outlives it, as in `host_kill`.
+
+#[path = "support/server.rs"]
+mod server;
+mod support;
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use server::Server;
+use statsfs::host::{PublishOptions, PublishState};
+use statsfs::{Registry, RegistryOptions};
+use support::child::{self, Shared, Writer};
+use support::churn::{Account, Churner, Exchange, total};
+use support::{PATIENCE, Random, StopAtEnd, Work, number, rounds, seed, until};
+
+/// Processes at a time.
+const AT_ONCE: usize = 8;
+/// Processes in all.
+const MOST: usize = 1 << 14;
+const TOPS: [&str; 2] = ["kvm", "net"];
+const FILES: [&str; 3] = ["work_done", "work_failed", "work_time/count"];
+
+type Ledger = [[Account; 2]; MOST];
+
+#[test]
+#[ignore = "a process that the others start"]
+fn publishing_process() {
+    let (ledger, mut socket, mode) = child::in_child::<Ledger>();
+    let [at, seed, forks, to] = mode.splitn(4, ' ').collect::<Vec<_>>().try_into().unwrap();
+    let (at, seed): (usize, u64) = (at.parse().unwrap(), seed.parse().unwrap());
+    let options = RegistryOptions { segment_size: 64 << 10, max_segments: 4, ..Default::default() };
+    let registry = Registry::with_options(options).unwrap();
+    let [kvm, net] = TOPS.map(|name| {
+        let top = registry.create_source(name).unwrap();
+        top.register().unwrap();
+        top
+    });
+    let vm = registry.source("vm").private().create().unwrap();
+    kvm.add_subordinate(&vm).unwrap();
+    let pools = [vm, net];
+    let exchange: Exchange = Mutex::new(Vec::new());
+    let mut churner = Churner::new(0, seed, &registry, &pools, &ledger[at], &exchange);
+    let options = PublishOptions { socket: Some(PathBuf::from(to)), ..PublishOptions::default() };
+    let publisher = registry.publish(options).unwrap();
+    let state = publisher.wait_tried(PATIENCE);
+    assert!(matches!(state, PublishState::Published { .. }), "{state:?}");
+    if forks == "1" {
+        // A child that holds the connection, and whatever else there is, until it is told to end.
+        // SAFETY: the child runs nothing but plain system calls.
+        if unsafe { libc::fork() } == 0 {
+            // SAFETY: as above. It is not to keep the test's own socket, which tells when this one ended.
+            unsafe {
+                libc::close(std::os::fd::AsRawFd::as_raw_fd(&socket));
+                libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+                libc::alarm(5);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+    }
+    child::send_segments(&socket, &registry);
+    // Nothing is counted before somebody looks.
+    socket.read_exact(&mut [0]).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let mut n = 0u64;
+    while !n.is_multiple_of(32) || socket.read_exact(&mut [0]).is_err() {
+        churner.step();
+        n += 1;
+        if n.is_multiple_of(32) {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    // It says goodbye, and ends without tidying up.
+    drop(publisher);
+    std::process::exit(0);
+}
+
+/// What the readers know of.
+struct Run<'a> {
+    server: &'a Server,
+    ledger: &'static Ledger,
+    stop: AtomicBool,
+    checks: AtomicU64,
+}
+
+impl Run<'_> {
+    fn bound(&self, top: usize, file: usize, high: bool) -> u64 {
+        let accounts = self.ledger.iter().map(|accounts| &accounts[top]);
+        match (file, high) {
+            (2, false) => total(accounts, |a| &a.counted_times),
+            (2, true) => total(accounts, |a| &a.intended_times),
+            (_, false) => (1 + file as u64) * total(accounts, |a| &a.counted_done),
+            (_, true) => (1 + file as u64) * total(accounts, |a| &a.intended_done),
+        }
+    }
+
+    /// Reads one total over and over.
+    fn read(&self, seed: u64) {
+        let mut random = Random::new(seed);
+        let mut last = [[0; 3]; 2];
+        while !self.stop.load(SeqCst) {
+            let (top, file) = (random.below(2) as usize, random.below(3) as usize);
+            let path = format!("{}/{}", TOPS[top], FILES[file]);
+            let low = self.bound(top, file, false);
+            let there = self.server.number(&path);
+            let high = self.bound(top, file, true);
+            assert!(low <= there && there <= high, "{path}: {low} ≤ {there} ≤ {high}");
+            let last = &mut last[top][file];
+            assert!(*last <= there, "{path} went back from {last} to {there}");
+            *last = there;
+            self.checks.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+/// A process that publishes, and its segments.
+struct Publishing {
+    writer: Writer,
+    segments: Vec<OwnedFd>,
+}
+
+impl Publishing {
+    fn start(server: &Server, memory: &Shared<Ledger>, n: usize, seed: u64, forks: bool) -> Self {
+        let mode = format!("{n} {seed} {} {}", u8::from(forks), server.socket().display());
+        let mut writer = Writer::start("publishing_process", memory, &mode);
+        let segments = writer.segments();
+        writer.socket.write_all(&[1]).unwrap();
+        Self { writer, segments }
+    }
+
+    fn directory(&self) -> String {
+        format!("kvm/{}-vm", self.writer.pid())
+    }
+
+    /// Once it has ended: its segments' own totals.
+    fn held(&self) -> [[u64; 3]; 2] {
+        let alone = child::tree(&self.segments);
+        TOPS.map(|top| FILES.map(|file| number(&alone, &format!("{top}/{file}")) as u64))
+    }
+
+    /// Waits for the end of its own socket, which comes with the end of the one to the server, and then until
+    /// its directory is gone; answers how long after it that was.
+    fn gone(&mut self, server: &Server) -> Duration {
+        let mut byte = [0];
+        let end = self.writer.socket.read(&mut byte);
+        assert!(matches!(end, Ok(0) | Err(_)), "it says nothing");
+        let start = Instant::now();
+        let directory = server.path(&self.directory());
+        while directory.exists() {
+            assert!(start.elapsed() < PATIENCE, "{} is still there", directory.display());
+            thread::sleep(Duration::from_micros(200));
+        }
+        start.elapsed()
+    }
+}
+
+#[test]
+fn processes_that_are_killed_or_leave_count_to_the_last() {
+    let seed = seed();
+    let mut random = Random::new(seed);
+    let memory = Shared::<Ledger>::new();
+    let server = &Server::start();
+    let run = &Run {
+        server,
+        ledger: memory.value,
+        stop: AtomicBool::new(false),
+        checks: AtomicU64::new(0),
+    };
+    let mut held = [[0_u64; 3]; 2];
+    let (mut times, mut forked) = (Vec::new(), 0);
+    let mut all = vec![Publishing::start(server, &memory, 0, seed, false)];
+    let (mut started, mut killed, mut left) = (1, 0, 0);
+    thread::scope(|scope| {
+        let _stop = StopAtEnd(&run.stop);
+        for n in 0..2 {
+            scope.spawn(move || run.read(seed + 1 + n));
+        }
+        while killed < rounds(30) {
+            if all.len() < AT_ONCE && started < MOST && random.one_in(2) {
+                let forks = random.one_in(4);
+                forked += usize::from(forks);
+                all.push(Publishing::start(server, &memory, started, seed + started as u64, forks));
+                started += 1;
+                continue;
+            }
+            if all.len() <= AT_ONCE / 2 {
+                continue;
+            }
+            thread::sleep(Duration::from_micros(random.below(20_000)));
+            let mut one = all.swap_remove(random.below(all.len() as u64) as usize);
+            if random.one_in(5) {
+                one.writer.socket.write_all(&[1]).unwrap();
+                left += 1;
+            } else {
+                one.writer.signal(libc::SIGKILL);
+                killed += 1;
+                times.push(one.gone(server));
+            }
+            one.writer.wait();
+            for (sum, last) in held.iter_mut().flatten().zip(one.held().iter().flatten()) {
+                *sum += last;
+            }
+        }
+        until("readers have seen something", || run.checks.load(SeqCst) > 50);
+    });
+    for mut one in all {
+        one.writer.signal(libc::SIGKILL);
+        times.push(one.gone(server));
+        one.writer.wait();
+        for (sum, last) in held.iter_mut().flatten().zip(one.held().iter().flatten()) {
+            *sum += last;
+        }
+    }
+    until("all are folded", || server.status().clients.is_empty());
+    for (top, name) in TOPS.iter().enumerate() {
+        for (file, file_name) in FILES.iter().enumerate() {
+            let shown = server.number(&format!("{name}/{file_name}"));
+            assert_eq!(shown, held[top][file], "{name}/{file_name}: shown, and held by segments");
+            assert_eq!(server.number(&format!("{name}/.departed/{file_name}")), shown);
+            let (low, high) = (run.bound(top, file, false), run.bound(top, file, true));
+            assert!(low <= shown && shown <= high, "{low} ≤ {shown} ≤ {high}");
+        }
+    }
+    times.sort();
+    println!(
+        "{started} processes ({forked} with a child that held on to the socket), {killed} killed, {left} left; \
+         {} checks; a directory was gone {:?} (median), {:?} (at most) after the end of file",
+        run.checks.load(SeqCst),
+        times[times.len() / 2],
+        times[times.len() - 1],
+    );
+    // The server's own account of it, and nothing else in its log.
+    assert_eq!(server.number("statsfs/server_joined"), started as u64);
+    assert_eq!(server.number("statsfs/server_folded"), started as u64);
+    assert!(!server.log().contains("WARN") && !server.log().contains("ERROR"), "{}", server.log());
+}
+
+/// What a server shows that another one is to show as well: what departed, and which directory is which.
+fn shown(server: &Server, all: &[Publishing]) -> Vec<u64> {
+    use std::os::unix::fs::MetadataExt;
+    // In `net`, sources of the live depart as well.
+    let departed =
+        FILES.iter().map(|file| server.try_number(&format!("kvm/.departed/{file}")).unwrap_or(0));
+    let directories = all.iter().map(Publishing::directory).chain(TOPS.map(str::to_owned));
+    let numbers = directories.map(|path| server.path(&path).metadata().unwrap().ino());
+    departed.chain(numbers).collect()
+}
+
+#[test]
+fn a_server_that_is_killed_is_followed_by_one_that_knows_what_it_knew() {
+    let seed = seed();
+    let mut random = Random::new(seed);
+    let memory = Shared::<Ledger>::new();
+    let mut server = Server::start();
+    let ledger = memory.value;
+    let bound = |top: usize, high: bool| -> u64 {
+        let accounts = ledger.iter().map(|accounts| &accounts[top]);
+        total(accounts, |a| if high { &a.intended_done } else { &a.counted_done })
+    };
+    let mut held = [[0_u64; 3]; 2];
+    let mut all: Vec<Publishing> = Vec::new();
+    let mut started = 0;
+    let mut waits = Vec::new();
+    // One that counts only when told, so that what was cleared of it can be seen.
+    let quiet = Registry::new().unwrap();
+    let (top, below) = (support::top(&quiet), quiet.create_source("below").unwrap());
+    top.add_subordinate(&below).unwrap();
+    let slot = below.add_values::<Work>().unwrap();
+    let options = PublishOptions { socket: Some(server.socket()), ..PublishOptions::default() };
+    let _publisher = quiet.publish(options).unwrap();
+    let below = format!("top/{}-below", std::process::id());
+    for round in 0..rounds(5) as u64 {
+        until("the quiet one", || server.path(&below).exists());
+        slot.update(|counters| counters.work_done.add(10));
+        let (what, left) = [
+            (format!("{below}/work_done"), 0),
+            ("top/.stats/clear".to_owned(), 0),
+            (format!("{below}/work_failed"), 10),
+        ][round as usize % 3]
+            .clone();
+        let before = server.number("top/work_done");
+        std::fs::write(server.path(&what), "0\n").unwrap();
+        let left = if left == 0 { 0 } else { before };
+        assert_eq!(server.number("top/work_done"), left);
+        slot.update(|counters| counters.work_done.add(3));
+        while all.len() < AT_ONCE {
+            let (n, seed) = (started, seed + started as u64);
+            all.push(Publishing::start(&server, &memory, n, seed, false));
+            started += 1;
+        }
+        // Some have left, one way or the other.
+        for _ in 0..2 {
+            let mut one = all.swap_remove(random.below(all.len() as u64) as usize);
+            if random.one_in(2) {
+                one.writer.signal(libc::SIGKILL);
+                one.gone(&server);
+            } else {
+                one.writer.socket.write_all(&[1]).unwrap();
+            }
+            one.writer.wait();
+            for (sum, last) in held.iter_mut().flatten().zip(one.held().iter().flatten()) {
+                *sum += last;
+            }
+        }
+        until("they are folded", || server.status().clients.len() == all.len() + 1);
+        let before = shown(&server, &all);
+        thread::sleep(Duration::from_micros(random.below(50_000)));
+        let counted = bound(0, false);
+        server.kill();
+        // Nobody stops counting, or even notices.
+        let at_kill = bound(0, false);
+        until("they go on counting", || bound(0, false) > at_kill + 100);
+        server.start_again();
+        let start = Instant::now();
+        let is_back = |client: &statsfs::host::server::ClientStatus| {
+            client.state == statsfs::host::server::ClientState::Published
+        };
+        until("all have come back", || {
+            let clients = server.status().clients;
+            clients.len() == all.len() + 1 && clients.iter().all(is_back)
+        });
+        waits.push(start.elapsed());
+        assert_eq!(shown(&server, &all), before, "what departed, and numbers of directories");
+        assert_eq!(server.number("top/work_done"), left + 3, "what was cleared stays so");
+        assert_eq!(server.number(&format!("{below}/work_done")), left + 3);
+        let (low, there, high) = (bound(0, false), server.number("kvm/work_done"), bound(0, true));
+        assert!(low <= there && there <= high, "{low} ≤ {there} ≤ {high}; {counted} before");
+    }
+    for mut one in all {
+        one.writer.signal(libc::SIGKILL);
+        one.gone(&server);
+        one.writer.wait();
+        for (sum, last) in held.iter_mut().flatten().zip(one.held().iter().flatten()) {
+            *sum += last;
+        }
+    }
+    until("all are folded", || server.status().clients.len() == 1);
+    for (top, name) in TOPS.iter().enumerate() {
+        for (file, file_name) in FILES.iter().enumerate() {
+            let shown = server.number(&format!("{name}/{file_name}"));
+            assert_eq!(shown, held[top][file], "{name}/{file_name}: shown, and held by segments");
+        }
+    }
+    println!("{started} processes, {} servers killed; all were back after {waits:?}", waits.len());
+}
