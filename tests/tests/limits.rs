@@ -48,7 +48,7 @@ fn a_file_that_can_not_get_larger_loses_the_console_and_not_the_guest() {
     let file = File::options().append(true).open(&path).unwrap();
     let ended = limited(vmm.console_to(file), libc::RLIMIT_FSIZE, LIMIT).run().assert(7);
     let flat = ended.flat();
-    assert_eq!(flat.get("kvm/serial_tx_bytes"), room.into());
+    assert_eq!(flat.get("kvm/serial_tx_bytes"), u64::from(room));
     assert_eq!(flat.get("kvm/serial_tx_lost_bytes"), u64::from(sent - room));
     assert_eq!(std::fs::metadata(&path).unwrap().len(), LIMIT);
 }
