@@ -55,11 +55,11 @@ fn a_file_that_can_not_get_larger_loses_the_console_and_not_the_guest() {
 
 #[test]
 fn files_that_are_too_small_for_the_statistics() {
-    for limit in [0, 60 << 10, (256 << 10) - 1] {
+    for limit in [0, 60 << 10, 100 << 10] {
         for vmm in [quick(), quick().unmounted()] {
             let ended = limited(vmm, libc::RLIMIT_FSIZE, limit).run();
             let most = format!("at most {limit}:");
-            assert_refused(&ended, &["a statistics segment takes 262144 bytes", &most, FILE_SIZE]);
+            assert_refused(&ended, &["a statistics segment takes", &most, FILE_SIZE]);
             assert!(ended.stats.is_none());
         }
     }
