@@ -4,7 +4,9 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
+use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use statsfs::fs::{Caller, Kind, Nodes, ROOT};
 use statsfs::segment::Limits;
@@ -626,4 +628,41 @@ fn what_comes_is_taken_over_bit_by_bit_and_nothing_is_lost() {
     assert_eq!(tree.save().ledger.values().next().unwrap().raw[0], 14_000);
     let usage = tree.usage();
     assert_eq!((usage.sources, usage.processes, usage.directories), (0, 0, 2));
+}
+
+/// Segments that come later than what is said of them.
+struct Late(Registry, Arc<AtomicUsize>);
+
+impl statsfs::tree::Feed for Late {
+    fn segments(&self) -> std::io::Result<Vec<std::os::fd::OwnedFd>> {
+        let mut all = self.0.segments()?;
+        all.truncate(self.1.load(SeqCst));
+        Ok(all)
+    }
+}
+
+#[test]
+fn a_segment_may_come_later_than_what_is_said_of_it() {
+    let tree = host();
+    let small = statsfs::RegistryOptions { segment_size: 16 << 10, ..Default::default() };
+    let registry = Registry::with_options(small).unwrap();
+    let kvm = support::top(&registry);
+    let sent = Arc::new(AtomicUsize::new(1));
+    tree.join(Late(registry.clone(), sent.clone()), identity(1)).unwrap();
+    let mut slots = Vec::new();
+    for n in 0..200_u64 {
+        let slot = below(&registry, &kvm, &format!("s{n}")).add_values::<Work>().unwrap();
+        slot.update(|counters| counters.work_done.add(1));
+        slots.push(slot);
+        // Somebody looks, and sees that there is one that was not sent yet.
+        let seen = number(&tree, "top/work_done");
+        assert!(seen <= n as i128 + 1);
+    }
+    let segments = registry.usage().segments;
+    assert!(segments > 2, "{segments}");
+    for now in 2..=segments {
+        sent.store(now, SeqCst);
+        number(&tree, "top/work_done");
+    }
+    assert_eq!(number(&tree, "top/work_done"), 200);
 }

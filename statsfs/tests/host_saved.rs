@@ -11,7 +11,7 @@ use statsfs::tree::{
     TreeError, TreeOptions,
 };
 use statsfs::value::{Descriptor, GroupBuilder, Semantics, ValueType};
-use statsfs::{Registry, Slot, Source};
+use statsfs::{Registry, RegistryOptions, Slot, Source};
 use support::{Work, below, flat, node, number, try_number, until};
 
 fn options() -> TreeOptions {
@@ -148,6 +148,40 @@ fn a_tree_carries_on_where_another_stopped() {
     assert!(saved.baselines.keys().all(|account| account.publisher != publisher));
     assert!(saved.parents.keys().all(|source| source.0 != publisher));
     assert_eq!(saved.grants.len(), 1);
+}
+
+/// The last that comes back finds its directories as well, whatever else it has.
+#[test]
+fn directories_at_the_top_keep_their_numbers() {
+    let kept = Kept::default();
+    let tree = kept.host();
+    let options = RegistryOptions { segment_size: 4 << 20, ..Default::default() };
+    let registry = Registry::with_options(options).unwrap();
+    let kvm = registry.create_source("kvm").unwrap();
+    kvm.register().unwrap();
+    let _many: Vec<_> = (0..3000).map(|n| below(&registry, &kvm, &format!("s{n}"))).collect();
+    // Far behind what is taken over at first.
+    let last = registry.create_source("last").unwrap();
+    last.register().unwrap();
+    let slot = last.add_values::<Work>().unwrap();
+    count(&slot, 1);
+    registry.join(&tree, identity(1)).unwrap();
+    let see = |tree: &Tree| ["kvm", "last", "kvm/1-s2999"].map(|path| node(tree, path).unwrap());
+    let before = see(&tree);
+    drop(tree);
+    let tree = kept.host();
+    let stranger = Registry::new().unwrap();
+    stranger.create_source("other").unwrap().register().unwrap();
+    stranger.join(&tree, identity(2)).unwrap();
+    registry.join(&tree, identity(1)).unwrap();
+    assert_eq!(see(&tree), before);
+    // What nobody has any more, and in which nothing was counted, is forgotten.
+    drop(tree);
+    let tree = kept.host();
+    assert!(tree.save().directories.contains_key("other"));
+    let publishers: Vec<_> = tree.save().grants.keys().map(|(publisher, _)| *publisher).collect();
+    publishers.into_iter().for_each(|publisher| tree.forget(publisher));
+    assert!(tree.save().directories.is_empty());
 }
 
 /// A baseline is of counts, which may have gone elsewhere while nobody looked.

@@ -514,9 +514,8 @@ fn in_another_process(f: impl FnOnce() -> String) -> String {
 #[test]
 fn a_registry_may_be_anybodys_but_only_one_publishes_it() {
     let server = &Server::start();
-    let options_small =
-        RegistryOptions { segment_size: 64 << 10, max_segments: 1, ..Default::default() };
-    let registry = Registry::with_options(options_small).unwrap();
+    let small = RegistryOptions { segment_size: 16 << 10, ..RegistryOptions::default() };
+    let registry = Registry::with_options(small).unwrap();
     let kvm = registry.create_source("kvm").unwrap();
     kvm.register().unwrap();
     let slot = kvm.add_values::<Work>().unwrap();
@@ -528,12 +527,18 @@ fn a_registry_may_be_anybodys_but_only_one_publishes_it() {
     assert!(matches!(again.wait_tried(PATIENCE), PublishState::Published { .. }));
     assert_eq!(server.number("kvm/work_done"), 3);
     assert_eq!(server.number("statsfs/server_rejoined"), 1);
+    // What is new is sent over the new connection.
+    let more: Vec<Slot<Work>> =
+        (0..200).map(|n| below(&registry, &kvm, &format!("s{n}")).add_values().unwrap()).collect();
+    assert!(registry.usage().segments > 2);
+    more[199].update(|counters| counters.work_done.add(4));
+    until("the last one", || server.number("kvm/work_done") == 7);
     drop((publisher, again));
     until("it is over", || server.status().clients.is_empty());
-    assert_eq!(server.number("kvm/.departed/work_done"), 3);
+    assert_eq!(server.number("kvm/.departed/work_done"), 7);
     // What was folded can not come again: it would be counted twice.
     let third = registry.publish(options(server, true)).unwrap();
     let state = third.wait_tried(Duration::from_secs(60));
     assert!(matches!(&state, PublishState::Refused { again: false, .. }), "{state:?}");
-    assert_eq!(server.number("kvm/work_done"), 3);
+    assert_eq!(server.number("kvm/work_done"), 7);
 }

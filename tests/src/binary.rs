@@ -19,14 +19,24 @@ pub const DIRECTORY: &str = "STATSFS_BIN_DIR";
 /// The `vmm` command.
 pub fn vmm() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| match std::env::var_os(DIRECTORY) {
+    PATH.get_or_init(|| command("vmm"))
+}
+
+/// The `statsfs` command.
+pub fn statsfs() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| command("statsfs"))
+}
+
+fn command(name: &str) -> PathBuf {
+    match std::env::var_os(DIRECTORY) {
         Some(directory) => {
-            let path = Path::new(&directory).join("vmm");
+            let path = Path::new(&directory).join(name);
             assert!(path.is_file(), "{DIRECTORY} is set, but {} is not there", path.display());
             path
         }
-        None => Cargo::of_this_test().command("vmm", &[]),
-    })
+        None => Cargo::of_this_test().command(name, &[]),
+    }
 }
 
 /// Copies the `vmm` command into a directory: the target directory may be closed to other users.

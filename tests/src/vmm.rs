@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use crate::guest::{Mode, Step, program};
+use crate::host::Host;
 use crate::running::{Ended, FILL, Running, Stderr, Stdout, wait_until};
 use crate::{binary, namespace};
 
@@ -58,6 +59,8 @@ pub struct Vmm {
     log: Option<File>,
     console: Option<File>,
     mount: PathBuf,
+    /// The host's server, which is published to instead.
+    socket: Option<PathBuf>,
 }
 
 impl Vmm {
@@ -100,6 +103,7 @@ impl Vmm {
             log: None,
             console: None,
             mount,
+            socket: None,
         }
     }
 
@@ -122,6 +126,13 @@ impl Vmm {
     pub fn unmounted(mut self) -> Self {
         self.mounted = false;
         self
+    }
+
+    /// Published to a host's server, and not mounted.
+    #[must_use]
+    pub fn published_to(mut self, host: &Host) -> Self {
+        self.socket = Some(host.socket());
+        self.unmounted()
     }
 
     /// With a console that takes nothing until it is released: a vCPU that sends a byte stays there.
@@ -204,8 +215,10 @@ impl Vmm {
     /// Starts it, without waiting for anything.
     pub fn start(self) -> Running {
         let Self { directory, mut command, cpus, mounted, blocked, .. } = self;
-        let Self { deaf, stdin, log, console, mount, .. } = self;
-        if mounted {
+        let Self { deaf, stdin, log, console, mount, socket, .. } = self;
+        if let Some(socket) = socket {
+            command.arg("--socket").arg(socket);
+        } else if mounted {
             command.arg("--mount").arg(&mount);
         } else {
             command.arg("--no-publish");

@@ -5,8 +5,8 @@ use std::io;
 
 use vmm_sys_util::errno;
 
-/// Makes the best of the limits that this process has: [open files](raise_open_files) as many as it may have,
-/// and [files' sizes](outlive_file_size) that are told as errors.
+/// Makes the best of the limits that this process has: open files as many as it may have,
+/// and files' sizes that are told as errors.
 pub fn make_the_best() {
     raise_open_files();
     outlive_file_size();

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
+use std::time::Duration;
 
 use statsfs::fs::{MountError, MountOptions};
 use statsfs::host::{self, OnChange, PublishOptions, PublishState, Publisher};
@@ -91,6 +92,9 @@ pub enum Published {
     Nowhere,
 }
 
+/// How long the end waits for a server that has not answered yet.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl Published {
     /// Publishes the registry's tree. Nothing waits for the host's server, and that there is none is told,
     /// and no error.
@@ -147,7 +151,12 @@ impl Published {
     pub fn end(self) -> Result<(), PublishError> {
         match self {
             Self::Mounted(mounted) => mounted.unmount(),
-            Self::Host(_) | Self::Nowhere => Ok(()),
+            Self::Host(publisher) => {
+                // A guest that ends at once is counted as well, or it is said that it is not.
+                publisher.wait_tried(PATIENCE);
+                Ok(())
+            }
+            Self::Nowhere => Ok(()),
         }
     }
 }

@@ -207,7 +207,9 @@ impl Mount {
         let Some(live) = slot.as_mut() else {
             return Ok(());
         };
-        detach(&self.entry, live.by_fusermount, &mut live.keeper)?;
+        self.server.unmounting(true);
+        detach(&self.entry, live.by_fusermount, &mut live.keeper)
+            .inspect_err(|_| self.server.unmounting(false))?;
         self.server.end();
         if !self.threads.wait(GRACE) {
             // With files still open, an unmount from outside, or by an ordinary user, does not end the
@@ -345,7 +347,7 @@ fn serve(transport: impl Transport, server: &Server, path: &Path) {
     let result = transport.run();
     if let Err(error) = result {
         tracing::error!(path = %path.display(), %error, "serving the mount failed");
-    } else if !server.is_ending() {
+    } else if !server.is_unmounting() {
         tracing::info!(path = %path.display(), "unmounted from outside");
     }
     server.end();

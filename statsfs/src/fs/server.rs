@@ -38,6 +38,8 @@ pub(super) struct Server {
     budget: Arc<Budget>,
     workers: Workers,
     ending: AtomicBool,
+    /// We unmount, or try to.
+    unmounting: AtomicBool,
     complaints: Limited,
 }
 
@@ -61,6 +63,7 @@ impl Server {
             budget: Budget::new(options.max_open_bytes),
             workers: Workers::start(bulk, queue, threads, &options.thread_start)?,
             ending: AtomicBool::new(false),
+            unmounting: AtomicBool::new(false),
             complaints: Limited::default(),
         })
     }
@@ -71,6 +74,16 @@ impl Server {
             self.nodes.interrupt_wait();
             self.workers.close();
         }
+    }
+
+    /// From now on an end is ours, or not.
+    pub(super) fn unmounting(&self, are: bool) {
+        self.unmounting.store(are, Relaxed);
+    }
+
+    /// Whether an end would be ours.
+    pub(super) fn is_unmounting(&self) -> bool {
+        self.unmounting.load(Relaxed)
     }
 
     /// Whether [`end`](Self::end) was called.

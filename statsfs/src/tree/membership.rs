@@ -265,7 +265,8 @@ impl State {
                         for fd in fds.into_iter().skip(have) {
                             process.add_segment(fd)?;
                         }
-                        incomplete = false;
+                        // A host's server learns of a segment before it is sent one.
+                        incomplete = process.segments().len() < process.segments_expected();
                     }
                     // Most likely this process has too many files open, which may pass.
                     Err(error) => {

@@ -235,6 +235,7 @@ impl State {
             self.settle((process, id));
         }
         self.readmit();
+        self.forget_directories();
         Ok(())
     }
 

@@ -106,13 +106,15 @@ impl Member {
         process: Process,
         budget: Option<Budget>,
     ) -> Self {
+        // More may have come while it was taken in.
+        let incomplete = process.segments().len() < process.segments_expected();
         Self {
             key,
             identity,
             feed,
             process,
             detached: false,
-            incomplete: false,
+            incomplete,
             blocks: HashMap::new(),
             pending: BTreeSet::new(),
             unnumbered: BTreeSet::new(),

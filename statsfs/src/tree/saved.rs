@@ -152,16 +152,7 @@ pub(crate) struct Remembered {
 impl Remembered {
     /// A publisher is back.
     pub(super) fn take(&mut self, publisher: u128) -> Option<Absent> {
-        let absent = self.absent.remove(&publisher);
-        self.forget_directories();
-        absent
-    }
-
-    /// Once all are back, directories that are not will not be.
-    fn forget_directories(&mut self) {
-        if self.absent.is_empty() {
-            self.directories.clear();
-        }
+        self.absent.remove(&publisher)
     }
 
     /// A directory is back.
@@ -216,7 +207,9 @@ impl Tree {
 
     /// Forgets what is remembered of a publisher that will not come back.
     pub fn forget(&self, publisher: u128) {
-        self.lock().remembered.take(publisher);
+        let mut state = self.lock();
+        state.remembered.take(publisher);
+        state.forget_directories();
     }
 }
 
@@ -398,8 +391,19 @@ impl State {
             };
             self.leave_in(dir, group, &left);
         }
-        self.remembered.forget_directories();
+        self.forget_directories();
         Ok(())
+    }
+
+    /// Once all are back, with all that they have, directories that are not will not be.
+    pub(super) fn forget_directories(&mut self) {
+        let Remembered { absent, directories } = &mut self.remembered;
+        if !directories.is_empty()
+            && absent.is_empty()
+            && self.processes.iter().all(|(_, member)| member.pending.is_empty())
+        {
+            directories.clear();
+        }
     }
 
     /// Whether no number was granted twice, or was not granted.

@@ -175,8 +175,8 @@ fn parse(
 
 impl Sampler {
     /// A sampler of guests whose sources (`<pid>-<name>`) and names are given, below the mount at
-    /// `mount`. If they are `alone` there, `kvm` is the total over them. It has a thread, so that it must be made
-    /// before no more can be started.
+    /// `mount`. If they are `alone` there, `kvm` is the total over them. It has a thread, so that it must be
+    /// made before no more can be started.
     ///
     /// # Errors
     /// If the thread can not be had.

@@ -89,8 +89,13 @@ impl Server {
             return self.refuse(id, RefusedFor::Server, error.to_string(), true);
         }
         self.own.server_rejoined.inc();
-        // The connection of before is of no use any more, whether or not its end has been seen.
+        // The connection of before is of no use any more, whether or not its end has been seen. What came over
+        // it is what the tree reads.
         if let Some(was) = self.clients.remove(before) {
+            if let Some(client) = self.clients.get(id) {
+                was.received.take_over(&client.received);
+                client.received = was.received.clone();
+            }
             self.part_with(was);
         }
         self.is_in(id, process);
@@ -100,8 +105,8 @@ impl Server {
         match result {
             // It is kept; or it was let go meanwhile, which is said where that is seen.
             Ok(()) | Err(TreeError::NoProcess) => {
-                self.own.server_folded.inc();
                 if let Some(client) = self.clients.remove(id) {
+                    self.own.server_folded.inc();
                     if let Some(socket) = &client.socket {
                         let _ = socket.send(&ServerMessage::Bye, &[]);
                     }

@@ -40,6 +40,14 @@ impl Received {
         self.wake();
     }
 
+    /// Takes over what another connection of the same publisher brought beyond what came here.
+    pub(super) fn take_over(&self, other: &Self) {
+        let mut theirs =
+            std::mem::take(&mut *other.0.fds.lock().unwrap_or_else(PoisonError::into_inner));
+        let more = theirs.split_off(theirs.len().min(self.len()));
+        self.add(more);
+    }
+
     /// Has the tree look.
     pub(super) fn wake(&self) {
         if let Some(waker) = &*self.0.waker.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -1,0 +1,119 @@
+//! A host's server, `statsfs serve`, with everything in a directory of its own.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use statsfs::host::ask_status;
+use tempfile::TempDir;
+
+use crate::binary;
+use crate::flat::Flat;
+use crate::running::wait_until;
+
+/// A running server. Ended, and its mount taken away, when dropped.
+#[derive(Debug)]
+pub struct Host {
+    child: Child,
+    directory: TempDir,
+}
+
+impl Host {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// If it does not serve.
+    pub fn start() -> Self {
+        crate::vmm::require_host();
+        let directory =
+            tempfile::Builder::new().prefix("statsfs-test-").tempdir().expect("a place");
+        let child = spawn(directory.path());
+        let host = Self { child, directory };
+        host.wait_served();
+        host
+    }
+
+    /// Starts it again after it was killed.
+    ///
+    /// # Panics
+    /// If it does not serve.
+    pub fn start_again(&mut self) {
+        self.child = spawn(self.directory.path());
+        self.wait_served();
+    }
+
+    fn wait_served(&self) {
+        wait_until("the server", || ask_status(&self.socket(), Duration::from_secs(60)).ok());
+    }
+
+    /// Where it is mounted.
+    pub fn mount(&self) -> PathBuf {
+        self.directory.path().join("mount")
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    /// What it has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// What a file of its mount says, if it can be read.
+    pub fn value(&self, path: &str) -> Option<u64> {
+        let text = std::fs::read_to_string(self.mount().join(path)).ok()?;
+        text.trim_end().parse().ok()
+    }
+
+    /// All values, from one sweep.
+    pub fn flat(&self) -> Flat {
+        Flat::read(&self.mount().join(".stats/flat"))
+    }
+
+    /// The directories of machines.
+    pub fn machines(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.mount().join("kvm")).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let is_machine =
+            |name: &String| name.split_once('-').is_some_and(|(pid, _)| pid.parse::<u32>().is_ok());
+        names.filter(is_machine).map(|name| format!("kvm/{name}")).collect()
+    }
+
+    /// Kills it.
+    ///
+    /// # Panics
+    /// If it has ended by itself.
+    pub fn kill(&mut self) {
+        assert!(matches!(self.child.try_wait(), Ok(None)), "it has ended: {}", self.log());
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("it is a child");
+    }
+}
+
+fn spawn(directory: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(directory.join("log"));
+    let mut command = Command::new(binary::statsfs());
+    command.arg("serve");
+    for name in ["mount", "socket", "state"] {
+        command.arg(format!("--{name}")).arg(directory.join(name));
+    }
+    command.stderr(log.expect("a log")).spawn().expect("the command was built")
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // SAFETY: no pointers; the child has not been waited for, so the process id is its.
+            unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+            let _ = self.child.wait();
+        }
+        // One that was killed left it.
+        let _ = crate::namespace::unmount(&self.mount());
+        if std::thread::panicking() {
+            eprintln!("the server said:\n{}", self.log());
+        }
+    }
+}
