@@ -214,18 +214,19 @@ fn a_thousand_clears_take_what_was_counted_until_then_and_nothing_else() {
         thread::sleep(Duration::from_micros(random.below(2000)));
         // One value of one vCPU, of all of them by their total, or all of a vCPU's.
         let (vcpu, value) = (random.below(cpus.into()), values[random.below(4) as usize]);
-        let (file, cleared): (_, Box<dyn Fn(&str) -> bool>) = match random.below(3) {
-            0 => {
-                let leaf = format!("vcpu{vcpu}/{value}");
-                (leaf.clone(), Box::new(move |path| path == leaf))
-            }
-            1 => (value.to_string(), Box::new(move |path| is_of(path, value))),
-            _ => {
-                let vcpu = format!("vcpu{vcpu}/");
-                (format!("{vcpu}.stats/clear"), Box::new(move |path| path.starts_with(&vcpu)))
-            }
+        let (one, of_vcpu) = (format!("vcpu{vcpu}/{value}"), format!("vcpu{vcpu}/"));
+        let what = random.below(3);
+        let file = match what {
+            0 => one.clone(),
+            1 => value.to_string(),
+            _ => format!("{of_vcpu}.stats/clear"),
         };
-        let met: Vec<_> = (0..leaves.len()).filter(|n| cleared(&leaves[*n])).collect();
+        let is_cleared = |leaf: &str| match what {
+            0 => leaf == one,
+            1 => is_of(leaf, value),
+            _ => leaf.starts_with(&of_vcpu),
+        };
+        let met: Vec<_> = (0..leaves.len()).filter(|n| is_cleared(&leaves[*n])).collect();
         let before: Vec<_> = met.iter().map(|n| counted(&leaves[*n])).collect();
         clear(&running.path(&format!("{machine}/{file}")));
         for (n, from) in met.into_iter().zip(before) {
