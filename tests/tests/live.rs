@@ -214,17 +214,13 @@ fn a_thousand_clears_take_what_was_counted_until_then_and_nothing_else() {
         thread::sleep(Duration::from_micros(random.below(2000)));
         // One value of one vCPU, of all of them by their total, or all of a vCPU's.
         let (vcpu, value) = (random.below(cpus.into()), values[random.below(4) as usize]);
-        let (file, cleared): (_, Box<dyn Fn(&str) -> bool>) = match random.below(3) {
-            0 => {
-                let leaf = format!("vcpu{vcpu}/{value}");
-                (leaf.clone(), Box::new(move |path| path == leaf))
-            }
-            1 => (value.to_string(), Box::new(move |path| is_of(path, value))),
-            _ => {
-                let vcpu = format!("vcpu{vcpu}/");
-                (format!("{vcpu}.stats/clear"), Box::new(move |path| path.starts_with(&vcpu)))
-            }
+        let (file, beginning, end) = match random.below(3) {
+            0 => (format!("vcpu{vcpu}/{value}"), format!("vcpu{vcpu}/"), value),
+            1 => (value.to_string(), String::new(), value),
+            _ => (format!("vcpu{vcpu}/.stats/clear"), format!("vcpu{vcpu}/"), ""),
         };
+        let cleared =
+            |leaf: &str| leaf.starts_with(&beginning) && (end.is_empty() || is_of(leaf, end));
         let met: Vec<_> = (0..leaves.len()).filter(|n| cleared(&leaves[*n])).collect();
         let before: Vec<_> = met.iter().map(|n| counted(&leaves[*n])).collect();
         clear(&running.path(&format!("{machine}/{file}")));
