@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -28,6 +29,11 @@ use crate::tree::Waker;
 pub const RETRY: Duration = Duration::from_millis(500);
 /// How often, where the server has said that it is worth trying again, but not why not now.
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
+/// How often, where it has said that it is not: another server may think otherwise.
+const RETRY_HOPELESS: Duration = Duration::from_secs(60);
+/// How long to wait until there may be room again for what could not be sent. That the socket can be written
+/// to says nothing: there may be too many descriptors on their way.
+const NO_ROOM: Duration = Duration::from_millis(50);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How long the server may take to answer a hello.
@@ -83,6 +89,9 @@ pub enum PublishError {
     /// This process was forked from the one that made the registry.
     #[error("a forked child cannot publish its parent's statistics")]
     Forked,
+    /// It is being published already.
+    #[error("this registry is being published already")]
+    Twice,
     /// The thread could not be started.
     #[error("cannot start the thread that publishes: {0}")]
     Thread(#[source] io::Error),
@@ -155,6 +164,17 @@ impl crate::tree::Wake for Shared {
 pub struct Publisher {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    published: Published,
+}
+
+/// That a registry is being published.
+#[derive(Debug)]
+struct Published(Registry);
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        self.0.0.is_published.store(false, Ordering::Release);
+    }
 }
 
 impl Registry {
@@ -180,6 +200,11 @@ impl Registry {
         if self.0.is_forked() {
             return Err(PublishError::Forked);
         }
+        if self.0.is_published.swap(true, Ordering::AcqRel) {
+            return Err(PublishError::Twice);
+        }
+        // Until there is a publisher that sees to it.
+        let published = Published(self.clone());
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| PublishError::Thread(error.into()))?;
         let shared = Arc::new(Shared {
@@ -200,7 +225,7 @@ impl Registry {
                 .run();
         });
         let thread = Some(thread.map_err(PublishError::Thread)?);
-        Ok(Publisher { shared, thread })
+        Ok(Publisher { shared, thread, published })
     }
 }
 
@@ -224,6 +249,10 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
+        if self.published.0.0.is_forked() {
+            // A forked child has no such thread, and must not stop its parent's.
+            return;
+        }
         *self.shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
         let _ = self.shared.wake.write(1);
         if let Some(thread) = self.thread.take() {
@@ -275,7 +304,7 @@ impl Talk<'_> {
                 End::Refused { reason, again } => {
                     tracing::warn!(%socket, again, "not published: {reason}");
                     self.shared.set(PublishState::Refused { reason, again });
-                    if again { RETRY_REFUSED } else { Duration::MAX }
+                    if again { RETRY_REFUSED } else { RETRY_HOPELESS }
                 }
             };
             self.pause(pause);
@@ -345,11 +374,13 @@ impl Talk<'_> {
                 Ok(told_all) => told_all,
                 Err(end) => return end,
             };
-            let mut events = PollFlags::POLLIN;
-            events.set(PollFlags::POLLOUT, !told_all);
             let is_published = matches!(*self.shared.state(), PublishState::Published { .. });
-            let timeout = (!is_published).then_some(ANSWER);
-            if let Err(error) = self.wait(Some(&socket), events, timeout) {
+            let timeout = match (told_all, is_published) {
+                (false, _) => Some(NO_ROOM),
+                (true, false) => Some(ANSWER),
+                (true, true) => None,
+            };
+            if let Err(error) = self.wait(Some(&socket), PollFlags::POLLIN, timeout) {
                 return error.into();
             }
         }
@@ -422,8 +453,8 @@ impl Talk<'_> {
                 }
             }
             let left = end.saturating_duration_since(Instant::now());
-            let events = if is_said { PollFlags::POLLIN } else { PollFlags::POLLOUT };
-            if self.wait(Some(socket), events, Some(left)).is_err()
+            let left = if is_said { left } else { left.min(NO_ROOM) };
+            if self.wait(Some(socket), PollFlags::POLLIN, Some(left)).is_err()
                 || self.receive(socket, buffer).is_err()
             {
                 return;

@@ -9,6 +9,7 @@ pub(crate) mod state;
 mod structure;
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) options: RegistryOptions,
     changes: Mutex<u64>,
     changed: Condvar,
+    /// Whether somebody publishes it.
+    pub(crate) is_published: AtomicBool,
     /// Trees to wake.
     wakers: Mutex<Vec<Waker>>,
     pub(crate) keeper: Keeper,
@@ -113,6 +116,7 @@ impl Registry {
             options,
             changes: Mutex::new(0),
             changed: Condvar::new(),
+            is_published: AtomicBool::new(false),
             wakers: Mutex::default(),
             keeper: Keeper::new(),
         })))

@@ -208,7 +208,13 @@ impl Tree {
 
     /// What the tree keeps now.
     pub fn usage(&self) -> TreeUsage {
-        let state = self.read();
+        drop(self.read());
+        self.last_usage()
+    }
+
+    /// What the tree kept when it was last brought up to date.
+    pub fn last_usage(&self) -> TreeUsage {
+        let state = self.lock_to_read();
         TreeUsage {
             processes: state.processes.len(),
             detached: state.processes.iter().filter(|(_, member)| member.detached).count(),

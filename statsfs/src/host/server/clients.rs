@@ -58,7 +58,8 @@ pub(super) struct Outgoing {
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) who: Who,
-    pub(super) pidfd: OwnedFd,
+    /// `None` once it is known to be dead.
+    pub(super) pidfd: Option<OwnedFd>,
     /// `None` once it is lost.
     pub(super) socket: Option<Socket>,
     pub(super) phase: Phase,

@@ -26,9 +26,18 @@ struct Queue {
 impl Queue {
     /// What to close next: nothing of a user for whom enough threads hang.
     fn next(&mut self) -> Option<(u32, Vec<OwnedFd>)> {
-        let hangs = |uid| self.busy.get(uid).is_some_and(|threads| *threads >= MAX_HANGING);
-        let next = self.waiting.iter().position(|(uid, _)| !hangs(uid))?;
+        let next = self.waiting.iter().position(|(uid, _)| !self.hangs(*uid))?;
         self.waiting.remove(next)
+    }
+
+    /// Whether there is nothing to close.
+    fn next_is_none(&self) -> bool {
+        self.waiting.iter().all(|(uid, _)| self.hangs(*uid))
+    }
+
+    /// Whether enough threads hang for a user.
+    fn hangs(&self, uid: u32) -> bool {
+        self.busy.get(&uid).is_some_and(|threads| *threads >= MAX_HANGING)
     }
 }
 
@@ -56,6 +65,10 @@ impl Closer {
         }
         let mut queue = self.0.lock();
         queue.waiting.push_back((uid, fds));
+        if queue.hangs(uid) {
+            // They are closed when what hangs does so no more.
+            return;
+        }
         if queue.waiting.len() <= queue.idle {
             self.0.wake.notify_one();
             return;
@@ -72,7 +85,7 @@ impl Closer {
 
     /// Whether closing what a user sent hangs, so that nothing more is to be taken from that user.
     pub(super) fn hangs(&self, uid: u32) -> bool {
-        self.0.lock().busy.get(&uid).is_some_and(|threads| *threads >= MAX_HANGING)
+        self.0.lock().hangs(uid)
     }
 }
 
@@ -94,7 +107,7 @@ fn work(desk: &Desk) {
         let (mut woken, timeout) =
             desk.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
         woken.idle -= 1;
-        if timeout.timed_out() {
+        if timeout.timed_out() && woken.next_is_none() {
             return;
         }
         queue = woken;

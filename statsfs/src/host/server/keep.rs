@@ -132,16 +132,21 @@ impl Keep {
     pub(super) fn forget_dead(&self, tree: &Tree, here: &HashSet<u128>) {
         let absent = |process: &&state::Process| !here.contains(&process.publisher);
         let absent: Vec<_> = self.lock().host.processes.iter().filter(absent).copied().collect();
-        for process in absent {
-            let is_dead = match Life::of(process.pid) {
-                Ok(life) => life.is_none_or(|life| life.start_time != process.start_time),
-                Err(_) => false,
-            };
-            if is_dead {
-                let state::Process { pid, uid, .. } = process;
-                tracing::warn!(pid, uid, "died while there was no server: what it counted is lost");
-                self.forget(tree, process.publisher);
-            }
+        let is_dead = |process: &state::Process| match Life::of(process.pid) {
+            Ok(life) => life.is_none_or(|life| life.start_time != process.start_time),
+            Err(_) => false,
+        };
+        let dead: Vec<_> = absent.into_iter().filter(is_dead).collect();
+        for state::Process { publisher, pid, uid, .. } in &dead {
+            tracing::warn!(pid, uid, "died while there was no server: what it counted is lost");
+            self.lock().host.forget(*publisher);
+            tree.forget(*publisher);
+        }
+        // All at once.
+        if !dead.is_empty()
+            && let Err(error) = tree.keep()
+        {
+            tracing::error!(%error, "it can not be kept that processes are gone");
         }
     }
 }

@@ -51,7 +51,12 @@ impl Server {
         self.clients.enter(id, Phase::Published(process));
         let Some(client) = self.clients.get(id) else { return };
         if client.is_over {
-            return self.leave(id, process);
+            self.hear_out(id);
+            if let Some(Phase::Published(process)) = self.clients.get(id).map(|client| client.phase)
+            {
+                self.leave(id, process);
+            }
+            return;
         }
         let Some(socket) = &client.socket else {
             return self.detach(id, process, Phase::Lost(process));
@@ -92,11 +97,20 @@ impl Server {
         // The connection of before is of no use any more, whether or not its end has been seen. What came over
         // it is what the tree reads.
         if let Some(was) = self.clients.remove(before) {
+            let had = was.has;
             if let Some(client) = self.clients.get(id) {
                 was.received.take_over(&client.received);
                 client.received = was.received.clone();
             }
             self.part_with(was);
+            // However few of its segments it sent again, it has them all.
+            if let Some(client) = self.clients.get(id) {
+                let has = client.has.most(&had);
+                if let Err(exceeded) = self.accounts.change(who.uid, &mut client.has, has) {
+                    self.clients.enter(id, Phase::Published(process));
+                    return self.refuse(id, RefusedFor::Limit, exceeded.to_string(), true);
+                }
+            }
         }
         self.is_in(id, process);
     }
@@ -141,12 +155,16 @@ impl Server {
 
     pub(super) fn died(&mut self, id: ClientId) {
         let Some(client) = self.clients.get(id) else { return };
-        let _ = self.epoll.delete(&client.pidfd);
+        if let Some(pidfd) = client.pidfd.take() {
+            let _ = self.epoll.delete(&pidfd);
+        }
         client.is_over = true;
-        match client.phase {
-            // What it said before it died is received until its end.
-            Phase::Silent | Phase::Greeting(_) | Phase::Joining | Phase::Leaving(_) => {}
-            Phase::Published(process) | Phase::Lost(process) => self.leave(id, process),
+        // What it said before it died comes first: segments, perhaps.
+        self.hear_out(id);
+        match self.clients.get(id).map(|client| client.phase) {
+            Some(Phase::Published(process) | Phase::Lost(process)) => self.leave(id, process),
+            Some(Phase::Silent | Phase::Greeting(_) | Phase::Joining | Phase::Leaving(_))
+            | None => {}
         }
     }
 
@@ -185,6 +203,9 @@ impl Server {
         self.refusals.add(pid, uid, reason, text);
         match client.phase {
             Phase::Joining => client.is_over = true,
+            // It may come back, and goes on counting.
+            Phase::Published(process) if again => self.detach(id, process, Phase::Lost(process)),
+            Phase::Lost(_) if again => {}
             Phase::Published(process) | Phase::Lost(process) => self.leave(id, process),
             Phase::Leaving(_) => {}
             Phase::Silent | Phase::Greeting(_) => {
@@ -199,7 +220,9 @@ impl Server {
     fn part_with(&mut self, mut client: Client) {
         let uid = client.who.uid;
         self.accounts.release(uid, &mut client.has);
-        let _ = self.epoll.delete(&client.pidfd);
+        if let Some(pidfd) = client.pidfd.take() {
+            let _ = self.epoll.delete(&pidfd);
+        }
         if let Some(socket) = client.socket.take() {
             let _ = self.epoll.delete(&socket);
             self.closer.close(uid, vec![socket.into()]);

@@ -59,6 +59,11 @@ impl Amounts {
         }
     }
 
+    /// The larger of each.
+    pub(super) fn most(&self, other: &Self) -> Self {
+        self.combined(other, u64::max)
+    }
+
     fn combined(&self, other: &Self, with: impl Fn(u64, u64) -> u64) -> Self {
         Self {
             connections: with(self.connections, other.connections),

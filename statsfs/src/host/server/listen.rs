@@ -28,7 +28,11 @@ impl Listening {
                 return Err(ServeError::NotASocket(path.to_path_buf()));
             }
             Ok(_) => {
-                if protocol::Socket::connect(path).is_ok() {
+                // Somebody may be too busy to answer.
+                let connected = protocol::Socket::connect(path);
+                let is_stale =
+                    connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+                if !is_stale {
                     return Err(ServeError::Served(path.to_path_buf()));
                 }
             }

@@ -89,6 +89,9 @@ pub enum ServeError {
     /// The kernel refused what the server needs to wait for its clients.
     #[error("cannot wait for clients: {0}")]
     Wait(#[source] io::Error),
+    /// A thread has ended that is to last: a bug, which was reported where it ended.
+    #[error("the thread that takes processes in has ended")]
+    Worker,
     /// The mount has gone.
     #[error("{at} has been unmounted by somebody else", at = .0.display())]
     Unmounted(PathBuf),

@@ -72,8 +72,9 @@ impl Server {
     /// # Errors
     /// [`ServeError`] says what is in the way and what to do; nothing is left behind.
     pub fn start(options: ServeOptions) -> Result<Self, ServeError> {
-        let listening = Listening::at(&options.socket, options.socket_group)?;
+        // First what only one server can have.
         let (keep, tree) = Keep::open(&options)?;
+        let listening = Listening::at(&options.socket, options.socket_group)?;
         let tree = Arc::new(tree);
         let own = Own::new()?;
         own.registry.join(&tree, Identity { is_host: true, ..Identity::this_process() })?;
@@ -181,9 +182,10 @@ impl Server {
         let peer = match socket.peer() {
             Ok(peer) => peer,
             Err(error) => {
-                let pid = match error {
-                    PeerError::Pidfd { pid, .. } | PeerError::Proc { pid, .. } => pid,
-                    _ => 0,
+                // What the server is short of may be there later.
+                let (pid, again) = match error {
+                    PeerError::Pidfd { pid, .. } | PeerError::Proc { pid, .. } => (pid, true),
+                    _ => (0, false),
                 };
                 return self.turn_away(
                     socket,
@@ -191,14 +193,15 @@ impl Server {
                     u32::MAX,
                     RefusedFor::Identity,
                     error.to_string(),
-                    false,
+                    again,
                 );
             }
         };
         let (pid, uid, gid) = (peer.pid, peer.uid, peer.gid);
-        let Some(life) = peer.life else {
-            return self.closer.close(uid, vec![socket.into()]);
-        };
+        // One that is dead may have said something before.
+        let is_over = peer.life.is_none();
+        let (pidfd, start_time) =
+            peer.life.map_or((None, 0), |life| (Some(life.pidfd), life.start_time));
         if self.closer.hangs(uid) {
             let reason = format!("what user {uid} has sent before can not be closed");
             return self.turn_away(socket, pid, uid, RefusedFor::Protocol, reason, true);
@@ -209,11 +212,11 @@ impl Server {
             return self.turn_away(socket, pid, uid, RefusedFor::Limit, exceeded.to_string(), true);
         }
         let id = self.clients.add(Client {
-            who: Who { pid, uid, gid, start_time: life.start_time },
-            pidfd: life.pidfd,
+            who: Who { pid, uid, gid, start_time },
+            pidfd,
             socket: Some(socket),
             phase: Phase::Silent,
-            is_over: false,
+            is_over,
             received: Received::default(),
             has,
             since: Instant::now(),
@@ -226,7 +229,10 @@ impl Server {
             .socket
             .as_ref()
             .map_or(Ok(()), |socket| self.epoll.add(socket, event(socket_token(id))))
-            .and_then(|()| self.epoll.add(&client.pidfd, event(pidfd_token(id))));
+            .and_then(|()| match &client.pidfd {
+                Some(pidfd) => self.epoll.add(pidfd, event(pidfd_token(id))),
+                None => Ok(()),
+            });
         if let Err(error) = watched {
             self.refuse(
                 id,
@@ -258,6 +264,9 @@ impl Server {
     fn tick(&mut self, now: Instant) -> Result<(), ServeError> {
         if std::mem::take(&mut self.is_full) {
             self.watch(self.listening.listener(), LISTENER, EpollFlags::EPOLLIN)?;
+        }
+        if self.worker.has_ended() {
+            return Err(ServeError::Worker);
         }
         if !self.mount.is_mounted() {
             return Err(ServeError::Unmounted(self.options.mount.clone()));
@@ -311,7 +320,8 @@ impl Server {
         own.server_sources.set(sources);
         let clients = self.clients.iter().filter(|(_, client)| client.socket.is_some()).count();
         own.server_clients.set(clients as u32);
-        let usage = self.tree.usage();
+        // As it last was: this thread brings nobody's sources into the tree.
+        let usage = self.tree.last_usage();
         own.server_processes.set(usage.processes as u32);
         own.server_detached.set(usage.detached as u32);
         own.server_left_out.set(usage.left_out as u32);

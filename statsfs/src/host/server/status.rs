@@ -41,7 +41,7 @@ pub struct ClientStatus {
 }
 
 impl ClientStatus {
-    pub(super) fn of(client: &Client, sources: u64) -> Self {
+    pub(super) fn of(client: &Client) -> Self {
         let state = match client.phase {
             Phase::Silent | Phase::Greeting(_) | Phase::Joining => ClientState::Joining,
             Phase::Published(_) => ClientState::Published,
@@ -49,8 +49,7 @@ impl ClientStatus {
             Phase::Leaving(_) => ClientState::Leaving,
         };
         let (who, seconds) = (client.who, client.since.elapsed().as_secs());
-        let has = Amounts { sources, ..client.has };
-        Self { pid: who.pid, uid: who.uid, gid: who.gid, state, seconds, has }
+        Self { pid: who.pid, uid: who.uid, gid: who.gid, state, seconds, has: client.has }
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
-use super::clients::{Client, Outgoing, Phase};
+use super::clients::{Outgoing, Phase};
 use super::limits::Amounts;
 use super::received::Received;
 use super::run::{IN_TURN, Server, pidfd_token, socket_token};
@@ -14,6 +14,9 @@ use super::worker::{ClientId, Job};
 use crate::host::protocol::{ClientMessage, Incoming, SendError, ServerMessage};
 use crate::segment::memfd;
 
+/// More messages than a socket holds that nobody writes to any more.
+const MOST_QUEUED: usize = 4096;
+
 impl Server {
     pub(super) fn client_event(&mut self, id: ClientId, token: u64, events: EpollFlags) {
         if token == pidfd_token(id) {
@@ -22,10 +25,24 @@ impl Server {
         if events.contains(EpollFlags::EPOLLOUT) {
             self.send_status(id);
         }
-        for _ in 0..IN_TURN {
+        self.hear(id, IN_TURN);
+    }
+
+    /// Takes what a client that is dead has said, and nobody can add to.
+    pub(super) fn hear_out(&mut self, id: ClientId) {
+        self.hear(id, MOST_QUEUED);
+    }
+
+    /// Takes up to so many messages.
+    fn hear(&mut self, id: ClientId, most: usize) {
+        for _ in 0..most {
             let Some(client) = self.clients.get(id) else { return };
             let Some(socket) = &client.socket else { return };
             let (uid, mut fds) = (client.who.uid, Vec::new());
+            if self.closer.hangs(uid) {
+                let text = format!("what user {uid} has sent before can not be closed");
+                return self.refuse(id, RefusedFor::Protocol, text, true);
+            }
             let incoming = socket.receive(&mut self.buffer, &mut fds);
             if !matches!(incoming, Ok(Incoming::Nothing)) {
                 self.own.server_messages.inc();
@@ -58,6 +75,11 @@ impl Server {
                 client.received.wake()
             }
             (Phase::Joining, ClientMessage::Goodbye) => client.is_over = true,
+            // It was said before its end was known.
+            (Phase::Leaving(_), _) => {
+                let uid = client.who.uid;
+                self.closer.close(uid, fds);
+            }
             (Phase::Published(process), ClientMessage::Goodbye) => self.leave(id, process),
             (_, ClientMessage::Status) => {
                 if client.outgoing.is_none() {
@@ -86,7 +108,7 @@ impl Server {
         let mut bytes = 0;
         for fd in &fds {
             match memfd::sealed_size(fd.as_fd()) {
-                Ok(size) => bytes += size,
+                Ok(size) => bytes = size.saturating_add(bytes),
                 Err(error) => {
                     self.closer.close(who.uid, fds);
                     let text = format!("a segment is refused: {error}");
@@ -95,7 +117,7 @@ impl Server {
             }
         }
         let segments = client.has.segments + fds.len() as u64;
-        let has = Amounts { segments, bytes: client.has.bytes + bytes, ..client.has };
+        let has = Amounts { segments, bytes: client.has.bytes.saturating_add(bytes), ..client.has };
         if let Err(exceeded) = self.accounts.change(who.uid, &mut client.has, has) {
             // They are memfds: closing them keeps nobody waiting.
             drop(fds);
@@ -115,11 +137,7 @@ impl Server {
     pub(super) fn status(&self, asks: ClientId, uid: u32) -> Status {
         let may = |of: u32| uid == 0 || uid == of;
         let clients = self.clients.iter().filter(|(id, client)| *id != asks && may(client.who.uid));
-        let of = |client: &Client| {
-            let usage = client.process().and_then(|process| self.tree.usage_of(process));
-            ClientStatus::of(client, usage.map_or(0, |usage| usage.sources))
-        };
-        let mut clients: Vec<_> = clients.map(|(_, client)| of(client)).collect();
+        let mut clients: Vec<_> = clients.map(|(_, client)| ClientStatus::of(client)).collect();
         clients.sort_by_key(|client| client.pid);
         Status {
             pid: std::process::id(),

@@ -120,6 +120,11 @@ impl Worker {
         }
     }
 
+    /// Whether the thread has ended, by a panic: it does not by itself.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Readable when something has been done.
     pub(super) fn signal(&self) -> &EventFd {
         &self.desk.done
