@@ -83,7 +83,16 @@ impl Place {
     }
 
     fn open(&self) -> (Store, Found) {
-        Store::open(&self.path).unwrap()
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            match Store::open(&self.path) {
+                // A child that another test has just made has what was open at that moment, until it ends.
+                Err(StoreError::InUse { .. }) if std::time::Instant::now() < end => {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     fn read(&self) -> State {

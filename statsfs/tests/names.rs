@@ -86,7 +86,7 @@ fn directories(tree: &Tree, path: &str, all: &mut BTreeMap<String, BTreeSet<Stri
     all.insert(path.to_owned(), names);
 }
 
-fn one_round(seed: u64) {
+fn one_round(seed: u64) -> (u64, u64) {
     let mut random = Random::new(seed);
     let registry = Registry::new().unwrap();
     let tree = registry.tree().unwrap();
@@ -158,13 +158,18 @@ fn one_round(seed: u64) {
         let usage = tree.usage();
         assert_eq!((usage.left_out, usage.clashes), (0, 0));
     }
-    assert!(admitted > 10 && refused > 3, "{admitted} admitted, {refused} refused");
+    (admitted, refused)
 }
 
 #[test]
 fn what_a_registry_admits_is_there_once() {
     let seed = support::seed();
-    for round in 0..rounds(60) as u64 {
-        one_round(seed.wrapping_add(round));
+    let all = rounds(60) as u64;
+    let (mut admitted, mut refused) = (0, 0);
+    for round in 0..all {
+        let (more, less) = one_round(seed.wrapping_add(round));
+        (admitted, refused) = (admitted + more, refused + less);
     }
+    // In some rounds few are refused.
+    assert!(admitted > 10 * all && refused > 3 * all, "{admitted} admitted, {refused} refused");
 }
