@@ -22,17 +22,12 @@ use statsfs::tree::{
 };
 use statsfs::{Registry, RegistryOptions};
 use support::child::{self, Fixed, Shared, Writer};
-use support::churn::{Account, Churner, Exchange, total};
+use support::churn::{Churner, Exchange};
+use support::ledger::{FILES, Ledger, MOST, TOPS, Totals, add, bound, held};
 use support::{Random, flat, number, rounds, seed, try_number, until};
 
 /// Processes at a time.
 const AT_ONCE: usize = 20;
-/// Processes in all.
-const MOST: usize = 1 << 14;
-const TOPS: [&str; 2] = ["kvm", "net"];
-const FILES: [&str; 3] = ["work_done", "work_failed", "work_time/count"];
-
-type Ledger = [[Account; 2]; MOST];
 
 #[test]
 #[ignore = "a process that the other starts"]
@@ -108,16 +103,6 @@ struct Run {
 }
 
 impl Run {
-    fn bound(&self, top: usize, file: usize, high: bool) -> u64 {
-        let accounts = self.ledger.iter().map(|accounts| &accounts[top]);
-        match (file, high) {
-            (2, false) => total(accounts, |a| &a.counted_times),
-            (2, true) => total(accounts, |a| &a.intended_times),
-            (_, false) => (1 + file as u64) * total(accounts, |a| &a.counted_done),
-            (_, true) => (1 + file as u64) * total(accounts, |a| &a.intended_done),
-        }
-    }
-
     /// Reads one total over and over, by itself or all in one sweep.
     fn read(&self, seed: u64) {
         let mut random = Random::new(seed);
@@ -126,14 +111,14 @@ impl Run {
             let (top, file) = (random.below(2) as usize, random.below(3) as usize);
             let path = format!("{}/{}", TOPS[top], FILES[file]);
             let epoch = self.epoch.load(SeqCst);
-            let low = self.bound(top, file, false);
+            let low = bound(self.ledger, top, file, false);
             let tree = self.tree();
             let shown = if random.one_in(4) {
                 flat(&tree).get(&path).map_or(0, |shown| shown.parse().unwrap())
             } else {
                 try_number(&tree, &path).map_or(0, |shown| shown as u64)
             };
-            let high = self.bound(top, file, true);
+            let high = bound(self.ledger, top, file, true);
             let there = shown + self.taken[top][file].load(SeqCst);
             if epoch.is_multiple_of(2) && self.epoch.load(SeqCst) == epoch {
                 assert!(
@@ -225,12 +210,6 @@ impl Running {
         writer.socket.write_all(&[1]).unwrap();
         Self { writer, segments, publisher, key, detached: false }
     }
-
-    /// Once it has ended: its segments' own totals.
-    fn held(&self) -> [[u64; 3]; 2] {
-        let alone = child::tree(&self.segments);
-        TOPS.map(|top| FILES.map(|file| number(&alone, &format!("{top}/{file}")) as u64))
-    }
 }
 
 #[test]
@@ -249,13 +228,10 @@ fn processes_that_come_and_go_and_are_killed_count_to_the_last() {
     };
     run.restart(&mut []);
     let run = &run;
-    let mut held = [[0u64; 3]; 2];
+    let mut sums = Totals::default();
     let mut fold = |running: &mut Running| {
         running.writer.wait();
-        let last = running.held();
-        for (sum, last) in held.iter_mut().flatten().zip(last.iter().flatten()) {
-            *sum += last;
-        }
+        add(&mut sums, &held(&running.segments));
         run.tree().fold(running.key).unwrap();
     };
     let mut all: Vec<Running> = Vec::new();
@@ -347,9 +323,10 @@ fn processes_that_come_and_go_and_are_killed_count_to_the_last() {
             let path = format!("{name}/{file_name}");
             let shown = number(&tree, &path) as u64;
             let there = shown + run.taken[top][file].load(SeqCst);
-            assert_eq!(there, held[top][file], "{path}: what segments held, and what is there");
+            assert_eq!(there, sums[top][file], "{path}: what segments held, and what is there");
             assert_eq!(number(&tree, &format!("{name}/.departed/{file_name}")) as u64, shown);
-            let (low, high) = (run.bound(top, file, false), run.bound(top, file, true));
+            let (low, high) =
+                (bound(run.ledger, top, file, false), bound(run.ledger, top, file, true));
             assert!(low <= there && there <= high, "{low} ≤ {there} ≤ {high}");
         }
     }

@@ -512,7 +512,7 @@ fn a_status_text_comes_in_parts() {
         }
     }
     assert!(done);
-    assert_eq!(whole.into_text(), text);
+    assert_eq!(whole.into_text(), Ok(text));
     // Parts that are missing, come twice, or make it larger than is said.
     let mut whole = StatusText::default();
     assert_eq!(whole.add(0, 4, b"ab"), Ok(false));

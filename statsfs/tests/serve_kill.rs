@@ -19,17 +19,12 @@ use server::Server;
 use statsfs::host::{PublishOptions, PublishState};
 use statsfs::{Registry, RegistryOptions};
 use support::child::{self, Shared, Writer};
-use support::churn::{Account, Churner, Exchange, total};
-use support::{PATIENCE, Random, StopAtEnd, Work, number, rounds, seed, until};
+use support::churn::{Churner, Exchange};
+use support::ledger::{FILES, Ledger, MOST, TOPS, Totals, add, bound, held};
+use support::{PATIENCE, Random, StopAtEnd, Work, rounds, seed, until};
 
 /// Processes at a time.
 const AT_ONCE: usize = 8;
-/// Processes in all.
-const MOST: usize = 1 << 14;
-const TOPS: [&str; 2] = ["kvm", "net"];
-const FILES: [&str; 3] = ["work_done", "work_failed", "work_time/count"];
-
-type Ledger = [[Account; 2]; MOST];
 
 #[test]
 #[ignore = "a process that the others start"]
@@ -94,16 +89,6 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn bound(&self, top: usize, file: usize, high: bool) -> u64 {
-        let accounts = self.ledger.iter().map(|accounts| &accounts[top]);
-        match (file, high) {
-            (2, false) => total(accounts, |a| &a.counted_times),
-            (2, true) => total(accounts, |a| &a.intended_times),
-            (_, false) => (1 + file as u64) * total(accounts, |a| &a.counted_done),
-            (_, true) => (1 + file as u64) * total(accounts, |a| &a.intended_done),
-        }
-    }
-
     /// Reads one total over and over.
     fn read(&self, seed: u64) {
         let mut random = Random::new(seed);
@@ -111,9 +96,9 @@ impl Run<'_> {
         while !self.stop.load(SeqCst) {
             let (top, file) = (random.below(2) as usize, random.below(3) as usize);
             let path = format!("{}/{}", TOPS[top], FILES[file]);
-            let low = self.bound(top, file, false);
+            let low = bound(self.ledger, top, file, false);
             let there = self.server.number(&path);
-            let high = self.bound(top, file, true);
+            let high = bound(self.ledger, top, file, true);
             assert!(low <= there && there <= high, "{path}: {low} ≤ {there} ≤ {high}");
             let last = &mut last[top][file];
             assert!(*last <= there, "{path} went back from {last} to {there}");
@@ -140,12 +125,6 @@ impl Publishing {
 
     fn directory(&self) -> String {
         format!("kvm/{}-vm", self.writer.pid())
-    }
-
-    /// Once it has ended: its segments' own totals.
-    fn held(&self) -> [[u64; 3]; 2] {
-        let alone = child::tree(&self.segments);
-        TOPS.map(|top| FILES.map(|file| number(&alone, &format!("{top}/{file}")) as u64))
     }
 
     /// Waits for the end of its own socket, which comes with the end of the one to the server, and then until
@@ -176,7 +155,7 @@ fn processes_that_are_killed_or_leave_count_to_the_last() {
         stop: AtomicBool::new(false),
         checks: AtomicU64::new(0),
     };
-    let mut held = [[0_u64; 3]; 2];
+    let mut sums = Totals::default();
     let (mut times, mut forked) = (Vec::new(), 0);
     let mut all = vec![Publishing::start(server, &memory, 0, seed, false)];
     let (mut started, mut killed, mut left) = (1, 0, 0);
@@ -207,9 +186,7 @@ fn processes_that_are_killed_or_leave_count_to_the_last() {
                 times.push(one.gone(server));
             }
             one.writer.wait();
-            for (sum, last) in held.iter_mut().flatten().zip(one.held().iter().flatten()) {
-                *sum += last;
-            }
+            add(&mut sums, &held(&one.segments));
         }
         until("readers have seen something", || run.checks.load(SeqCst) > 50);
     });
@@ -217,17 +194,16 @@ fn processes_that_are_killed_or_leave_count_to_the_last() {
         one.writer.signal(libc::SIGKILL);
         times.push(one.gone(server));
         one.writer.wait();
-        for (sum, last) in held.iter_mut().flatten().zip(one.held().iter().flatten()) {
-            *sum += last;
-        }
+        add(&mut sums, &held(&one.segments));
     }
     until("all are folded", || server.status().clients.is_empty());
     for (top, name) in TOPS.iter().enumerate() {
         for (file, file_name) in FILES.iter().enumerate() {
             let shown = server.number(&format!("{name}/{file_name}"));
-            assert_eq!(shown, held[top][file], "{name}/{file_name}: shown, and held by segments");
+            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by segments");
             assert_eq!(server.number(&format!("{name}/.departed/{file_name}")), shown);
-            let (low, high) = (run.bound(top, file, false), run.bound(top, file, true));
+            let (low, high) =
+                (bound(run.ledger, top, file, false), bound(run.ledger, top, file, true));
             assert!(low <= shown && shown <= high, "{low} ≤ {shown} ≤ {high}");
         }
     }
@@ -263,11 +239,7 @@ fn a_server_that_is_killed_is_followed_by_one_that_knows_what_it_knew() {
     let memory = Shared::<Ledger>::new();
     let mut server = Server::start();
     let ledger = memory.value;
-    let bound = |top: usize, high: bool| -> u64 {
-        let accounts = ledger.iter().map(|accounts| &accounts[top]);
-        total(accounts, |a| if high { &a.intended_done } else { &a.counted_done })
-    };
-    let mut held = [[0_u64; 3]; 2];
+    let mut sums = Totals::default();
     let mut all: Vec<Publishing> = Vec::new();
     let mut started = 0;
     let mut waits = Vec::new();
@@ -308,18 +280,16 @@ fn a_server_that_is_killed_is_followed_by_one_that_knows_what_it_knew() {
                 one.writer.socket.write_all(&[1]).unwrap();
             }
             one.writer.wait();
-            for (sum, last) in held.iter_mut().flatten().zip(one.held().iter().flatten()) {
-                *sum += last;
-            }
+            add(&mut sums, &held(&one.segments));
         }
         until("they are folded", || server.status().clients.len() == all.len() + 1);
         let before = shown(&server, &all);
         thread::sleep(Duration::from_micros(random.below(50_000)));
-        let counted = bound(0, false);
+        let counted = bound(ledger, 0, 0, false);
         server.kill();
         // Nobody stops counting, or even notices.
-        let at_kill = bound(0, false);
-        until("they go on counting", || bound(0, false) > at_kill + 100);
+        let at_kill = bound(ledger, 0, 0, false);
+        until("they go on counting", || bound(ledger, 0, 0, false) > at_kill + 100);
         server.start_again();
         let start = Instant::now();
         let is_back = |client: &statsfs::host::server::ClientStatus| {
@@ -333,22 +303,21 @@ fn a_server_that_is_killed_is_followed_by_one_that_knows_what_it_knew() {
         assert_eq!(shown(&server, &all), before, "what departed, and numbers of directories");
         assert_eq!(server.number("top/work_done"), left + 3, "what was cleared stays so");
         assert_eq!(server.number(&format!("{below}/work_done")), left + 3);
-        let (low, there, high) = (bound(0, false), server.number("kvm/work_done"), bound(0, true));
+        let (low, there, high) =
+            (bound(ledger, 0, 0, false), server.number("kvm/work_done"), bound(ledger, 0, 0, true));
         assert!(low <= there && there <= high, "{low} ≤ {there} ≤ {high}; {counted} before");
     }
     for mut one in all {
         one.writer.signal(libc::SIGKILL);
         one.gone(&server);
         one.writer.wait();
-        for (sum, last) in held.iter_mut().flatten().zip(one.held().iter().flatten()) {
-            *sum += last;
-        }
+        add(&mut sums, &held(&one.segments));
     }
     until("all are folded", || server.status().clients.len() == 1);
     for (top, name) in TOPS.iter().enumerate() {
         for (file, file_name) in FILES.iter().enumerate() {
             let shown = server.number(&format!("{name}/{file_name}"));
-            assert_eq!(shown, held[top][file], "{name}/{file_name}: shown, and held by segments");
+            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by segments");
         }
     }
     println!("{started} processes, {} servers killed; all were back after {waits:?}", waits.len());

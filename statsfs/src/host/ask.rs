@@ -9,11 +9,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use super::protocol::{
-    Buffer, ClientMessage, Incoming, ReceiveError, SendError, ServerMessage, Socket,
+    Buffer, ClientMessage, Incoming, ProtocolError, ReceiveError, SendError, ServerMessage, Socket,
+    StatusText,
 };
-
-/// Longest status text that is taken.
-const MAX_STATUS: usize = 64 << 20;
 
 /// Why a server did not say.
 #[derive(Debug, Error)]
@@ -49,8 +47,8 @@ pub enum AskError {
     #[error("the server broke off")]
     BrokeOff,
     /// Its answer has pieces that do not belong together.
-    #[error("the server's answer is not whole")]
-    Parts,
+    #[error("the server's answer is not whole: {0}")]
+    Parts(#[source] ProtocolError),
 }
 
 /// What the server at `socket` says of itself, in JSON: of all clients to root, else of the user's own. See
@@ -71,17 +69,13 @@ pub fn ask_status(socket: &Path, timeout: Duration) -> Result<String, AskError> 
         Err(error) => return Err(error.into()),
     }
     let end = Instant::now() + timeout;
-    let (mut buffer, mut fds, mut text) = (Buffer::default(), Vec::new(), Vec::new());
+    let (mut buffer, mut fds, mut text) = (Buffer::default(), Vec::new(), StatusText::default());
     loop {
         fds.clear();
         match connection.receive(&mut buffer, &mut fds)? {
             Incoming::Message(ServerMessage::StatusPart { offset, total, part }) => {
-                if offset as usize != text.len() || total as usize > MAX_STATUS {
-                    return Err(AskError::Parts);
-                }
-                text.extend_from_slice(part);
-                if text.len() == total as usize {
-                    return String::from_utf8(text).map_err(|_| AskError::Parts);
+                if text.add(offset, total, part).map_err(AskError::Parts)? {
+                    return text.into_text().map_err(AskError::Parts);
                 }
             }
             Incoming::Message(ServerMessage::Refused { reason, .. }) => {

@@ -354,14 +354,12 @@ impl Talk<'_> {
         let mut told = 0;
         let answer_due = Instant::now() + ANSWER;
         loop {
+            if let Err(end) = self.receive(&socket, buffer) {
+                return end;
+            }
             let is_published = matches!(*self.shared.state(), PublishState::Published { .. });
-            match self.receive(&socket, buffer) {
-                Ok(true) => {}
-                Ok(false) if told > 0 && !is_published && Instant::now() > answer_due => {
-                    return End::Lost("the server does not answer".into());
-                }
-                Ok(false) => {}
-                Err(end) => return end,
+            if told > 0 && !is_published && Instant::now() > answer_due {
+                return End::Lost("the server does not answer".into());
             }
             if self.shared.is_to_stop() {
                 if told == 0 {
@@ -374,7 +372,6 @@ impl Talk<'_> {
                 Ok(told_all) => told_all,
                 Err(end) => return end,
             };
-            let is_published = matches!(*self.shared.state(), PublishState::Published { .. });
             let timeout = match (told_all, is_published) {
                 (false, _) => Some(NO_ROOM),
                 (true, false) => Some(ANSWER),
@@ -386,11 +383,10 @@ impl Talk<'_> {
         }
     }
 
-    /// Takes what the server says. Whether it said something.
-    fn receive(&self, socket: &Socket, buffer: &mut Buffer) -> Result<bool, End> {
+    /// Takes what the server says.
+    fn receive(&self, socket: &Socket, buffer: &mut Buffer) -> Result<(), End> {
         let mut fds = Vec::new();
         let lost = || End::Lost("the server has closed the connection".into());
-        let mut said = false;
         loop {
             match socket.receive(buffer, &mut fds) {
                 Ok(Incoming::Message(ServerMessage::Welcome { pid, mount })) => {
@@ -403,11 +399,10 @@ impl Talk<'_> {
                 }
                 Ok(Incoming::Message(ServerMessage::Bye)) => return Err(End::Stopped),
                 Ok(Incoming::Message(_)) => {}
-                Ok(Incoming::Nothing) => return Ok(said),
+                Ok(Incoming::Nothing) => return Ok(()),
                 Ok(Incoming::End) => return Err(lost()),
                 Err(error) => return Err(End::Lost(error.to_string())),
             }
-            said = true;
         }
     }
 

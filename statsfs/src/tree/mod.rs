@@ -32,7 +32,7 @@ mod ledger;
 mod membership;
 mod model;
 mod nodes;
-mod numbers;
+pub(crate) mod numbers;
 mod options;
 mod processes;
 mod render;

@@ -16,9 +16,9 @@ use std::io;
 use super::inode::{DirId, MAX_DIR};
 
 /// Bits of a directory's number that are its place in the block.
-pub(super) const PLACE_BITS: u32 = 12;
+pub(crate) const PLACE_BITS: u32 = 12;
 /// Most blocks that there can be.
-pub(super) const MAX_BLOCKS: u64 = (MAX_DIR + 1) >> PLACE_BITS;
+pub(crate) const MAX_BLOCKS: u64 = (MAX_DIR + 1) >> PLACE_BITS;
 /// How many blocks a count that is kept is ahead.
 const AHEAD: u64 = 256;
 

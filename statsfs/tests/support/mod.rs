@@ -188,3 +188,4 @@ pub fn rounds(n: usize) -> usize {
 
 pub mod child;
 pub mod churn;
+pub mod ledger;

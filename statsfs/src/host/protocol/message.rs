@@ -140,6 +140,9 @@ pub enum ProtocolError {
     /// The reason is not UTF-8.
     #[error("the reason of a refusal is not UTF-8")]
     Reason,
+    /// The status text is not UTF-8.
+    #[error("a status text is not UTF-8")]
+    StatusText,
     /// A part of the status text lies outside it.
     #[error("{len} bytes at {offset} are no part of a status text of {total} bytes")]
     Part {
@@ -254,10 +257,12 @@ impl StatusText {
         Ok(end == total as usize)
     }
 
-    /// The text; what is not UTF-8 in it is replaced.
-    pub fn into_text(self) -> String {
-        String::from_utf8(self.0)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    /// The text.
+    ///
+    /// # Errors
+    /// [`ProtocolError::StatusText`] if it is not UTF-8.
+    pub fn into_text(self) -> Result<String, ProtocolError> {
+        String::from_utf8(self.0).map_err(|_| ProtocolError::StatusText)
     }
 }
 

@@ -89,6 +89,11 @@ impl Closer {
     }
 }
 
+/// What a user is told whose descriptors hang.
+pub(super) fn hanging(uid: u32) -> String {
+    format!("what user {uid} has sent before can not be closed")
+}
+
 fn work(desk: &Desk) {
     let mut queue = desk.lock();
     loop {

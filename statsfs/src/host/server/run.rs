@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::clients::{Client, Clients, GREETING, Phase, Who};
-use super::closer::Closer;
+use super::closer::{self, Closer};
 use super::keep::Keep;
 use super::limits::{Accounts, Amounts};
 use super::listen::Listening;
@@ -203,7 +203,7 @@ impl Server {
         let (pidfd, start_time) =
             peer.life.map_or((None, 0), |life| (Some(life.pidfd), life.start_time));
         if self.closer.hangs(uid) {
-            let reason = format!("what user {uid} has sent before can not be closed");
+            let reason = closer::hanging(uid);
             return self.turn_away(socket, pid, uid, RefusedFor::Protocol, reason, true);
         }
         let mut has = Amounts::default();

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::clients::{Outgoing, Phase};
+use super::closer;
 use super::limits::Amounts;
 use super::received::Received;
 use super::run::{IN_TURN, Server, pidfd_token, socket_token};
@@ -40,8 +41,7 @@ impl Server {
             let Some(socket) = &client.socket else { return };
             let (uid, mut fds) = (client.who.uid, Vec::new());
             if self.closer.hangs(uid) {
-                let text = format!("what user {uid} has sent before can not be closed");
-                return self.refuse(id, RefusedFor::Protocol, text, true);
+                return self.refuse(id, RefusedFor::Protocol, closer::hanging(uid), true);
             }
             let incoming = socket.receive(&mut self.buffer, &mut fds);
             if !matches!(incoming, Ok(Incoming::Nothing)) {

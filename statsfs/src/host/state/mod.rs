@@ -41,7 +41,8 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use crate::registry::names::identity;
 use crate::segment::layout::{MAX_SEGMENTS, ROOT_ID, is_source_name};
-use crate::tree::inode::{MAX_DIR, MAX_IDENTITIES};
+use crate::tree::inode::MAX_IDENTITIES;
+use crate::tree::numbers::{MAX_BLOCKS, PLACE_BITS};
 pub use crate::tree::{Left, Saved, SavedAccount, SavedDirectory};
 
 pub use error::{CommitError, StateError, StoreError};
@@ -56,11 +57,6 @@ pub const MAX_WORDS: usize = 1 << 26;
 /// How many publishers that were folded are remembered. Only one whose segments somebody still has can come
 /// back: the server that was killed while it folded it, or a publisher that is not honest.
 pub const MAX_FOLDED: usize = 4096;
-
-/// Bits of a directory's number that are its place in a block.
-const PLACE_BITS: u32 = 12;
-/// Most blocks that there can be.
-const MAX_BLOCKS: u64 = (MAX_DIR + 1) >> PLACE_BITS;
 
 /// All that outlasts a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
