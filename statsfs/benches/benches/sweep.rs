@@ -3,45 +3,25 @@
 //!
 //! `cargo bench -p statsfs-benches --bench sweep [-- --quick --json]`; takes about 200 MB.
 
+#[path = "common/values.rs"]
+mod values;
+
 use std::time::Instant;
 
 use statsfs::tree::Snapshot;
-use statsfs::value::LabelSet;
 use statsfs::{Registry, RegistryOptions, Slot, Source, stats};
 use statsfs_benches::{Comparison, Options, escape, pin, timed};
+use values::Nth;
 
 /// Values of each vCPU.
 const VALUES: usize = 100;
-
-/// One of the values: a set of labels without an enum.
-#[derive(Clone, Copy)]
-struct Nth(usize);
-
-macro_rules! tens {
-    ($($ten:literal)*) => {
-        [$(
-            concat!($ten, "0"), concat!($ten, "1"), concat!($ten, "2"), concat!($ten, "3"),
-            concat!($ten, "4"), concat!($ten, "5"), concat!($ten, "6"), concat!($ten, "7"),
-            concat!($ten, "8"), concat!($ten, "9"),
-        )*]
-    };
-}
-
-impl LabelSet for Nth {
-    const KEY: &'static str = "nth";
-    const NAMES: &'static [&'static str] =
-        &tens!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9") as &[&str; VALUES];
-    const HELP: &'static [&'static str] = &["one of many"; VALUES];
-    fn index(self) -> usize {
-        self.0
-    }
-}
+type Value = Nth<VALUES>;
 
 stats! {
     /// Many values.
     struct Vcpu: "vcpu" {
         /// This is {}.
-        value: PerLabel<Counter, Nth>,
+        value: PerLabel<Counter, Value>,
     }
 }
 

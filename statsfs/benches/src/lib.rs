@@ -39,11 +39,61 @@ impl Options {
         options
     }
 
+    /// Prints what was measured by itself and not side by side: of several values the median, the least and
+    /// the greatest.
+    ///
+    /// # Panics
+    /// If one has no values.
+    pub fn facts(&self, title: &str, facts: &[Fact]) {
+        let mut text = String::new();
+        let width = facts.iter().map(|f| f.name.chars().count()).max().unwrap_or(0);
+        if !self.json {
+            let _ = writeln!(text, "\n{title}{}", if self.quick { " (smoke run)" } else { "" });
+        }
+        for Fact { name, values, unit } in facts {
+            let mut values = values.clone();
+            values.sort_by(f64::total_cmp);
+            let (least, greatest) = (values[0], values[values.len() - 1]);
+            let median = quartiles(values)[1];
+            let _ = if self.json {
+                writeln!(
+                    text,
+                    "{{\"table\":\"{title}\",\"fact\":\"{name}\",\"unit\":\"{unit}\",\
+                     \"median\":{median:.3},\"least\":{least:.3},\"greatest\":{greatest:.3}}}"
+                )
+            } else if least < greatest {
+                writeln!(text, "  {name:width$}  {median:>10.2} {unit}  ({least:.2}–{greatest:.2})")
+            } else {
+                writeln!(text, "  {name:width$}  {median:>10.2} {unit}")
+            };
+        }
+        // A closed pipe is the reader's choice.
+        let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+
     /// Prints a line of explanation, unless the output is JSON.
     pub fn say(&self, text: impl std::fmt::Display) {
         if !self.json {
             println!("{text}");
         }
+    }
+}
+
+/// What was measured by itself, once or several times.
+#[derive(Clone, Debug)]
+pub struct Fact {
+    /// What it is.
+    pub name: String,
+    /// What it was, each time.
+    pub values: Vec<f64>,
+    /// The unit.
+    pub unit: &'static str,
+}
+
+impl Fact {
+    /// One that was measured once.
+    pub fn once(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
+        Self { name: name.into(), values: vec![value], unit }
     }
 }
 
@@ -104,6 +154,25 @@ pub fn pin(index: usize) -> usize {
     cpus.len()
 }
 
+/// Binds all threads of a process to one of those CPUs, as [`pin`] does, or to all of them.
+pub fn pin_process(pid: u32, index: Option<usize>) {
+    let cpus = cpus();
+    // SAFETY: an all-zero cpu_set_t is a valid empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for (at, &cpu) in cpus.iter().enumerate() {
+        if index.is_none_or(|index| index % cpus.len() == at) {
+            // SAFETY: the CPU comes from a set of the same size.
+            unsafe { libc::CPU_SET(cpu, &mut set) };
+        }
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    for task in tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()) {
+        // As above, one that is not bound makes the figures noisier, not wrong.
+        // SAFETY: the kernel reads the given size of a set of that size.
+        unsafe { libc::sched_setaffinity(task, size_of_val(&set), &set) };
+    }
+}
+
 /// Something measured: runs a number of iterations and answers how long they took.
 type Run<'a> = Box<dyn FnMut(u64) -> Duration + 'a>;
 
@@ -128,6 +197,7 @@ struct Case<'a> {
 pub struct Comparison<'a> {
     title: &'static str,
     cases: Vec<Case<'a>>,
+    rounds: usize,
 }
 
 /// The figures of one case.
@@ -152,7 +222,12 @@ pub struct Figure {
 impl<'a> Comparison<'a> {
     /// An empty comparison.
     pub fn new(title: &'static str) -> Self {
-        Self { title, cases: Vec::new() }
+        Self { title, cases: Vec::new(), rounds: 61 }
+    }
+
+    /// Has fewer rounds than usual, for cases that take long.
+    pub fn rounds(&mut self, rounds: usize) {
+        self.rounds = rounds;
     }
 
     /// Adds a case: `run` performs the given number of iterations and answers their time.
@@ -197,9 +272,9 @@ impl<'a> Comparison<'a> {
     /// Measures all cases, prints the table (or the JSON lines) and answers the figures in order.
     pub fn run(mut self, options: Options) -> Vec<Figure> {
         let (batch, rounds) = if options.quick {
-            (Duration::from_micros(100), 3)
+            (Duration::from_micros(100), self.rounds.min(3))
         } else {
-            (Duration::from_millis(2), 61)
+            (Duration::from_millis(2), self.rounds)
         };
         let iterations: Vec<u64> =
             self.cases.iter_mut().map(|case| calibrate(&mut case.run, batch)).collect();
@@ -252,7 +327,10 @@ fn calibrate(run: &mut Run<'_>, batch: Duration) -> u64 {
 }
 
 /// The lower quartile, the median and the upper quartile.
-fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+///
+/// # Panics
+/// If there are no values.
+pub fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     let last = values.len() - 1;
     [last / 4, last / 2, last - last / 4].map(|at| values[at])

@@ -39,10 +39,10 @@ impl MountOptions {
         Self::default()
     }
 
-    /// Threads that answer requests, at least 2.
+    /// Threads that answer requests, at least 1. With one, whatever takes long has all others wait.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = threads.max(2);
+        self.threads = threads.max(1);
         self
     }
 

@@ -20,7 +20,7 @@
 //!
 //! Where folds overtake one sweep after the other, `Process::settle` reads without starting again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -191,10 +191,12 @@ pub struct Process {
     segments: Vec<SegmentReader>,
     by_index: HashMap<u32, u16>,
     groups: Groups,
-    entries: HashMap<u64, Entry>,
+    entries: HashMap<u64, Box<Entry>>,
     sources: usize,
     /// Live, visible, attached sources by parent and name.
     names: HashMap<(u64, String), u64>,
+    /// Groups, by their plans' numbers, that have no name in common.
+    get_along: HashSet<Vec<u32>>,
     /// Accumulators by source and group.
     accumulators: HashMap<(u64, u32), Key>,
     /// Accumulators' generations, and the copies that were selected at the last refresh.
@@ -228,6 +230,7 @@ impl Process {
             entries: HashMap::new(),
             sources: 0,
             names: HashMap::new(),
+            get_along: HashSet::new(),
             accumulators: HashMap::new(),
             selected: HashMap::new(),
             folds: 0,

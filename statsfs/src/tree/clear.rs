@@ -5,9 +5,11 @@
 //! the account that the counts are on, and move with them when a source departs; both happen under the
 //! tree's lock, so what a clear took and what is left always add up to what was counted.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::io;
+use std::ops::Range;
 
 use super::files::IdentityId;
 use super::inode::DirId;
@@ -149,9 +151,42 @@ fn remove<K: Eq + Hash>(all: &mut HashMap<K, OfGroups>, key: K, group: GroupId) 
 }
 
 /// Where the words of a value are among its group's.
-pub(crate) fn word_range(group: &GroupDescriptor, value: usize) -> std::ops::Range<usize> {
+pub(crate) fn word_range(group: &GroupDescriptor, value: usize) -> Range<usize> {
     let start = group.values()[..value].iter().map(|v| v.ty.cells()).sum();
     start..start + group.values()[value].ty.cells()
+}
+
+/// A group's values, and where the words of each are.
+pub(super) fn values_and_words(
+    group: &GroupDescriptor,
+) -> impl Iterator<Item = (&Descriptor, Range<usize>)> {
+    let mut end = 0;
+    group.values().iter().map(move |value| {
+        let start = end;
+        end += value.ty.cells();
+        (value, start..end)
+    })
+}
+
+/// The words of one value as they are shown: since its last clear, which left this baseline.
+pub(super) fn shown<'a>(
+    account: Account,
+    value: &Descriptor,
+    words: &'a [u64],
+    baseline: Option<&[u64]>,
+) -> Cow<'a, [u64]> {
+    let Some(baseline) = baseline.filter(|_| value.semantics == Semantics::Cumulative) else {
+        return Cow::Borrowed(words);
+    };
+    let shown = words.iter().zip(baseline).map(|(raw, baseline)| match account {
+        Account::Live(_) => since(value.ty, *raw, *baseline),
+        // A narrow cell that is still counted in and wraps leaves less than its baseline.
+        Account::Departed(_) if value.ty.width() < 8 => {
+            (raw.wrapping_sub(*baseline) as i64).max(0) as u64
+        }
+        Account::Departed(_) | Account::Left(_) => raw.wrapping_sub(*baseline),
+    });
+    Cow::Owned(shown.collect())
 }
 
 impl State {
@@ -205,25 +240,9 @@ impl State {
         Some(sums)
     }
 
-    /// The words of one value as they are shown: since its last clear. `words` are the value's.
-    pub(crate) fn shown(&self, cells: &Cells, value: usize, words: &[u64]) -> Vec<u64> {
-        let group = &self.groups[cells.group];
-        let descriptor = &group.values()[value];
-        let baseline = self.baselines.get(cells.account, cells.group);
-        let Some(baseline) = baseline.filter(|_| descriptor.semantics == Semantics::Cumulative)
-        else {
-            return words.to_vec();
-        };
-        let baseline = &baseline[word_range(group, value)];
-        let shown = words.iter().zip(baseline).map(|(raw, baseline)| match cells.account {
-            Account::Live(_) => since(descriptor.ty, *raw, *baseline),
-            // A narrow cell that is still counted in and wraps leaves less than its baseline.
-            Account::Departed(_) if descriptor.ty.width() < 8 => {
-                (raw.wrapping_sub(*baseline) as i64).max(0) as u64
-            }
-            Account::Departed(_) | Account::Left(_) => raw.wrapping_sub(*baseline),
-        });
-        shown.collect()
+    /// The baseline of cells that a sweep read.
+    pub(super) fn baseline(&self, cells: &Cells) -> Option<&[u64]> {
+        self.baselines.get(cells.account, cells.group)
     }
 
     /// Clears, from a sweep of what the scope requests, and answers what that took away. Nothing is cleared
@@ -263,21 +282,24 @@ impl State {
     fn clear_cells(&mut self, sweep: &Sweep, cells: &Cells, want: Want, cleared: &mut Cleared) {
         let group = self.groups[cells.group].clone();
         let words = sweep.words(cells);
-        for (value, descriptor) in group.values().iter().enumerate() {
+        let wanted = match want {
+            Want::All => None,
+            Want::Value(identity) => match self.identities.value_of(cells.group, identity) {
+                None => return,
+                wanted => wanted,
+            },
+        };
+        for (value, (descriptor, range)) in values_and_words(&group).enumerate() {
             if descriptor.semantics != Semantics::Cumulative {
                 continue;
             }
-            let range = word_range(&group, value);
-            let raw = match want {
-                Want::All => &words[range.clone()],
-                Want::Value(identity) => {
-                    if self.identities.value_of(cells.group, identity) != Some(value) {
-                        continue;
-                    }
-                    words
-                }
+            let raw = match wanted {
+                None => &words[range.clone()],
+                Some(wanted) if wanted == value => words,
+                Some(_) => continue,
             };
-            let shown = self.shown(cells, value, raw);
+            let before = self.baseline(cells).map(|baseline| &baseline[range.clone()]);
+            let shown = shown(cells.account, descriptor, raw, before).into_owned();
             let baseline = self.baselines.entry(cells.account, cells.group, group.words());
             baseline[range].copy_from_slice(raw);
             let mut take = |name: String, taken: u64| {

@@ -1,11 +1,12 @@
 //! Directories: which source is shown in which, under what name, and which groups of values they know.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::OnceLock;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, OnceLock};
 
 use super::by_name::BY_NAME;
 use super::clashes::Why;
 use super::files::{Files, Identities, IdentityId};
+use super::groups::GroupCounts;
 use super::inode::{DirId, Node};
 use super::numbers::PLACE_BITS;
 use super::sweep::Account;
@@ -34,13 +35,13 @@ pub(crate) struct Dir {
     pub(crate) owner: Owner,
     /// Sources in this directory, and below it, that have each group. What is left of processes that are
     /// gone counts as one below.
-    pub(crate) own: BTreeMap<GroupId, usize>,
-    pub(crate) below: BTreeMap<GroupId, usize>,
+    pub(crate) own: GroupCounts,
+    pub(crate) below: GroupCounts,
     /// At the top level, where several processes meet: when each identity came, and how many of the
     /// groups above have it. Within one process no name has two identities.
     pub(crate) admitted: HashMap<IdentityId, (u64, usize)>,
     next_admission: u64,
-    files: OnceLock<Files>,
+    files: OnceLock<Arc<Files>>,
     /// The values that the last files left out.
     left_out: Vec<Box<str>>,
     /// At the top level: the user whose process brought the name, if that counts.
@@ -58,8 +59,8 @@ impl Dir {
             created_ns,
             private: false,
             owner,
-            own: BTreeMap::new(),
-            below: BTreeMap::new(),
+            own: GroupCounts::default(),
+            below: GroupCounts::default(),
             admitted: HashMap::new(),
             next_admission: 0,
             files: OnceLock::new(),
@@ -85,7 +86,7 @@ impl Dir {
     /// disappeared.
     fn count(&mut self, own: bool, group: GroupId, add: bool, identities: &Identities) -> bool {
         let groups = if own { &mut self.own } else { &mut self.below };
-        let changed = count(groups, group, add);
+        let changed = groups.count(group, add);
         if changed && self.parent == ROOT_DIR {
             for identity in identities.of(group).iter().flatten() {
                 if add {
@@ -104,16 +105,19 @@ impl Dir {
     }
 
     /// A subordinate came or went: where several processes meet, a value of its name goes or comes.
-    fn forget_files_of_many(&mut self) {
-        if self.members.len() > 1 {
+    fn forget_files_called(&mut self, name: &str) {
+        let has = |files: &Arc<Files>| {
+            files.get(name).is_some() || files.left_out.iter().any(|left_out| **left_out == *name)
+        };
+        if self.files.get().is_some_and(has) {
             self.forget_files();
         }
     }
 
     /// Has the files computed anew.
-    fn forget_files(&mut self) -> Option<Files> {
-        let mut files = self.files.take()?;
-        self.left_out = std::mem::take(&mut files.left_out);
+    fn forget_files(&mut self) -> Option<Arc<Files>> {
+        let files = self.files.take()?;
+        self.left_out.clone_from(&files.left_out);
         Some(files)
     }
 
@@ -124,16 +128,17 @@ impl Dir {
 }
 
 /// The directories that a tree has of its own.
-pub(super) fn root_dirs(options: &TreeOptions) -> HashMap<DirId, Dir> {
+pub(super) fn root_dirs(options: &TreeOptions) -> HashMap<DirId, Box<Dir>> {
     let now = crate::segment::arena::now_ns();
     let mut dirs = HashMap::new();
     let mut root = Dir::new(ROOT_DIR, "", now, options.owner);
     if options.pid_prefix {
         root.children.insert(BY_NAME_DIR);
         root.by_name.insert(BY_NAME.into(), BY_NAME_DIR);
-        dirs.insert(BY_NAME_DIR, Dir::new(ROOT_DIR, BY_NAME, now, options.owner));
+        let by_name = Dir::new(ROOT_DIR, BY_NAME, now, options.owner);
+        dirs.insert(BY_NAME_DIR, Box::new(by_name));
     }
-    dirs.insert(ROOT_DIR, root);
+    dirs.insert(ROOT_DIR, Box::new(root));
     dirs
 }
 
@@ -141,13 +146,23 @@ impl State {
     /// The files of a directory, computed when first asked for after its groups changed.
     pub(crate) fn files(&self, dir: DirId) -> Option<&Files> {
         let directory = self.dirs.get(&dir)?;
-        Some(directory.files.get_or_init(|| {
-            let files = Files::new(&self.identities, directory);
+        Some(&**directory.files.get_or_init(|| {
+            let files = self.files_anew(directory);
             for name in files.left_out.iter().filter(|name| !directory.left_out.contains(name)) {
                 self.clashes.report("value", name, &self.path(dir), Why::Taken);
             }
             files
         }))
+    }
+
+    fn files_anew(&self, dir: &Dir) -> Arc<Files> {
+        if dir.parent != ROOT_DIR {
+            let files = self.file_sets.of(&self.identities, dir);
+            if dir.by_name.keys().all(|name| files.get(name).is_none()) {
+                return files;
+            }
+        }
+        Arc::new(Files::new(&self.identities, dir, |name| dir.child(name).is_some()))
     }
 
     /// A directory's path from the root of the mount, without a leading slash.
@@ -192,7 +207,7 @@ impl State {
             if process.detached
                 && let Some(source) = self.sources.get(key)
             {
-                all.extend(source.own.union(&source.totals));
+                all.extend(source.own.iter().chain(source.totals.iter()));
             }
             let groups = process.source(key.1).into_iter().flat_map(|record| &record.groups);
             let accumulated = groups.filter(|group| group.accumulator.is_some());
@@ -367,9 +382,9 @@ impl State {
         if let Some(above) = self.dirs.get_mut(&dir.parent) {
             above.children.insert(id);
             above.by_name.insert(dir.name.clone(), id);
-            above.forget_files_of_many();
+            above.forget_files_called(&dir.name);
         }
-        self.dirs.insert(id, dir);
+        self.dirs.insert(id, Box::new(dir));
     }
 
     /// Takes a source's directory away.
@@ -393,7 +408,7 @@ impl State {
         if let Some(above) = self.dirs.get_mut(&dir.parent) {
             above.children.remove(&id);
             above.by_name.remove(&dir.name);
-            above.forget_files_of_many();
+            above.forget_files_called(&dir.name);
         }
         self.clashes.free(dir.parent, &dir.name);
         if let Some(uid) = dir.brought_by {
@@ -431,7 +446,7 @@ impl State {
         if detached {
             // It is all there is, and shows what it counted and what departed from it.
             if itself {
-                let all: Vec<_> = own.union(&totals).map(|group| (false, *group)).collect();
+                let all: Vec<_> = own.union(&totals).iter().map(|group| (false, group)).collect();
                 self.count_in(shown_in, &all, add);
             }
             return;
@@ -439,11 +454,11 @@ impl State {
         let mut at = shown_in;
         while at != ROOT_DIR {
             let own_dir = itself && at == shown_in;
-            let mut all: Vec<_> = own.iter().map(|group| (own_dir, *group)).collect();
+            let mut all: Vec<_> = own.iter().map(|group| (own_dir, group)).collect();
             if own_dir {
                 // Of what departed, the sources above have totals of their own; explicit aggregates are
                 // shown where they were asked for, which for a hidden source is nowhere.
-                all.extend(totals.iter().map(|group| (false, *group)));
+                all.extend(totals.iter().map(|group| (false, group)));
             }
             if !self.count_in(at, &all, add) {
                 return;
@@ -478,22 +493,5 @@ impl State {
         if dir != ROOT_DIR {
             self.count_in(dir, &[(false, group)], true);
         }
-    }
-}
-
-/// Counts in or out; whether the group appeared or disappeared.
-fn count(groups: &mut BTreeMap<GroupId, usize>, group: GroupId, add: bool) -> bool {
-    if add {
-        let n = groups.entry(group).or_default();
-        *n += 1;
-        return *n == 1;
-    }
-    match groups.get_mut(&group) {
-        Some(n) if *n > 1 => {
-            *n -= 1;
-            false
-        }
-        Some(_) => groups.remove(&group).is_some(),
-        None => false,
     }
 }

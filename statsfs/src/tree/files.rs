@@ -1,7 +1,7 @@
 //! Which files a directory has: the values of its own groups, and the aggregates of those below.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::GroupId;
 use super::dirs::Dir;
@@ -76,6 +76,11 @@ impl Identities {
     pub(crate) fn value_of(&self, group: GroupId, identity: IdentityId) -> Option<usize> {
         self.of_group[group].iter().position(|id| *id == Some(identity))
     }
+
+    /// Which value of each group has this identity.
+    pub(super) fn values_of(&self, identity: IdentityId) -> Vec<Option<usize>> {
+        (0..self.of_group.len()).map(|group| self.value_of(group, identity)).collect()
+    }
 }
 
 /// One file (or histogram directory) of a directory.
@@ -120,16 +125,42 @@ pub(crate) struct Files {
     pub(super) left_out: Vec<Box<str>>,
 }
 
+/// The groups that a directory knows: its own, and those below.
+type Known = (Box<[GroupId]>, Box<[GroupId]>);
+
+/// Files that directories have in common, so that there are as many as there are kinds of directories.
+#[derive(Debug, Default)]
+pub(crate) struct FileSets(Mutex<HashMap<Known, Weak<Files>>>);
+
+impl FileSets {
+    /// The files of a directory whose subordinates' names are all free, and in which it does not matter what
+    /// came first.
+    pub(super) fn of(&self, identities: &Identities, dir: &Dir) -> Arc<Files> {
+        let known = (dir.own.groups().collect(), dir.below.groups().collect());
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = all.get(&known).and_then(Weak::upgrade) {
+            return files;
+        }
+        if all.len() == all.capacity() {
+            all.retain(|_, files| files.strong_count() > 0);
+        }
+        let files = Arc::new(Files::new(identities, dir, |_| false));
+        all.insert(known, Arc::downgrade(&files));
+        files
+    }
+}
+
 impl Files {
-    pub(crate) fn new(identities: &Identities, dir: &Dir) -> Self {
+    /// The files of a directory, but for those whose names are taken by subordinates.
+    pub(super) fn new(identities: &Identities, dir: &Dir, is_taken: impl Fn(&str) -> bool) -> Self {
         // For every identity, whether the directory itself and whether something below has it.
         let mut found: BTreeMap<IdentityId, (bool, bool)> = BTreeMap::new();
-        for group in dir.own.keys() {
-            let of_group = identities.of(*group).iter().flatten();
+        for group in dir.own.groups() {
+            let of_group = identities.of(group).iter().flatten();
             of_group.for_each(|identity| found.entry(*identity).or_default().0 = true);
         }
-        for group in dir.below.keys() {
-            let of_group = identities.of(*group).iter().flatten();
+        for group in dir.below.groups() {
+            let of_group = identities.of(group).iter().flatten();
             of_group.for_each(|identity| found.entry(*identity).or_default().1 = true);
         }
         let mut files = Self::default();
@@ -140,7 +171,7 @@ impl Files {
             let Some(value) = identities.get(identity) else { continue };
             for (name, part) in names(value, own, below) {
                 // Another process's subordinate may have the name; it keeps it.
-                if dir.child(&name).is_some() {
+                if is_taken(&name) {
                     files.left_out.push(name.into());
                     continue;
                 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use super::clear::word_range;
+use super::clear::{shown, values_and_words, word_range};
 use super::dirs::ROOT_DIR;
 use super::inode::DirId;
 use super::saved::Left;
@@ -77,15 +77,16 @@ impl State {
             let dir = self.departs_in(cells.account).unwrap_or(ROOT_DIR);
             let (group, words) = (&self.groups[cells.group], sweep.words(cells));
             let (mut raw, mut cleared) = (vec![0; words.len()], vec![0; words.len()]);
-            for (value, descriptor) in group.values().iter().enumerate() {
-                if descriptor.semantics != Semantics::Cumulative {
+            let baseline = self.baseline(cells);
+            for (value, range) in values_and_words(group) {
+                if value.semantics != Semantics::Cumulative {
                     continue;
                 }
-                let range = word_range(group, value);
-                let shown = self.shown(cells, value, &words[range.clone()]);
-                for (at, shown) in range.zip(shown) {
+                let before = baseline.map(|baseline| &baseline[range.clone()]);
+                let shown = shown(cells.account, value, &words[range.clone()], before);
+                for (at, shown) in range.zip(&*shown) {
                     // Whatever the width of its cells was, it shows what it showed.
-                    (raw[at], cleared[at]) = (words[at], words[at].wrapping_sub(shown));
+                    (raw[at], cleared[at]) = (words[at], words[at].wrapping_sub(*shown));
                 }
             }
             if raw.iter().all(|word| *word == 0) {

@@ -17,7 +17,7 @@
 //! # How it works
 //! Per process there is a model of its sources (`model`), shown in directories (`dirs`). `sweep` reads
 //! cells, `clear` keeps the baselines, `ledger` what processes left, `files` knows which files a directory
-//! has, `render` writes them, `nodes` serves them to the file system, `by_name` links to them. The tree is
+//! has, `render` and `flat` write them, `nodes` serves them to the file system, `by_name` links to them. The tree is
 //! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
 
 mod access;
@@ -27,6 +27,8 @@ mod clashes;
 mod clear;
 mod dirs;
 mod files;
+mod flat;
+mod groups;
 pub(crate) mod inode;
 mod ledger;
 mod membership;
@@ -46,7 +48,7 @@ mod wake;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use crate::fs::{Errno, Gone};
@@ -58,7 +60,7 @@ use self::clashes::Clashes;
 pub use self::clear::Cleared;
 use self::clear::{Baselines, Scope};
 use self::dirs::{BY_NAME_DIR, Dir};
-use self::files::Identities;
+use self::files::{FileSets, Identities};
 use self::inode::DirId;
 use self::ledger::Ledger;
 use self::membership::Look;
@@ -69,7 +71,7 @@ use self::processes::Processes;
 pub use self::processes::{Feed, Identity, ProcessKey, ProcessUsage};
 use self::saved::Remembered;
 pub use self::saved::{Keeper, Left, Occasion, Saved, SavedAccount, SavedDirectory};
-use self::sweep::{Plan, Request, Sweep};
+use self::sweep::{Request, Sweep};
 use self::users::Users;
 use self::wake::Sleeper;
 pub use self::wake::{Wake, Waker};
@@ -107,8 +109,8 @@ pub(crate) struct State {
     /// Whether any number of processes that nobody trusts are in it.
     is_host: bool,
     processes: Processes,
-    sources: HashMap<SourceKey, SourceModel>,
-    dirs: HashMap<DirId, Dir>,
+    sources: HashMap<SourceKey, Box<SourceModel>>,
+    dirs: HashMap<DirId, Box<Dir>>,
     numbers: Numbers,
     links: Links,
     groups: Vec<Arc<GroupDescriptor>>,
@@ -122,6 +124,7 @@ pub(crate) struct State {
     unkept_by: Option<ProcessKey>,
     failing: bool,
     identities: Identities,
+    file_sets: FileSets,
     baselines: Baselines,
     ledger: Ledger,
     clashes: Clashes,
@@ -130,8 +133,6 @@ pub(crate) struct State {
     /// Processes that were let go, collected by a refresh, and how many there were so far.
     refused: Vec<Refused>,
     refused_so_far: u64,
-    /// How to read everything.
-    whole: OnceLock<Plan>,
 }
 
 /// All cells of a tree, read in one sweep. Use one again and again: that saves its memory.

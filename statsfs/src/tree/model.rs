@@ -11,20 +11,20 @@
 //! undone when it is there again.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::OnceLock;
 
 use super::by_name::Links;
 use super::clashes::Clashes;
 use super::clear::Baselines;
 use super::dirs::{ROOT_DIR, root_dirs};
-use super::files::Identities;
+use super::files::{FileSets, Identities};
+use super::groups::GroupSet;
 use super::inode::DirId;
 use super::ledger::Ledger;
 use super::numbers::Numbers;
 use super::processes::{Member, Processes};
 use super::saved::Remembered;
 use super::users::Users;
-use super::{GroupId, ProcessId, SourceKey, State, TreeError, TreeOptions};
+use super::{ProcessId, SourceKey, State, TreeError, TreeOptions};
 use crate::segment::layout::ROOT_ID;
 use crate::segment::process::SourceRecord;
 
@@ -53,10 +53,26 @@ pub(crate) struct SourceModel {
     /// Whether it has none because another's name is in the way, or that of one above is.
     pub(super) left_out: bool,
     /// The groups that it has values of, and those that it keeps totals or explicit aggregates of.
-    pub(super) own: BTreeSet<GroupId>,
-    pub(super) totals: BTreeSet<GroupId>,
+    pub(super) own: GroupSet,
+    pub(super) totals: GroupSet,
     /// How many slots with cumulative values it has had: as long as it is live none goes.
     pub(crate) slots: usize,
+}
+
+impl SourceModel {
+    /// One of which nothing is known yet. Boxed, since a table has room for twice as many as are in it.
+    fn new() -> Box<Self> {
+        Box::new(Self {
+            parent: 0,
+            children: BTreeSet::new(),
+            reach: Reach::Not,
+            dir: None,
+            left_out: false,
+            own: GroupSet::default(),
+            totals: GroupSet::default(),
+            slots: 0,
+        })
+    }
 }
 
 impl State {
@@ -79,13 +95,13 @@ impl State {
             unkept_by: None,
             failing: false,
             identities: Identities::default(),
+            file_sets: FileSets::default(),
             baselines: Baselines::default(),
             ledger: Ledger::default(),
             clashes: Clashes::default(),
             gone: Vec::new(),
             refused: Vec::new(),
             refused_so_far: 0,
-            whole: OnceLock::new(),
         }
     }
 
@@ -96,16 +112,8 @@ impl State {
         member.blocks = std::mem::take(&mut absent.blocks);
         let of_baselines: Vec<_> = absent.sources().into_iter().collect();
         let id = self.processes.insert(member);
-        let root = SourceModel {
-            parent: 0,
-            children: BTreeSet::new(),
-            reach: Reach::Live,
-            dir: Some(ROOT_DIR),
-            left_out: false,
-            own: BTreeSet::new(),
-            totals: BTreeSet::new(),
-            slots: 0,
-        };
+        let mut root = SourceModel::new();
+        (root.reach, root.dir) = (Reach::Live, Some(ROOT_DIR));
         self.sources.insert((id, ROOT_ID), root);
         if let Some(dir) = self.dirs.get_mut(&ROOT_DIR) {
             dir.members.push((id, ROOT_ID));
@@ -124,7 +132,6 @@ impl State {
 
     /// Lets go of a process: its sources disappear, counts and all.
     pub(super) fn let_go(&mut self, process: ProcessId) {
-        self.whole.take();
         let keys: Vec<_> = self.sources.keys().filter(|key| key.0 == process).copied().collect();
         for key in &keys {
             if key.1 != ROOT_ID {
@@ -149,11 +156,10 @@ impl State {
         }
         let mut live = self.with_those_below(vec![(process, ROOT_ID)]);
         live.retain(|key| self.sources.get(key).is_some_and(|s| s.reach == Reach::Live));
-        let of_top = |source: &SourceModel| source.parent == ROOT_ID;
         let (top, below): (Vec<_>, Vec<_>) = live
             .into_iter()
             .filter(|key| key.1 != ROOT_ID)
-            .partition(|key| self.sources.get(key).is_some_and(of_top));
+            .partition(|key| self.sources.get(key).is_some_and(|s| s.parent == ROOT_ID));
         if detached {
             below.iter().rev().for_each(|key| self.hide(*key));
         }
@@ -215,7 +221,7 @@ impl State {
             return Ok(());
         }
         self.may_bring(process, &touched)?;
-        self.whole.take();
+        self.processes[process].plan.take();
         touched.sort_unstable();
         touched.dedup();
         // What is gone makes room for names that come.
@@ -269,19 +275,10 @@ impl State {
             };
             (has(true), has(false), record.parent, counting_slots(record))
         };
-        let own: BTreeSet<_> = own.iter().map(|g| self.group(key.0, g)).collect();
-        let totals: BTreeSet<_> = totals.iter().map(|g| self.group(key.0, g)).collect();
+        let own: GroupSet = own.iter().map(|g| self.group(key.0, g)).collect();
+        let totals: GroupSet = totals.iter().map(|g| self.group(key.0, g)).collect();
         let is_new = !self.sources.contains_key(&key);
-        let source = self.sources.entry(key).or_insert_with(|| SourceModel {
-            parent: 0,
-            children: BTreeSet::new(),
-            reach: Reach::Not,
-            dir: None,
-            left_out: false,
-            own: BTreeSet::new(),
-            totals: BTreeSet::new(),
-            slots: 0,
-        });
+        let source = self.sources.entry(key).or_insert_with(SourceModel::new);
         source.slots = source.slots.max(slots);
         let old_parent = std::mem::replace(&mut source.parent, parent);
         if source.reach == Reach::Live {
@@ -375,14 +372,8 @@ impl State {
         }
     }
 
-    /// The sources in and below a directory, those that departed from there included; parents before
-    /// children.
-    pub(crate) fn sources_of(&self, dir: DirId) -> Vec<SourceKey> {
-        self.with_those_below(self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default())
-    }
-
     /// Sources and all below them; parents before children.
-    fn with_those_below(&self, mut all: Vec<SourceKey>) -> Vec<SourceKey> {
+    pub(super) fn with_those_below(&self, mut all: Vec<SourceKey>) -> Vec<SourceKey> {
         let mut at = 0;
         while at < all.len() {
             let key = all[at];

@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::ops::{Deref, DerefMut, Index, IndexMut};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::budget::Budget;
+use super::sweep::Plan;
 use super::wake::Waker;
 use super::{GroupId, Owner, ProcessId};
 use crate::segment::Process;
@@ -96,6 +97,8 @@ pub(crate) struct Member {
     groups: HashMap<usize, (Arc<GroupDescriptor>, GroupId)>,
     /// What it may cost; `None` in a tree of its own.
     pub(super) budget: Option<Budget>,
+    /// How to read all of its cells, until its structure changes.
+    pub(super) plan: OnceLock<Plan>,
 }
 
 impl Member {
@@ -121,6 +124,7 @@ impl Member {
             retry: None,
             groups: HashMap::new(),
             budget,
+            plan: OnceLock::new(),
         }
     }
 

@@ -1,14 +1,12 @@
-//! Files as text.
+//! Values' files as text.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
 
 use super::State;
-use super::access::Access;
-use super::clear::word_range;
-use super::dirs::ROOT_DIR;
-use super::files::{File, Files, IdentityId, is_own};
+use super::clear::{shown, values_and_words, word_range};
+use super::files::{IdentityId, is_own};
 use super::inode::{DirId, Field, Part};
-use super::sweep::{Account, Request, Sweep, Want};
+use super::sweep::{Account, Cells, Request, Sweep, Want};
 use crate::aggregate::{Buckets, Number, Scalar};
 use crate::value::{Descriptor, GroupDescriptor, Semantics};
 
@@ -22,7 +20,7 @@ pub(crate) enum Total {
 }
 
 impl Total {
-    fn new(value: &Descriptor) -> Self {
+    pub(super) fn new(value: &Descriptor) -> Self {
         if value.ty.is_histogram() {
             Self::Histogram(vec![0; value.ty.cells()])
         } else {
@@ -30,15 +28,15 @@ impl Total {
         }
     }
 
-    fn add(&mut self, value: &Descriptor, shown: &[u64], departed: bool) {
+    pub(super) fn add(&mut self, Shown { value, departed, words, .. }: &Shown<'_>) {
         match self {
-            Self::Scalar(scalar) if departed => scalar.add_sum(shown[0]),
-            Self::Scalar(scalar) => scalar.add(value.ty, shown[0]),
-            Self::Histogram(cells) => add(cells, shown),
+            Self::Scalar(scalar) if *departed => scalar.add_sum(words[0]),
+            Self::Scalar(scalar) => scalar.add(value.ty, words[0]),
+            Self::Histogram(cells) => add(cells, words),
         }
     }
 
-    fn merge(&mut self, value: &Descriptor, other: &Self) {
+    pub(super) fn merge(&mut self, value: &Descriptor, other: &Self) {
         match (self, other) {
             (Self::Scalar(scalar), Self::Scalar(other)) => scalar.merge(value.ty, other),
             (Self::Histogram(cells), Self::Histogram(other)) => add(cells, other),
@@ -47,7 +45,7 @@ impl Total {
     }
 
     /// What a part of the value shows.
-    fn number(&self, value: &Descriptor, part: Part) -> Number {
+    pub(super) fn number(&self, value: &Descriptor, part: Part) -> Number {
         match (self, part) {
             (Self::Scalar(scalar), Part::Aggregate(kind)) => scalar.get(value.ty, kind),
             (Self::Scalar(scalar), _) => scalar.get(value.ty, crate::value::Aggregations::SUM),
@@ -73,28 +71,19 @@ fn add(cells: &mut [u64], other: &[u64]) {
 }
 
 /// One value of what a sweep read on one account.
-struct Shown<'a> {
+#[derive(Debug)]
+pub(super) struct Shown<'a> {
     account: Account,
     /// Whether it counts as what departed.
-    departed: bool,
-    identity: IdentityId,
-    value: &'a Descriptor,
+    pub(super) departed: bool,
+    pub(super) identity: IdentityId,
+    pub(super) value: &'a Descriptor,
     /// Its words, since its last clear.
-    words: &'a [u64],
-}
-
-/// Totals by identity.
-type Totals = BTreeMap<IdentityId, Total>;
-
-/// What a directory shows: its own instances, and all in and below it.
-#[derive(Debug, Default)]
-struct DirTotals {
-    own: Totals,
-    all: Totals,
+    words: Cow<'a, [u64]>,
 }
 
 /// Writes a histogram's buckets, a line each: the exclusive upper bound, or `inf`, and the count.
-fn write_buckets(value: &Descriptor, cells: &[u64], prefix: &[u8], out: &mut Vec<u8>) {
+pub(super) fn write_buckets(value: &Descriptor, cells: &[u64], prefix: &[u8], out: &mut Vec<u8>) {
     let buckets = Buckets::new(value.ty, cells);
     for (n, count) in buckets.counts().iter().enumerate() {
         out.extend_from_slice(prefix);
@@ -109,26 +98,54 @@ fn write_buckets(value: &Descriptor, cells: &[u64], prefix: &[u8], out: &mut Vec
 }
 
 impl State {
-    /// Calls `add` with everything that a sweep read of each value, as it is shown.
-    fn each_shown(&self, sweep: &Sweep, want: Want, mut add: impl FnMut(Shown<'_>)) {
+    /// Calls `add` with every instance of one value that a sweep of it read, as it is shown.
+    fn each_shown<'a>(
+        &'a self,
+        sweep: &'a Sweep,
+        identity: IdentityId,
+        mut add: impl FnMut(Shown<'a>),
+    ) {
+        let value_of = self.identities.values_of(identity);
         for cells in &sweep.cells {
-            let departed = self.is_departed(cells.account);
+            let Some(value) = value_of[cells.group] else { continue };
             let group: &GroupDescriptor = &self.groups[cells.group];
-            for (value, identity) in self.identities.of(cells.group).iter().enumerate() {
-                let Some(identity) = *identity else { continue };
-                let words = match want {
-                    Want::All => &sweep.words(cells)[word_range(group, value)],
-                    Want::Value(wanted) if wanted == identity => sweep.words(cells),
-                    Want::Value(_) => continue,
-                };
-                let descriptor = &group.values()[value];
-                if departed && descriptor.semantics != Semantics::Cumulative {
-                    continue;
-                }
-                let words = &self.shown(cells, value, words);
-                let (account, value) = (cells.account, descriptor);
-                add(Shown { account, departed, identity, value, words });
+            let baseline = self.baseline(cells);
+            let baseline = baseline.map(|baseline| &baseline[word_range(group, value)]);
+            let (value, words) = (&group.values()[value], sweep.words(cells));
+            self.show_one(cells, identity, value, words, baseline, &mut add);
+        }
+    }
+
+    /// Calls `add` with all values of one group that a sweep read on one account, as they are shown.
+    pub(super) fn each_of<'a>(
+        &'a self,
+        sweep: &'a Sweep,
+        cells: &Cells,
+        mut add: impl FnMut(Shown<'a>),
+    ) {
+        let (words, baseline) = (sweep.words(cells), self.baseline(cells));
+        let values = values_and_words(&self.groups[cells.group]);
+        for ((value, range), identity) in values.zip(self.identities.of(cells.group)) {
+            if let Some(identity) = *identity {
+                let baseline = baseline.map(|baseline| &baseline[range.clone()]);
+                self.show_one(cells, identity, value, &words[range], baseline, &mut add);
             }
+        }
+    }
+
+    fn show_one<'a>(
+        &self,
+        cells: &Cells,
+        identity: IdentityId,
+        value: &'a Descriptor,
+        words: &'a [u64],
+        baseline: Option<&[u64]>,
+        add: &mut impl FnMut(Shown<'a>),
+    ) {
+        let (account, departed) = (cells.account, self.is_departed(cells.account));
+        if !departed || value.semantics == Semantics::Cumulative {
+            let words = shown(account, value, words, baseline);
+            add(Shown { account, departed, identity, value, words });
         }
     }
 
@@ -148,13 +165,13 @@ impl State {
             return total;
         }
         let own = is_own(value, part);
-        self.each_shown(sweep, Want::Value(identity), |shown| {
+        self.each_shown(sweep, identity, |shown| {
             let counts = match (departed, shown.departed) {
                 (true, gone) => gone && self.departs_in(shown.account) == Some(dir),
                 (false, gone) => !(gone && own),
             };
             if counts {
-                total.add(shown.value, shown.words, shown.departed);
+                total.add(&shown);
             }
         });
         total
@@ -189,153 +206,6 @@ impl State {
             write_buckets(value, cells, b"", out);
         } else {
             total.number(value, part).write(out);
-            out.push(b'\n');
-        }
-    }
-
-    /// Appends `path value` for every file in and below a directory, of which the sweep is; those in
-    /// directories below only as far as these may be entered.
-    pub(crate) fn write_flat(&self, dir: DirId, access: &Access, sweep: &Sweep, out: &mut Vec<u8>) {
-        let mut totals = self.own_totals(sweep);
-        self.sum_up(dir, &mut totals);
-        let mut path = self.path(dir);
-        self.flat_dir(dir, &mut path, &totals, access, out);
-    }
-
-    /// Appends `path value` for every file of a directory's `.departed`.
-    pub(crate) fn write_flat_departed(
-        &self,
-        dir: DirId,
-        files: &Files,
-        sweep: &Sweep,
-        out: &mut Vec<u8>,
-    ) {
-        if !self.dirs.contains_key(&dir) {
-            return;
-        }
-        let mut totals = DirTotals::default();
-        self.each_shown(sweep, Want::All, |Shown { account, departed, identity, value, words }| {
-            if departed && self.departs_in(account) == Some(dir) {
-                let total = totals.all.entry(identity).or_insert_with(|| Total::new(value));
-                total.add(value, words, true);
-            }
-        });
-        let mut path = self.path(dir);
-        if dir != ROOT_DIR {
-            path.push('/');
-        }
-        path.push_str(".departed");
-        flat_files(files.iter(), &path, &totals, out);
-    }
-
-    /// What each directory's own sources count, and what is counted right below it without a directory.
-    fn own_totals(&self, sweep: &Sweep) -> HashMap<DirId, DirTotals> {
-        let mut totals: HashMap<DirId, DirTotals> = HashMap::new();
-        self.each_shown(sweep, Want::All, |Shown { account, departed, identity, value, words }| {
-            let (dir, own) = match account {
-                Account::Left(dir) => (Some(dir), false),
-                Account::Live(key) | Account::Departed(key) => {
-                    let source = self.sources.get(&key);
-                    (self.shown_in(key), source.is_some_and(|source| source.dir.is_some()))
-                }
-            };
-            let Some(dir) = dir else { return };
-            let at = totals.entry(dir).or_default();
-            let total = at.all.entry(identity).or_insert_with(|| Total::new(value));
-            total.add(value, words, departed);
-            if own && !departed {
-                let total = at.own.entry(identity).or_insert_with(|| Total::new(value));
-                total.add(value, words, false);
-            }
-        });
-        totals
-    }
-
-    /// Adds to every directory's totals those of the directories below.
-    fn sum_up(&self, dir: DirId, totals: &mut HashMap<DirId, DirTotals>) {
-        let Some(directory) = self.dirs.get(&dir) else { return };
-        for &child in &directory.children {
-            self.sum_up(child, totals);
-            let Some(below) = totals.remove(&child) else { continue };
-            let above = &mut totals.entry(dir).or_default().all;
-            for (identity, total) in &below.all {
-                let Some(value) = self.identities.get(*identity) else { continue };
-                if !value.aggregations.is_empty() {
-                    let sum = above.entry(*identity).or_insert_with(|| Total::new(value));
-                    sum.merge(value, total);
-                }
-            }
-            totals.insert(child, below);
-        }
-    }
-
-    fn flat_dir(
-        &self,
-        dir: DirId,
-        path: &mut String,
-        totals: &HashMap<DirId, DirTotals>,
-        access: &Access,
-        out: &mut Vec<u8>,
-    ) {
-        let (Some(directory), Some(files)) = (self.dirs.get(&dir), self.files(dir)) else { return };
-        let none = DirTotals::default();
-        flat_files(files.iter(), path, totals.get(&dir).unwrap_or(&none), out);
-        for &child in &directory.children {
-            let Some(below) = self.dirs.get(&child) else { continue };
-            if !access.may_enter(below) {
-                continue;
-            }
-            let len = path.len();
-            if !path.is_empty() {
-                path.push('/');
-            }
-            path.push_str(&below.name);
-            self.flat_dir(child, path, totals, access, out);
-            path.truncate(len);
-        }
-    }
-}
-
-/// Appends the lines of some files of one directory.
-fn flat_files<'a>(
-    files: impl Iterator<Item = &'a File>,
-    path: &str,
-    totals: &DirTotals,
-    out: &mut Vec<u8>,
-) {
-    let slash = if path.is_empty() { "" } else { "/" };
-    for file in files {
-        let value = &*file.value;
-        let own =
-            file.part == Part::Own || (value.ty.is_histogram() && value.aggregations.is_empty());
-        let found = if own { &totals.own } else { &totals.all }.get(&file.identity);
-        let nothing;
-        let total = match found {
-            Some(total) => total,
-            None => {
-                nothing = Total::new(value);
-                &nothing
-            }
-        };
-        let prefix = format!("{path}{slash}{}", file.name);
-        let Total::Histogram(cells) = total else {
-            out.extend_from_slice(prefix.as_bytes());
-            out.push(b' ');
-            total.number(value, file.part).write(out);
-            out.push(b'\n');
-            continue;
-        };
-        let has_sum = Buckets::new(value.ty, cells).sum().is_some();
-        for field in Field::ALL {
-            if !has_sum && !field.without_sum() {
-                continue;
-            }
-            if field == Field::Buckets {
-                write_buckets(value, cells, format!("{prefix}/buckets/").as_bytes(), out);
-                continue;
-            }
-            out.extend_from_slice(format!("{prefix}/{} ", field.name()).as_bytes());
-            total.number(value, Part::Field(field)).write(out);
             out.push(b'\n');
         }
     }

@@ -2,7 +2,8 @@
 //! is folded meanwhile.
 //!
 //! Which blocks are read, and on whose account, is a [`Plan`], made from the model; reading it touches
-//! nothing but cells. A process selects the copy of each accumulator when it is brought up to date, so a
+//! nothing but cells. Each process's plan is kept until its structure changes, for what is asked at the top
+//! level, where many processes meet. A process selects the copy of each accumulator when it is brought up to date, so a
 //! sweep is right if no fold came between that and the sweep's end (`segment::process`, "Reading
 //! sums"); if one did, the sweep is [outdated](Sweep::outdated), and is to be made again. Where one fold
 //! follows the other, `settle` makes it.
@@ -16,6 +17,7 @@ use super::inode::DirId;
 use super::model::Reach;
 use super::{GroupId, ProcessId, SourceKey, State};
 use crate::aggregate::combine;
+use crate::segment::layout::ROOT_ID;
 use crate::segment::process::{BlockRef, Reading, Retired};
 use crate::value::{Descriptor, Semantics};
 
@@ -73,11 +75,23 @@ pub(super) struct Step {
     pub(super) group: GroupId,
     /// The one value that is wanted, or all.
     pub(super) value: Option<usize>,
-    words: Range<usize>,
+    /// How many words that is.
+    words: usize,
+    /// The source at the top level that it is below, or is.
+    top: u64,
     /// Among the plan's.
     pub(super) blocks: Range<usize>,
     /// How many of them, at the beginning, belong to a live source.
     live: usize,
+}
+
+/// Which steps of a plan to take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Only<'a> {
+    /// Those below this source at the top level, or all.
+    top: Option<u64>,
+    /// For each group the one value that is wanted, if it has it; or what the plan says.
+    value_of: Option<&'a [Option<usize>]>,
 }
 
 /// Which blocks to read.
@@ -102,6 +116,8 @@ pub(crate) struct Cells {
 pub(crate) struct Sweep {
     pub(crate) cells: Vec<Cells>,
     words: Vec<u64>,
+    /// How many of them were read: what is beyond is there from the last time.
+    read: usize,
     scratch: Vec<u64>,
     /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
     /// made again.
@@ -123,6 +139,7 @@ impl Sweep {
     /// Forgets what was read, but for the memory.
     pub(super) fn clear(&mut self) {
         self.cells.clear();
+        self.read = 0;
         (self.outdated, self.cut, self.torn) = (false, None, 0);
         self.outdated_by.clear();
     }
@@ -135,10 +152,24 @@ impl Sweep {
 
     /// Adds cells that come all at once.
     pub(super) fn push(&mut self, account: Account, group: GroupId, words: &[u64]) {
-        let start = if self.cells.is_empty() { 0 } else { self.words.len() };
-        self.words.truncate(start);
-        self.words.extend_from_slice(words);
-        self.cells.push(Cells { account, group, words: start..self.words.len() });
+        let range = self.room(words.len());
+        self.words[range.clone()].copy_from_slice(words);
+        self.found(account, group, range);
+    }
+
+    /// Where the next words are to be read to.
+    fn room(&mut self, words: usize) -> Range<usize> {
+        let range = self.read..self.read + words;
+        if self.words.len() < range.end {
+            self.words.resize(range.end, 0);
+        }
+        range
+    }
+
+    /// The words that were read there count.
+    fn found(&mut self, account: Account, group: GroupId, words: Range<usize>) {
+        self.read = words.end;
+        self.cells.push(Cells { account, group, words });
     }
 }
 
@@ -151,8 +182,7 @@ impl Plan {
             (step.process, place.segment, std::cmp::Reverse(place.unit))
         });
         for (mut step, blocks) in steps {
-            step.words = self.words..self.words + step.words.len();
-            self.words = step.words.end;
+            self.words += step.words;
             step.blocks = self.blocks.len()..self.blocks.len() + blocks.len();
             self.blocks.extend(blocks);
             self.steps.push(step);
@@ -163,19 +193,16 @@ impl Plan {
 impl State {
     /// The sources that a request is about; parents before children.
     pub(super) fn sources_in(&self, request: Request) -> Vec<SourceKey> {
-        let mut all = match self.dirs.get(&request.dir) {
-            Some(dir) if !request.below => dir.members.clone(),
-            _ => self.sources_of(request.dir),
-        };
-        if let Some(process) = request.process {
-            all.retain(|key| key.0 == process);
-        }
-        all
+        let members = self.dirs.get(&request.dir).map_or(&[][..], |dir| &dir.members);
+        let is_asked = |key: &&SourceKey| request.process.is_none_or(|process| key.0 == process);
+        let members = members.iter().filter(is_asked).copied().collect();
+        if request.below { self.with_those_below(members) } else { members }
     }
 
     /// The plan that reads what is asked for.
     pub(super) fn plan(&self, request: Request) -> Plan {
         let (sources, want) = (&self.sources_in(request), request.want);
+        let mut tops: HashMap<SourceKey, u64> = HashMap::new();
         let mut plan = Plan::default();
         let mut steps: Vec<(Step, Vec<BlockRef>)> = Vec::new();
         let mut departed: HashMap<(Account, GroupId), usize> = HashMap::new();
@@ -184,6 +211,12 @@ impl State {
             let (Some(model), Some(record)) = (self.sources.get(key), process.source(key.1)) else {
                 continue;
             };
+            let parent = (key.0, model.parent);
+            let top = match tops.get(&parent) {
+                Some(top) if parent.1 != ROOT_ID => *top,
+                _ => key.1,
+            };
+            tops.insert(*key, top);
             let (own, left) = match model.reach {
                 Reach::Not => continue,
                 Reach::Live => (Account::Live(*key), Account::Departed(*key)),
@@ -219,7 +252,13 @@ impl State {
                             account,
                             group: id,
                             value,
-                            words: 0..words,
+                            words,
+                            // What departed at the top is below none that is there.
+                            top: if account.key() == Some((key.0, ROOT_ID)) {
+                                ROOT_ID
+                            } else {
+                                top
+                            },
                             blocks: 0..0,
                             live: 0,
                         };
@@ -241,25 +280,55 @@ impl State {
 
     /// Reads the cells that are asked for.
     pub(crate) fn sweep(&self, request: Request, out: &mut Sweep) {
-        if request == Request::WHOLE {
-            // Kept until the structure changes.
-            let plan = self.whole.get_or_init(|| self.plan(request));
-            self.read_plan(plan, out);
-        } else {
-            self.read_plan(&self.plan(request), out);
+        out.clear();
+        // But for what is below a hidden source.
+        let is_top = |key: &SourceKey| {
+            key.1 == ROOT_ID || self.sources.get(key).is_some_and(|s| s.parent == ROOT_ID)
+        };
+        let at_top = self.dirs.get(&request.dir).filter(|dir| {
+            request.below && dir.parent == ROOT_DIR && dir.members.iter().all(is_top)
+        });
+        match at_top {
+            None => self.read_plan(&self.plan(request), Only::default(), out),
+            Some(dir) => {
+                let value_of = match request.want {
+                    Want::All => None,
+                    Want::Value(identity) => Some(self.identities.values_of(identity)),
+                };
+                let asked = |key: &&SourceKey| request.process.is_none_or(|asked| key.0 == asked);
+                for &(process, source) in dir.members.iter().filter(asked) {
+                    let all = Request { process: Some(process), ..Request::WHOLE };
+                    let plan = self.processes[process].plan.get_or_init(|| self.plan(all));
+                    let top = (request.dir != ROOT_DIR).then_some(source);
+                    self.read_plan(plan, Only { top, value_of: value_of.as_deref() }, out);
+                }
+            }
         }
         self.sweep_ledger(request, out);
     }
 
     /// Reads the cells that a plan of this state of the model names.
-    fn read_plan(&self, plan: &Plan, out: &mut Sweep) {
-        out.clear();
-        // What is there from the last time is written over, step by step.
-        out.words.resize(plan.words, 0);
+    fn read_plan(&self, plan: &Plan, only: Only<'_>, out: &mut Sweep) {
+        if only.value_of.is_none() {
+            // At once, and the first time zeroed by the kernel.
+            out.room(plan.words);
+        }
         for step in &plan.steps {
-            if self.read_step(step, &plan.blocks[step.blocks.clone()], out) {
-                let Step { account, group, .. } = *step;
-                out.cells.push(Cells { account, group, words: step.words.clone() });
+            if only.top.is_some_and(|top| top != step.top) {
+                continue;
+            }
+            let (value, words) = match only.value_of {
+                None => (step.value, step.words),
+                Some(value_of) => match value_of[step.group] {
+                    None => continue,
+                    Some(value) => {
+                        (Some(value), self.groups[step.group].values()[value].ty.cells())
+                    }
+                },
+            };
+            let words = out.room(words);
+            if self.read_step(step, value, &plan.blocks[step.blocks.clone()], words.clone(), out) {
+                out.found(step.account, step.group, words);
             }
         }
         for &process in &plan.processes {
@@ -269,12 +338,19 @@ impl State {
         }
     }
 
-    /// Reads the blocks of one step. False if there was none that counts by itself.
+    /// Reads the blocks of one step to these words. False if there was none that counts by itself.
     #[inline]
-    fn read_step(&self, step: &Step, blocks: &[BlockRef], out: &mut Sweep) -> bool {
+    fn read_step(
+        &self,
+        step: &Step,
+        value: Option<usize>,
+        blocks: &[BlockRef],
+        words: Range<usize>,
+        out: &mut Sweep,
+    ) -> bool {
         let process = &self.processes[step.process];
         let departed = matches!(step.account, Account::Departed(_));
-        let words = &mut out.words[step.words.clone()];
+        let words = &mut out.words[words];
         if departed {
             words.fill(0);
         }
@@ -286,7 +362,7 @@ impl State {
                 out.scratch.resize(words.len(), 0);
             }
             let to = if alone { &mut *words } else { &mut out.scratch[..] };
-            let reading = match step.value {
+            let reading = match value {
                 None => process.read(block, to),
                 Some(value) => process.read_value(block, value, to),
             };
@@ -304,7 +380,7 @@ impl State {
                     out.torn += usize::from(reading == Reading::Torn);
                     found = true;
                     if !alone {
-                        let values = match step.value {
+                        let values = match value {
                             None => self.groups[step.group].values(),
                             Some(value) => &self.groups[step.group].values()[value..=value],
                         };

@@ -512,3 +512,41 @@ fn others_can_look_while_many_sources_come() {
             .all(|(key, source)| { key.1 <= 2 || source.reach != super::model::Reach::Live })
     );
 }
+
+#[test]
+fn directories_of_a_kind_have_their_files_in_common() {
+    let registry = Registry::new().unwrap();
+    let kvm = top(&registry);
+    let (of, other) = (
+        group("vm", &[counter("n", ValueType::U64)]),
+        group("vcpu", &[counter("m", ValueType::U64)]),
+    );
+    let _slots: Vec<_> =
+        ["a", "b"].into_iter().map(|name| publish(&kvm, &registry, name, &of)).collect();
+    let _other = publish(&kvm, &registry, "c", &other);
+    let tree = tree(&[&registry]);
+    let state = tree.read();
+    let files = |name: &str| {
+        let kvm = state.dirs[&ROOT_DIR].child("kvm").unwrap();
+        state.files(state.dirs[&kvm].child(name).unwrap()).unwrap()
+    };
+    assert!(std::ptr::eq(files("a"), files("b")));
+    assert!(!std::ptr::eq(files("a"), files("c")));
+    assert_eq!(files("c").names().collect::<Vec<_>>(), ["m"]);
+}
+
+#[test]
+fn how_to_read_a_process_is_kept_until_its_own_structure_changes() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    let of = group("vm", &[counter("n", ValueType::U64)]);
+    publish(&tops[0], &one, "a", &of).add(0, 1);
+    publish(&tops[1], &two, "b", &of).add(0, 10);
+    let tree = tree(&[&one, &two]);
+    let kept = || [0, 1].map(|process| tree.read().processes[process].plan.get().is_some());
+    assert_eq!((number(&tree, "kvm/a/n"), kept()), (1, [false, false]));
+    assert_eq!((number(&tree, "kvm/n"), kept()), (11, [true, true]));
+    publish(&tops[1], &two, "c", &of).add(0, 100);
+    assert_eq!(kept(), [true, false]);
+    assert_eq!((number(&tree, "kvm/n"), kept()), (111, [true, true]));
+}

@@ -53,8 +53,8 @@ pub struct Args {
     /// Files of the mount that may be open at once
     #[arg(long, value_name = "N", default_value_t = 1 << 16)]
     max_open_files: usize,
-    /// MiB of text that open files may hold
-    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    /// MiB of text that open files may hold; the whole tree of a thousand machines of 64 vCPUs has some 300
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
     max_open_mib: usize,
 }
 

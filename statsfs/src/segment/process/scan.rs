@@ -13,6 +13,9 @@ use super::{BlockRef, Entry, Key, Process, SourceGroup, SourceRecord};
 /// Scans in one refresh: an honest writer that works on needs two or three.
 const SCANS: usize = 8;
 
+/// Groups that are known to get along are remembered up to this number of ways to combine them.
+const GET_ALONG: usize = 1 << 10;
+
 /// A record that could not be taken in, and what stood in its way.
 #[derive(Debug)]
 struct Conflict {
@@ -337,6 +340,7 @@ impl Process {
             None
         } else {
             let labels = self.labels(id, entry, source.map_or(0, |s| s.labels))?;
+            let groups = self.source_groups(entry);
             Some(SourceRecord {
                 id,
                 parent: source.map_or(0, |s| s.parent),
@@ -346,9 +350,12 @@ impl Process {
                 private: source.is_some_and(|s| s.flags & flag::PRIVATE != 0),
                 created_ns: source.map_or(0, |s| s.created_ns),
                 labels,
-                groups: self.source_groups(id, entry)?,
+                groups,
             })
         };
+        if let Some(record) = &record {
+            self.check_names(id, &record.groups)?;
+        }
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.record = record;
         }
@@ -380,7 +387,27 @@ impl Process {
         Ok(labels)
     }
 
-    fn source_groups(&self, id: u64, entry: &Entry) -> Result<Vec<SourceGroup>, SegmentError> {
+    /// Whether the groups that a source has values of have no name in common.
+    fn check_names(&mut self, id: u64, groups: &[SourceGroup]) -> Result<(), SegmentError> {
+        let own = || groups.iter().filter_map(|group| group.slots.first());
+        let together: Vec<_> = own().map(|slot| slot.plan.id()).collect();
+        if together.len() < 2 || self.get_along.contains(&together) {
+            return Ok(());
+        }
+        let mut names = HashSet::new();
+        for name in own().flat_map(|slot| slot.plan.group().values()).map(|value| &*value.name) {
+            if !names.insert(name) {
+                return Err(SegmentError::DuplicateValue { source_id: id, name: name.to_owned() });
+            }
+        }
+        if self.get_along.len() >= GET_ALONG {
+            self.get_along.clear();
+        }
+        self.get_along.insert(together);
+        Ok(())
+    }
+
+    fn source_groups(&self, entry: &Entry) -> Vec<SourceGroup> {
         let mut groups: Vec<SourceGroup> = Vec::new();
         let mut places = HashMap::new();
         for &key in &entry.blocks {
@@ -409,14 +436,7 @@ impl Process {
                 _ => groups[at].explicit = true,
             }
         }
-        let mut names = HashSet::new();
-        let own = groups.iter().filter(|g| !g.slots.is_empty());
-        for name in own.flat_map(|g| g.group.values()).map(|v| &*v.name) {
-            if !names.insert(name) {
-                return Err(SegmentError::DuplicateValue { source_id: id, name: name.to_owned() });
-            }
-        }
         groups.sort_by(|a, b| a.group.name().cmp(b.group.name()));
-        Ok(groups)
+        groups
     }
 }
