@@ -90,10 +90,12 @@ pub mod host;
 pub mod limits;
 mod registry;
 pub mod segment;
+mod seldom;
 mod slot;
 mod source;
 mod threads;
 pub mod tree;
+mod turns;
 pub mod value;
 
 pub use embedded::{Embedded, EmbeddedError};

@@ -26,6 +26,7 @@ mod by_name;
 mod clashes;
 mod clear;
 mod dirs;
+mod events;
 mod files;
 pub(crate) mod inode;
 mod ledger;
@@ -58,6 +59,7 @@ use self::clashes::Clashes;
 pub use self::clear::Cleared;
 use self::clear::{Baselines, Scope};
 use self::dirs::{BY_NAME_DIR, Dir};
+pub use self::events::{Swept, TreeEvents};
 use self::files::Identities;
 use self::inode::DirId;
 use self::ledger::Ledger;
@@ -316,10 +318,20 @@ impl Tree {
             let state = self.look(|_| Look::In(request.dir));
             state.sweep(request, sweep);
             if !sweep.outdated || state.is_in_vain(sweep, Duration::ZERO) {
+                self.tell_of(sweep);
                 return show(&state, sweep);
             }
         }
         show(&self.settle(request, sweep), sweep)
+    }
+
+    /// What is about to be shown may be what was found, since nothing better was.
+    fn tell_of(&self, sweep: &Sweep) {
+        if let Some(events) = &self.options.events
+            && sweep.outdated
+        {
+            events.gave_up();
+        }
     }
 
     /// Reads what is asked for whatever is folded meanwhile, and keeps everybody else out of the tree as
@@ -354,6 +366,7 @@ impl Tree {
             }
             let enough = !sweep.outdated || unsettled >= ATTEMPTS || cuts >= CUTS;
             if enough || state.is_in_vain(sweep, start.elapsed()) {
+                self.tell_of(sweep);
                 return state;
             }
             drop(state);
@@ -370,10 +383,14 @@ impl Tree {
         state.sweep(request, &mut sweep);
         for attempt in 0..ATTEMPTS {
             if !sweep.outdated && sweep.torn == 0 {
-                return state.clear(dir, scope, &sweep).map_err(|error| {
+                let cleared = state.clear(dir, scope, &sweep).map_err(|error| {
                     tracing::error!(%error, "cannot keep what a clear took; nothing is cleared");
                     Errno(libc::EIO)
-                });
+                })?;
+                if let Some(events) = &self.options.events {
+                    events.cleared();
+                }
+                return Ok(cleared);
             }
             drop(state);
             let_writers_run(attempt);

@@ -120,6 +120,11 @@ impl Sweep {
         &self.words[cells.words.clone()]
     }
 
+    /// How many cells were read.
+    pub(super) fn len(&self) -> usize {
+        if self.cells.is_empty() { 0 } else { self.words.len() }
+    }
+
     /// Forgets what was read, but for the memory.
     pub(super) fn clear(&mut self) {
         self.cells.clear();
@@ -241,14 +246,18 @@ impl State {
 
     /// Reads the cells that are asked for.
     pub(crate) fn sweep(&self, request: Request, out: &mut Sweep) {
-        if request == Request::WHOLE {
+        let since = self.sweep_begins();
+        let made;
+        let plan = if request == Request::WHOLE {
             // Kept until the structure changes.
-            let plan = self.whole.get_or_init(|| self.plan(request));
-            self.read_plan(plan, out);
+            self.whole.get_or_init(|| self.plan(request))
         } else {
-            self.read_plan(&self.plan(request), out);
-        }
+            made = self.plan(request);
+            &made
+        };
+        self.read_plan(plan, out);
         self.sweep_ledger(request, out);
+        self.sweep_ends(since, plan.blocks.len(), out);
     }
 
     /// Reads the cells that a plan of this state of the model names.
