@@ -40,12 +40,6 @@ impl<T> Turns<T> {
         Some((uid, next))
     }
 
-    /// What a user has waiting.
-    #[cfg(feature = "server")]
-    pub(crate) fn of(&self, uid: u32) -> impl Iterator<Item = &T> {
-        self.waiting.get(&uid).into_iter().flatten()
-    }
-
     /// How much is waiting.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -4,8 +4,6 @@
 #[path = "support/server.rs"]
 mod server;
 mod support;
-#[path = "support/user.rs"]
-mod user;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -19,7 +17,6 @@ use statsfs::host::server::{ClientState, RefusedFor};
 use statsfs::host::{PublishOptions, PublishState, Publisher};
 use statsfs::{Registry, RegistryOptions, Slot, Source};
 use support::{PATIENCE, Work, below, until};
-use user::as_user;
 
 /// A registry that publishes one machine, and counts in it.
 struct Machine {
@@ -59,6 +56,23 @@ impl Machine {
 
 fn directory(name: &str) -> String {
     format!("kvm/{}-{name}", std::process::id())
+}
+
+/// Runs `f` on a thread of another user. Processes and threads that it starts are that user's.
+fn as_user<T: Send>(uid: u32, gid: u32, groups: &[u32], f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: the raw calls change the credentials of this thread alone, which ends here; the list
+            // is as long as it says.
+            unsafe {
+                assert_eq!(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), 0);
+                assert_eq!(libc::syscall(libc::SYS_setresgid, gid, gid, gid), 0);
+                assert_eq!(libc::syscall(libc::SYS_setresuid, uid, uid, uid), 0);
+            }
+            f()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 const A: u32 = 20_001;
@@ -327,6 +341,17 @@ fn sealed(bytes: &[u8], len: u64) -> OwnedFd {
     fd
 }
 
+/// What is open in the server.
+fn open_files(server: &Server) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+}
+
+fn resident_kib(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().split(' ').next().unwrap().parse().unwrap()
+}
+
 #[test]
 fn what_breaks_the_rules_is_refused_with_a_reason_and_harms_nobody() {
     let server = &Server::start();
@@ -338,7 +363,7 @@ fn what_breaks_the_rules_is_refused_with_a_reason_and_harms_nobody() {
         counted += 1;
         assert_eq!(server.number(&honest_file), counted, "the server:\n{}", server.log());
     };
-    let open_before = server.open_files();
+    let open_before = open_files(server);
 
     let pipe = nix::unistd::pipe().unwrap();
     let file = tempfile::tempfile().unwrap();
@@ -452,14 +477,14 @@ fn what_breaks_the_rules_is_refused_with_a_reason_and_harms_nobody() {
     }
     check_honest();
 
-    until("nothing of all that is left", || server.open_files() <= open_before);
+    until("nothing of all that is left", || open_files(server) <= open_before);
     let status = server.status();
     assert_eq!(status.clients.len(), 1);
     assert!(status.refused.len() <= 64);
     // Each kind once in ten seconds, whoever and however often.
     let lines = server.log().lines().filter(|line| line.contains("WARN")).count();
     assert!(lines < 40, "{lines} warnings:\n{}", server.log());
-    println!("{} KiB resident", server.resident_kib());
+    println!("{} KiB resident", resident_kib(server));
     let refused: u64 = ["protocol", "silence", "limit", "segment", "twice", "identity", "server"]
         .map(|reason| server.number(&format!("statsfs/server_refused_{reason}")))
         .iter()

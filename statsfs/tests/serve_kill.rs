@@ -20,7 +20,7 @@ use statsfs::host::{PublishOptions, PublishState};
 use statsfs::{Registry, RegistryOptions};
 use support::child::{self, Shared, Writer};
 use support::churn::{Churner, Exchange};
-use support::ledger::{FILES, Ledger, MOST, Reader, TOPS, Totals, add, bound, held};
+use support::ledger::{FILES, Ledger, MOST, TOPS, Totals, add, bound, held};
 use support::{PATIENCE, Random, StopAtEnd, Work, rounds, seed, until};
 
 /// Processes at a time.
@@ -92,7 +92,7 @@ impl Run<'_> {
     /// Reads one total over and over.
     fn read(&self, seed: u64) {
         let mut random = Random::new(seed);
-        let mut reader = Reader::default();
+        let mut reader = support::ledger::Reader::default();
         while !self.stop.load(SeqCst) {
             reader.check(self.ledger, &mut random, |path| self.server.number(path));
             self.checks.fetch_add(1, SeqCst);

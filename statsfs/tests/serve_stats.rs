@@ -325,7 +325,7 @@ fn one_users_readers_leave_room_for_others() {
         "--max-user-bulk-reads",
         "2",
     ]);
-    let _machines = Machines::publish(server, (0..700).map(|n| format!("vm{n}")));
+    let _machines = Machines::publish(server, (0..1000).map(|n| format!("vm{n}")));
     let (value, bulk) = (&server.path("kvm/work_done"), &server.path("kvm/.stats/flat"));
     let size = std::fs::read(bulk).unwrap().len();
     assert!((600 << 10..1 << 20).contains(&size), "one fits, two do not: {size} bytes");

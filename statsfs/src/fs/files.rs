@@ -149,6 +149,31 @@ struct Table {
     users: HashMap<u32, Arc<User>>,
 }
 
+impl Table {
+    /// A user, who may have nothing open yet.
+    fn user(&self, uid: u32, owner: u32) -> Arc<User> {
+        self.users.get(&uid).cloned().unwrap_or_else(|| {
+            let is_exempt = [0, owner].contains(&uid);
+            Arc::new(User { is_exempt, files: AtomicUsize::new(0), bytes: AtomicUsize::new(0) })
+        })
+    }
+
+    fn add(&mut self, handle: u64, file: Arc<OpenFile>) {
+        if file.user.files.fetch_add(1, Relaxed) == 0 {
+            self.users.insert(file.caller.uid, Arc::clone(&file.user));
+        }
+        self.files.insert(handle, file);
+    }
+
+    fn remove(&mut self, handle: u64) -> Option<Arc<OpenFile>> {
+        let file = self.files.remove(&handle)?;
+        if file.user.files.fetch_sub(1, Relaxed) == 1 {
+            self.users.remove(&file.caller.uid);
+        }
+        Some(file)
+    }
+}
+
 impl OpenFiles {
     /// None yet.
     pub(super) fn new(most: Most, owner: u32) -> Self {
@@ -161,24 +186,16 @@ impl OpenFiles {
     /// The limit that it would exceed.
     pub(super) fn open(&self, ino: Ino, is_bulk: bool, caller: Caller) -> Result<u64, Limit> {
         let mut table = self.table();
-        let user = table.users.get(&caller.uid).cloned().unwrap_or_else(|| {
-            let is_exempt = [0, self.owner].contains(&caller.uid);
-            Arc::new(User { is_exempt, files: AtomicUsize::new(0), bytes: AtomicUsize::new(0) })
-        });
-        let has = user.files.load(Relaxed);
-        if has >= self.most.user && !user.is_exempt {
+        let user = table.user(caller.uid, self.owner);
+        if user.files.load(Relaxed) >= self.most.user && !user.is_exempt {
             return Err(Limit::UserOpenFiles);
         }
         if table.files.len() >= self.most.all {
             return Err(Limit::OpenFiles);
         }
-        user.files.store(has + 1, Relaxed);
-        if has == 0 {
-            table.users.insert(caller.uid, Arc::clone(&user));
-        }
         let handle = self.next.fetch_add(1, Relaxed);
         let file = OpenFile { ino, is_bulk, caller, user, rendering: Mutex::default() };
-        table.files.insert(handle, Arc::new(file));
+        table.add(handle, Arc::new(file));
         Ok(handle)
     }
 
@@ -189,12 +206,7 @@ impl OpenFiles {
 
     /// Forgets a handle.
     pub(super) fn close(&self, handle: u64) {
-        let mut table = self.table();
-        let Some(file) = table.files.remove(&handle) else { return };
-        if file.user.files.fetch_sub(1, Relaxed) == 1 {
-            table.users.remove(&file.caller.uid);
-        }
-        drop(table);
+        let file = self.table().remove(handle);
         // Its rendering may be large: freed outside the lock.
         drop(file);
     }

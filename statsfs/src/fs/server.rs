@@ -12,7 +12,7 @@ use super::files::{Budget, Most, OpenFile, OpenFiles, Rendering};
 use super::options::MountOptions;
 use super::workers::{Go, Threads, Workers};
 use super::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
-use crate::seldom::Seldom;
+use crate::repeats::Repeats;
 
 /// The longest write that can mean something: a zero in any notation, with white space.
 const MAX_WRITE: usize = 32;
@@ -52,7 +52,7 @@ pub(super) struct Server {
     unmounting: AtomicBool,
     limits: Limits,
     /// By user and limit.
-    complaints: Mutex<Seldom<(u32, Limit)>>,
+    complaints: Mutex<Repeats<(u32, Limit)>>,
     events: Option<Arc<dyn MountEvents>>,
 }
 

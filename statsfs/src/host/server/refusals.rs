@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::stats::RefusedFor;
-use crate::seldom::Seldom;
+use crate::repeats::Repeats;
 
 /// Refusals that are remembered.
 const REMEMBERED: usize = 64;
@@ -38,13 +38,14 @@ impl Refusal {
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     last: VecDeque<Refusal>,
-    said: Seldom<(u32, RefusedFor)>,
+    /// By user and reason.
+    logged: Repeats<(u32, RefusedFor)>,
 }
 
 impl Refusals {
     /// Remembers a refusal, and logs it unless the user's last one for that reason was just now.
     pub(super) fn add(&mut self, pid: u32, uid: u32, reason: RefusedFor, text: String) {
-        match self.said.say((uid, reason), Instant::now()) {
+        match self.logged.say((uid, reason), Instant::now()) {
             None => {}
             Some(0) => tracing::warn!(pid, uid, "refused: {text}"),
             Some(unsaid) => tracing::warn!(pid, uid, unsaid, "refused: {text}"),

@@ -3,6 +3,7 @@
 //! One thread does it, one job at a time, in turns between users, so that a user with a thousand processes
 //! keeps nobody else waiting for more than one of them.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,7 +15,6 @@ use super::clients::Who;
 use super::keep::{JoinError, Keep};
 use super::received::Received;
 use crate::tree::{ProcessKey, Tree, TreeError};
-use crate::turns::Turns;
 
 /// A client's number, never reused.
 pub(super) type ClientId = u64;
@@ -45,11 +45,29 @@ pub(super) struct Done {
 
 #[derive(Debug, Default)]
 struct Queue {
-    jobs: Turns<(ClientId, Job)>,
+    /// By user; no list is empty.
+    jobs: BTreeMap<u32, VecDeque<(ClientId, Job)>>,
+    /// Whose turn it was last.
+    last: Option<u32>,
     /// Whose job is being done.
     busy: Option<ClientId>,
     done: Vec<Done>,
     stop: bool,
+}
+
+impl Queue {
+    /// The next job of the user after the last one, so that all have their turns.
+    fn next(&mut self) -> Option<(ClientId, Job)> {
+        let after = self.last.map(|last| last + 1).unwrap_or_default();
+        let uid = self.jobs.range(after..).chain(self.jobs.iter()).map(|(uid, _)| *uid).next()?;
+        self.last = Some(uid).filter(|uid| *uid < u32::MAX);
+        let jobs = self.jobs.get_mut(&uid)?;
+        let job = jobs.pop_front();
+        if jobs.is_empty() {
+            self.jobs.remove(&uid);
+        }
+        job
+    }
 }
 
 #[derive(Debug)]
@@ -87,17 +105,17 @@ impl Worker {
 
     /// Has a job done for a client of this user.
     pub(super) fn give(&self, uid: u32, client: ClientId, job: Job) {
-        self.desk.lock().jobs.push(uid, (client, job));
+        self.desk.lock().jobs.entry(uid).or_default().push_back((client, job));
         self.desk.wake.notify_one();
     }
 
     /// Has a job done that may be waiting already.
     pub(super) fn again(&self, uid: u32, client: ClientId, job: Job) {
         let mut queue = self.desk.lock();
-        let is_waiting =
-            queue.busy == Some(client) || queue.jobs.of(uid).any(|(of, _)| *of == client);
+        let is_waiting = queue.busy == Some(client)
+            || queue.jobs.get(&uid).is_some_and(|jobs| jobs.iter().any(|(of, _)| *of == client));
         if !is_waiting {
-            queue.jobs.push(uid, (client, job));
+            queue.jobs.entry(uid).or_default().push_back((client, job));
             self.desk.wake.notify_one();
         }
     }
@@ -133,7 +151,7 @@ impl Drop for Worker {
 fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
     let mut queue = desk.lock();
     while !queue.stop {
-        let Some((_, (client, job))) = queue.jobs.next() else {
+        let Some((client, job)) = queue.next() else {
             queue = desk.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
             continue;
         };

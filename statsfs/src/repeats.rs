@@ -1,12 +1,12 @@
-//! Saying things once in a while: whoever can make a program complain must not fill its log by it.
+//! What is said once in a while, however often somebody gives rise to it.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// How often a thing is said.
+/// How often the same is said.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Things that are kept apart.
+/// How many are kept apart: of more at a time nothing is said.
 const KEPT_APART: usize = 1024;
 
 #[derive(Debug)]
@@ -15,18 +15,18 @@ struct Said {
     unsaid: u64,
 }
 
-/// What was said of late.
+/// When what was said last.
 #[derive(Debug)]
-pub(crate) struct Seldom<K>(HashMap<K, Said>);
+pub(crate) struct Repeats<K>(HashMap<K, Said>);
 
-impl<K> Default for Seldom<K> {
+impl<K> Default for Repeats<K> {
     fn default() -> Self {
         Self(HashMap::new())
     }
 }
 
-impl<K: Eq + Hash> Seldom<K> {
-    /// Whether to say a thing now: if so, how often it was not said since the last time.
+impl<K: Eq + Hash> Repeats<K> {
+    /// Whether this is to be said now, and then, how often it was not said since the last time.
     pub(crate) fn say(&mut self, what: K, now: Instant) -> Option<u64> {
         if self.0.len() >= KEPT_APART {
             self.0.retain(|_, said| now < said.at + INTERVAL);
@@ -55,18 +55,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_thing_is_said_once_in_a_while() {
-        let mut seldom = Seldom::default();
+    fn the_same_is_said_once_in_a_while() {
+        let mut repeats = Repeats::default();
         let now = Instant::now();
         let later = now + INTERVAL;
-        assert_eq!(seldom.say((7, "a"), now), Some(0));
-        assert_eq!(seldom.say((7, "a"), now), None);
-        assert_eq!(seldom.say((7, "b"), now), Some(0));
-        assert_eq!(seldom.say((8, "a"), now), Some(0));
-        assert_eq!(seldom.say((7, "a"), later), Some(1));
-        // However many things there are, they fill neither the log nor the memory.
-        let said = (100..10_000).filter(|n| seldom.say((*n, "a"), later).is_some());
+        assert_eq!(repeats.say((7, 'a'), now), Some(0));
+        assert_eq!(repeats.say((7, 'a'), now), None);
+        assert_eq!(repeats.say((7, 'b'), now), Some(0));
+        assert_eq!(repeats.say((8, 'a'), now), Some(0));
+        assert_eq!(repeats.say((7, 'a'), later), Some(1));
+        // Whoever has many users does not fill the log either, or the memory.
+        let said = (100..10_000).filter(|uid| repeats.say((*uid, 'a'), later).is_some());
         assert!(said.count() <= KEPT_APART);
-        assert!(seldom.0.len() <= KEPT_APART);
+        assert!(repeats.0.len() <= KEPT_APART);
     }
 }
