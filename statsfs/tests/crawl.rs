@@ -8,7 +8,7 @@ mod support;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirEntryExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -149,13 +149,16 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESTALE))
 }
 
-/// Names in a directory, each once.
+/// What is in a directory, each thing once. Its names: one that goes and comes again is another thing, which a
+/// listing may show as well.
 fn list(path: &Path) -> io::Result<HashSet<String>> {
-    let mut names = HashSet::new();
+    let (mut numbers, mut names) = (HashSet::new(), HashSet::new());
     for entry in std::fs::read_dir(path)? {
-        let name = entry?.file_name().into_string().unwrap();
-        assert!(!names.contains(&name), "{name} is there twice in {}", path.display());
-        names.insert(name);
+        let entry = entry?;
+        let name = entry.file_name().into_string().unwrap();
+        assert!(numbers.insert(entry.ino()), "{name} is there twice in {}", path.display());
+        let is_new = names.insert(name.clone());
+        assert!(is_new || !name.contains("stays"), "{name} is there twice in {}", path.display());
     }
     Ok(names)
 }

@@ -105,7 +105,7 @@ fn bytes_in_open_files() {
 #[test]
 fn bulk_files_in_turns() {
     let (tree, _) = Tree::sample();
-    tree.bulk(ROOT, "slow", 1, Duration::from_millis(1500));
+    tree.bulk(ROOT, "slow", 1, Duration::from_secs(1));
     let options = MountOptions::new().bulk(1, 16).max_user_bulk_reads(3);
     let (_dir, mount) = mounted_with(&tree, options);
     let slow = &mount.path().join("slow");
