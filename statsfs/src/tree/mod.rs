@@ -17,7 +17,8 @@
 //! # How it works
 //! Per process there is a model of its sources (`model`), shown in directories (`dirs`). `sweep` reads
 //! cells, `clear` keeps the baselines, `ledger` what processes left, `files` knows which files a directory
-//! has, `render` writes them, `nodes` serves them to the file system, `by_name` links to them. The tree is
+//! has, `render` writes them, `nodes` serves them to the file system, `by_name` links to them; `events` tells
+//! whoever counts what is done. The tree is
 //! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
 
 mod access;
