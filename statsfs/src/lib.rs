@@ -89,11 +89,13 @@ pub mod fs;
 pub mod host;
 pub mod limits;
 mod registry;
+mod repeats;
 pub mod segment;
 mod slot;
 mod source;
 mod threads;
 pub mod tree;
+mod turns;
 pub mod value;
 
 pub use embedded::{Embedded, EmbeddedError};

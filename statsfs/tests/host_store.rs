@@ -108,7 +108,9 @@ impl Place {
 }
 
 fn commit(store: &mut Store, state: &State) -> Result<(), CommitError> {
-    store.commit(&state.tree, &state.host)
+    let bytes = store.commit(&state.tree, &state.host)?;
+    assert_eq!(bytes, state.encode().unwrap().len());
+    Ok(())
 }
 
 #[test]

@@ -92,17 +92,9 @@ impl Run<'_> {
     /// Reads one total over and over.
     fn read(&self, seed: u64) {
         let mut random = Random::new(seed);
-        let mut last = [[0; 3]; 2];
+        let mut reader = support::ledger::Reader::default();
         while !self.stop.load(SeqCst) {
-            let (top, file) = (random.below(2) as usize, random.below(3) as usize);
-            let path = format!("{}/{}", TOPS[top], FILES[file]);
-            let low = bound(self.ledger, top, file, false);
-            let there = self.server.number(&path);
-            let high = bound(self.ledger, top, file, true);
-            assert!(low <= there && there <= high, "{path}: {low} ≤ {there} ≤ {high}");
-            let last = &mut last[top][file];
-            assert!(*last <= there, "{path} went back from {last} to {there}");
-            *last = there;
+            reader.check(self.ledger, &mut random, |path| self.server.number(path));
             self.checks.fetch_add(1, SeqCst);
         }
     }

@@ -1,37 +1,62 @@
-//! What is open, and how much memory the renderings of open files may take together.
+//! What is open, and how much memory the renderings of open files may take: all together, and each user's.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::events::Limit;
 use super::{Caller, Ino};
+
+/// How much of something there may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Most {
+    /// For all users together.
+    pub(super) all: usize,
+    /// For each of those who are not exempt.
+    pub(super) user: usize,
+}
+
+/// A user, and what is theirs as long as they have something open.
+#[derive(Debug)]
+pub(super) struct User {
+    /// Limits for each user are not theirs: root, and who serves the mount.
+    pub(super) is_exempt: bool,
+    /// Changed under the lock of the table.
+    files: AtomicUsize,
+    bytes: AtomicUsize,
+}
 
 /// The memory that renderings may take.
 #[derive(Debug)]
 pub(super) struct Budget {
-    limit: usize,
+    most: Most,
     used: AtomicUsize,
 }
 
 impl Budget {
-    pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Budget { limit, used: AtomicUsize::new(0) })
+    pub(super) fn new(most: Most) -> Arc<Self> {
+        Arc::new(Budget { most, used: AtomicUsize::new(0) })
     }
 
-    /// Bytes in use.
-    pub(super) fn used(&self) -> usize {
-        self.used.load(Relaxed)
+    fn take(&self, user: &User, bytes: usize) -> Result<(), Limit> {
+        let most = if user.is_exempt { usize::MAX } else { self.most.user };
+        add(&user.bytes, bytes, most).ok_or(Limit::UserOpenBytes)?;
+        add(&self.used, bytes, self.most.all).ok_or_else(|| {
+            user.bytes.fetch_sub(bytes, Relaxed);
+            Limit::OpenBytes
+        })
     }
 
-    /// Bytes allowed.
-    pub(super) fn limit(&self) -> usize {
-        self.limit
+    fn give_back(&self, user: &User, bytes: usize) {
+        user.bytes.fetch_sub(bytes, Relaxed);
+        self.used.fetch_sub(bytes, Relaxed);
     }
+}
 
-    fn take(&self, bytes: usize) -> bool {
-        let take = |used: usize| used.checked_add(bytes).filter(|total| *total <= self.limit);
-        self.used.fetch_update(Relaxed, Relaxed, take).is_ok()
-    }
+/// Adds, unless that makes more than `most`.
+fn add(used: &AtomicUsize, more: usize, most: usize) -> Option<()> {
+    let take = |used: usize| used.checked_add(more).filter(|total| *total <= most);
+    used.fetch_update(Relaxed, Relaxed, take).ok().map(drop)
 }
 
 /// A file's content as it was at one moment. Gives its share of the budget back when the last reader
@@ -41,16 +66,24 @@ pub(super) struct Rendering {
     bytes: Vec<u8>,
     charged: usize,
     budget: Arc<Budget>,
+    user: Arc<User>,
 }
 
 impl Rendering {
-    /// Charges `bytes` to the budget; `None` if that is used up.
-    pub(super) fn new(budget: &Arc<Budget>, mut bytes: Vec<u8>) -> Option<Arc<Self>> {
+    /// Charges `bytes` to a user.
+    ///
+    /// # Errors
+    /// The limit that they would exceed.
+    pub(super) fn new(
+        budget: &Arc<Budget>,
+        user: &Arc<User>,
+        mut bytes: Vec<u8>,
+    ) -> Result<Arc<Self>, Limit> {
         bytes.shrink_to_fit();
         let charged = bytes.capacity();
-        budget
-            .take(charged)
-            .then(|| Arc::new(Rendering { bytes, charged, budget: Arc::clone(budget) }))
+        budget.take(user, charged)?;
+        let (budget, user) = (Arc::clone(budget), Arc::clone(user));
+        Ok(Arc::new(Rendering { bytes, charged, budget, user }))
     }
 
     /// The piece that a read of `size` bytes at `offset` gives; empty at the end.
@@ -63,7 +96,7 @@ impl Rendering {
 
 impl Drop for Rendering {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.charged, Relaxed);
+        self.budget.give_back(&self.user, self.charged);
     }
 }
 
@@ -72,8 +105,12 @@ impl Drop for Rendering {
 pub(super) struct OpenFile {
     /// Which.
     pub(super) ino: Ino,
+    /// Whether rendering it may take long.
+    pub(super) is_bulk: bool,
     /// Who opened it. What is rendered later is for them, whoever the descriptor was passed to.
     pub(super) caller: Caller,
+    /// What they have.
+    pub(super) user: Arc<User>,
     rendering: Mutex<Option<Arc<Rendering>>>,
 }
 
@@ -99,44 +136,87 @@ impl OpenFile {
 #[derive(Debug)]
 pub(super) struct OpenFiles {
     next: AtomicU64,
-    limit: usize,
-    table: Mutex<HashMap<u64, Arc<OpenFile>>>,
+    most: Most,
+    /// Who serves them.
+    owner: u32,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    files: HashMap<u64, Arc<OpenFile>>,
+    /// Of those who have any.
+    users: HashMap<u32, Arc<User>>,
+}
+
+impl Table {
+    /// A user, who may have nothing open yet.
+    fn user(&self, uid: u32, owner: u32) -> Arc<User> {
+        self.users.get(&uid).cloned().unwrap_or_else(|| {
+            let is_exempt = [0, owner].contains(&uid);
+            Arc::new(User { is_exempt, files: AtomicUsize::new(0), bytes: AtomicUsize::new(0) })
+        })
+    }
+
+    fn add(&mut self, handle: u64, file: Arc<OpenFile>) {
+        if file.user.files.fetch_add(1, Relaxed) == 0 {
+            self.users.insert(file.caller.uid, Arc::clone(&file.user));
+        }
+        self.files.insert(handle, file);
+    }
+
+    fn remove(&mut self, handle: u64) -> Option<Arc<OpenFile>> {
+        let file = self.files.remove(&handle)?;
+        if file.user.files.fetch_sub(1, Relaxed) == 1 {
+            self.users.remove(&file.caller.uid);
+        }
+        Some(file)
+    }
 }
 
 impl OpenFiles {
-    pub(super) fn new(limit: usize) -> Self {
-        OpenFiles { next: AtomicU64::new(1), limit, table: Mutex::default() }
+    /// None yet.
+    pub(super) fn new(most: Most, owner: u32) -> Self {
+        OpenFiles { next: AtomicU64::new(1), most, owner, table: Mutex::default() }
     }
 
-    /// A new handle; `None` if too many are open.
-    pub(super) fn open(&self, ino: Ino, caller: Caller) -> Option<u64> {
+    /// A new handle.
+    ///
+    /// # Errors
+    /// The limit that it would exceed.
+    pub(super) fn open(&self, ino: Ino, is_bulk: bool, caller: Caller) -> Result<u64, Limit> {
         let mut table = self.table();
-        if table.len() >= self.limit {
-            return None;
+        let user = table.user(caller.uid, self.owner);
+        if user.files.load(Relaxed) >= self.most.user && !user.is_exempt {
+            return Err(Limit::UserOpenFiles);
+        }
+        if table.files.len() >= self.most.all {
+            return Err(Limit::OpenFiles);
         }
         let handle = self.next.fetch_add(1, Relaxed);
-        table.insert(handle, Arc::new(OpenFile { ino, caller, rendering: Mutex::default() }));
-        Some(handle)
+        let file = OpenFile { ino, is_bulk, caller, user, rendering: Mutex::default() };
+        table.add(handle, Arc::new(file));
+        Ok(handle)
     }
 
     /// The open file with this handle.
     pub(super) fn get(&self, handle: u64) -> Option<Arc<OpenFile>> {
-        self.table().get(&handle).cloned()
+        self.table().files.get(&handle).cloned()
     }
 
     /// Forgets a handle.
     pub(super) fn close(&self, handle: u64) {
-        let file = self.table().remove(&handle);
+        let file = self.table().remove(handle);
         // Its rendering may be large: freed outside the lock.
         drop(file);
     }
 
     /// How many are open.
     pub(super) fn len(&self) -> usize {
-        self.table().len()
+        self.table().files.len()
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<u64, Arc<OpenFile>>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
@@ -145,26 +225,54 @@ impl OpenFiles {
 mod tests {
     use super::*;
 
-    const ROOT_CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+    const SERVES: u32 = 5;
+
+    fn by(uid: u32) -> Caller {
+        Caller { uid, gid: 0, pid: 1 }
+    }
+
+    fn user_of(files: &OpenFiles, uid: u32) -> Arc<User> {
+        files.get(files.open(7, false, by(uid)).unwrap()).unwrap().user.clone()
+    }
 
     #[test]
     fn a_rendering_is_charged_while_anyone_holds_it() {
-        let budget = Budget::new(100);
-        let first = Rendering::new(&budget, vec![1; 60]).unwrap();
-        assert!(Rendering::new(&budget, vec![2; 60]).is_none());
-        assert_eq!(budget.used(), 60);
+        let files = OpenFiles::new(Most { all: 10, user: 10 }, SERVES);
+        let user = user_of(&files, 0);
+        let budget = Budget::new(Most { all: 100, user: 0 });
+        let first = Rendering::new(&budget, &user, vec![1; 60]).unwrap();
+        assert_eq!(Rendering::new(&budget, &user, vec![2; 60]).err(), Some(Limit::OpenBytes));
         let reader = Arc::clone(&first);
         drop(first);
-        assert_eq!(budget.used(), 60);
+        assert_eq!(Rendering::new(&budget, &user, vec![2; 60]).err(), Some(Limit::OpenBytes));
         drop(reader);
-        assert_eq!(budget.used(), 0);
-        assert!(Rendering::new(&budget, vec![2; 100]).is_some());
+        assert!(Rendering::new(&budget, &user, vec![2; 100]).is_ok());
+    }
+
+    #[test]
+    fn one_users_renderings_leave_room_for_others() {
+        let files = OpenFiles::new(Most { all: 10, user: 10 }, SERVES);
+        let (a, b, root) = (user_of(&files, 7), user_of(&files, 8), user_of(&files, 0));
+        let budget = Budget::new(Most { all: 100, user: 40 });
+        let first = Rendering::new(&budget, &a, vec![1; 30]).unwrap();
+        assert_eq!(Rendering::new(&budget, &a, vec![1; 11]).err(), Some(Limit::UserOpenBytes));
+        // It is the user's, whichever file it is in.
+        assert!(Arc::ptr_eq(&user_of(&files, 7), &a));
+        let second = Rendering::new(&budget, &b, vec![1; 40]).unwrap();
+        assert_eq!(Rendering::new(&budget, &root, vec![1; 31]).err(), Some(Limit::OpenBytes));
+        let third = Rendering::new(&budget, &root, vec![1; 30]).unwrap();
+        // Whose own limit would allow it meets that of all, and nothing of it is charged.
+        assert_eq!(Rendering::new(&budget, &a, vec![1; 10]).err(), Some(Limit::OpenBytes));
+        drop((first, second, third));
+        assert!(Rendering::new(&budget, &a, vec![1; 40]).is_ok());
+        assert_eq!((budget.used.load(Relaxed), a.bytes.load(Relaxed)), (0, 0));
     }
 
     #[test]
     fn pieces_end_at_the_end() {
-        let budget = Budget::new(100);
-        let rendering = Rendering::new(&budget, b"12345\n".to_vec()).unwrap();
+        let files = OpenFiles::new(Most { all: 10, user: 10 }, SERVES);
+        let budget = Budget::new(Most { all: 100, user: 100 });
+        let rendering = Rendering::new(&budget, &user_of(&files, 7), b"12345\n".to_vec()).unwrap();
         assert_eq!(rendering.piece(0, 4096), b"12345\n");
         assert_eq!(rendering.piece(2, 2), b"34");
         assert_eq!(rendering.piece(5, 1), b"\n");
@@ -174,14 +282,42 @@ mod tests {
 
     #[test]
     fn handles_are_limited_and_never_reused() {
-        let files = OpenFiles::new(2);
-        let (a, b) = (files.open(7, ROOT_CALLER).unwrap(), files.open(7, ROOT_CALLER).unwrap());
-        assert!(files.open(7, ROOT_CALLER).is_none());
+        let files = OpenFiles::new(Most { all: 2, user: 1 }, SERVES);
+        let open = |uid| files.open(7, false, by(uid));
+        let (a, b) = (open(0).unwrap(), open(0).unwrap());
+        assert_eq!(open(0), Err(Limit::OpenFiles));
+        assert_eq!(open(7), Err(Limit::OpenFiles));
         files.close(a);
-        let c = files.open(8, ROOT_CALLER).unwrap();
+        let c = files.open(8, true, by(7)).unwrap();
         assert!(c != a && c != b);
         assert!(files.get(a).is_none());
-        assert_eq!(files.get(c).unwrap().ino, 8);
+        assert_eq!((files.get(c).unwrap().ino, files.get(c).unwrap().is_bulk), (8, true));
         assert_eq!(files.len(), 2);
+    }
+
+    #[test]
+    fn each_user_has_handles_of_their_own() {
+        let files = OpenFiles::new(Most { all: 100, user: 2 }, SERVES);
+        let open = |uid| files.open(7, false, by(uid));
+        let (a, b) = (open(7).unwrap(), open(7).unwrap());
+        assert_eq!(open(7), Err(Limit::UserOpenFiles));
+        for uid in [8, 8, 0, 0, 0, SERVES, SERVES, SERVES] {
+            open(uid).unwrap();
+        }
+        files.close(a);
+        // Closing twice gives nothing back.
+        files.close(a);
+        open(7).unwrap();
+        assert_eq!(open(7), Err(Limit::UserOpenFiles));
+        files.close(b);
+        assert_eq!(files.table().users.len(), 4);
+        // Whoever has nothing open is forgotten.
+        let handles: Vec<_> = files.table().files.keys().copied().collect();
+        handles.into_iter().for_each(|handle| files.close(handle));
+        assert!(files.table().users.is_empty());
+        // And so is who was refused.
+        let none = OpenFiles::new(Most { all: 0, user: 0 }, SERVES);
+        assert_eq!(none.open(7, false, by(7)), Err(Limit::UserOpenFiles));
+        assert!(none.table().users.is_empty());
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! From the kernel to the nodes: `transport` (the only module that knows the FUSE crate) calls
 //! `server` (what each operation means, which errors it gives), which asks the [`Nodes`] and keeps
-//! only what is open (`files`). Bulk files are rendered by `workers`, so that a handler never waits.
+//! only what is open (`files`) and tells of it (`events`). Bulk files are rendered by `workers`, so that a
+//! handler never waits.
 //! [`Mount`] puts all that on a directory, and takes it away again.
 //!
 //! # What a user of the tree sees
@@ -20,6 +21,7 @@
 
 mod abort;
 mod error;
+mod events;
 mod files;
 mod fusermount;
 mod mount;
@@ -30,6 +32,7 @@ mod transport;
 mod workers;
 
 pub use error::MountError;
+pub use events::{Answered, Exceeded, Limit, MountEvents, Operation};
 pub use mount::Mount;
 pub use options::MountOptions;
 

@@ -1,7 +1,10 @@
 //! How a file system is mounted and served.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::events::MountEvents;
+use super::files::Most;
 use crate::threads::ThreadStart;
 
 /// How to mount and serve.
@@ -10,11 +13,12 @@ pub struct MountOptions {
     pub(super) threads: usize,
     pub(super) allow_other: bool,
     pub(super) ttl: Duration,
-    pub(super) max_open_files: usize,
-    pub(super) max_open_bytes: usize,
+    pub(super) open_files: Most,
+    pub(super) open_bytes: Most,
     pub(super) bulk_threads: usize,
-    pub(super) bulk_queue: usize,
+    pub(super) bulk_reads: Most,
     pub(super) thread_start: ThreadStart,
+    pub(super) events: Option<Arc<dyn MountEvents>>,
 }
 
 impl Default for MountOptions {
@@ -23,18 +27,22 @@ impl Default for MountOptions {
             threads: 2,
             allow_other: true,
             ttl: Duration::from_secs(3600),
-            max_open_files: 1 << 16,
-            max_open_bytes: 64 << 20,
+            open_files: Most { all: 1 << 16, user: 1 << 14 },
+            open_bytes: Most { all: 64 << 20, user: 32 << 20 },
             bulk_threads: 2,
-            bulk_queue: 256,
+            bulk_reads: Most { all: 256, user: 64 },
             thread_start: ThreadStart::default(),
+            events: None,
         }
     }
 }
 
 impl MountOptions {
-    /// The defaults: 2 threads, for all users where that is allowed, 65,536 open files, 64 MiB of rendered
-    /// content, 2 threads for bulk files with 256 reads waiting, names and attributes remembered for an hour.
+    /// The defaults: 2 threads, for all users where that is allowed, 65,536 open files, 16,384 of one user,
+    /// 64 MiB of rendered content, 32 MiB of one user, 2 threads for bulk files with 256 reads waiting, 64 of
+    /// one user, names and attributes remembered for an hour.
+    ///
+    /// Whoever serves the mount, and root, are limited only together with all.
     pub fn new() -> Self {
         Self::default()
     }
@@ -65,14 +73,28 @@ impl MountOptions {
     /// The most files that may be open: opening another gives `ENFILE`.
     #[must_use]
     pub fn max_open_files(mut self, files: usize) -> Self {
-        self.max_open_files = files;
+        self.open_files.all = files;
+        self
+    }
+
+    /// The most files that one user may have open: opening another gives `EMFILE`.
+    #[must_use]
+    pub fn max_user_open_files(mut self, files: usize) -> Self {
+        self.open_files.user = files;
         self
     }
 
     /// The most bytes that the content of open files may take: reading another gives `ENOMEM`.
     #[must_use]
     pub fn max_open_bytes(mut self, bytes: usize) -> Self {
-        self.max_open_bytes = bytes;
+        self.open_bytes.all = bytes;
+        self
+    }
+
+    /// The most bytes that the content of one user's open files may take: reading another gives `ENOMEM`.
+    #[must_use]
+    pub fn max_user_open_bytes(mut self, bytes: usize) -> Self {
+        self.open_bytes.user = bytes;
         self
     }
 
@@ -81,7 +103,15 @@ impl MountOptions {
     #[must_use]
     pub fn bulk(mut self, threads: usize, queue: usize) -> Self {
         self.bulk_threads = threads.max(1);
-        self.bulk_queue = queue;
+        self.bulk_reads.all = queue;
+        self
+    }
+
+    /// How many of one user's reads of bulk files may wait or be rendered at once: a further one gives
+    /// `EAGAIN`. Users have turns.
+    #[must_use]
+    pub fn max_user_bulk_reads(mut self, reads: usize) -> Self {
+        self.bulk_reads.user = reads;
         self
     }
 
@@ -89,6 +119,13 @@ impl MountOptions {
     #[must_use]
     pub fn thread_start(mut self, start: ThreadStart) -> Self {
         self.thread_start = start;
+        self
+    }
+
+    /// Who is told what happens in the mount. Nobody unless set, and then it costs nothing.
+    #[must_use]
+    pub fn events(mut self, events: Arc<dyn MountEvents>) -> Self {
+        self.events = Some(events);
         self
     }
 }

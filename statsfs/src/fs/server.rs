@@ -3,14 +3,16 @@
 use std::ffi::OsStr;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::files::{Budget, OpenFile, OpenFiles, Rendering};
+use super::events::{Answered, Exceeded, Limit, MountEvents, Operation};
+use super::files::{Budget, Most, OpenFile, OpenFiles, Rendering};
 use super::options::MountOptions;
 use super::workers::{Go, Threads, Workers};
 use super::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
+use crate::repeats::Repeats;
 
 /// The longest write that can mean something: a zero in any notation, with white space.
 const MAX_WRITE: usize = 32;
@@ -31,6 +33,14 @@ pub(super) struct Change {
 pub(super) trait ReadReply: FnOnce(Result<&[u8], Errno>) + Send + 'static {}
 impl<F: FnOnce(Result<&[u8], Errno>) + Send + 'static> ReadReply for F {}
 
+/// A request that is to be answered.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    operation: Operation,
+    /// `None` if nobody wants to know.
+    since: Option<Instant>,
+}
+
 /// The file system: the nodes, and what is open.
 pub(super) struct Server {
     nodes: Arc<dyn Nodes>,
@@ -40,7 +50,31 @@ pub(super) struct Server {
     ending: AtomicBool,
     /// We unmount, or try to.
     unmounting: AtomicBool,
-    complaints: Limited,
+    limits: Limits,
+    /// By user and limit.
+    complaints: Mutex<Repeats<(u32, Limit)>>,
+    events: Option<Arc<dyn MountEvents>>,
+}
+
+/// What there may be.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    files: Most,
+    bytes: Most,
+    bulk: Most,
+}
+
+impl Limits {
+    fn of(&self, limit: Limit) -> usize {
+        match limit {
+            Limit::OpenFiles => self.files.all,
+            Limit::UserOpenFiles => self.files.user,
+            Limit::OpenBytes => self.bytes.all,
+            Limit::UserOpenBytes => self.bytes.user,
+            Limit::BulkReads => self.bulk.all,
+            Limit::UserBulkReads => self.bulk.user,
+        }
+    }
 }
 
 impl std::fmt::Debug for Server {
@@ -56,15 +90,19 @@ impl Server {
         options: &MountOptions,
         threads: &Threads,
     ) -> io::Result<Self> {
-        let (bulk, queue) = (options.bulk_threads, options.bulk_queue);
+        let MountOptions { open_files: files, open_bytes: bytes, bulk_reads: bulk, .. } = *options;
+        // Whoever it is that serves may do without it.
+        let owner = nix::unistd::geteuid().as_raw();
         Ok(Server {
             nodes,
-            files: OpenFiles::new(options.max_open_files),
-            budget: Budget::new(options.max_open_bytes),
-            workers: Workers::start(bulk, queue, threads, &options.thread_start)?,
+            files: OpenFiles::new(files, owner),
+            budget: Budget::new(bytes),
+            workers: Workers::start(options.bulk_threads, bulk, threads, &options.thread_start)?,
             ending: AtomicBool::new(false),
             unmounting: AtomicBool::new(false),
-            complaints: Limited::default(),
+            limits: Limits { files, bytes, bulk },
+            complaints: Mutex::default(),
+            events: options.events.clone(),
         })
     }
 
@@ -103,44 +141,98 @@ impl Server {
         }
     }
 
+    /// A request has come.
+    fn asked(&self, operation: Operation) -> Asked {
+        Asked { operation, since: self.events.as_ref().map(|_| Instant::now()) }
+    }
+
+    /// It is about to be answered: afterwards would be too late for whoever has the answer and looks.
+    fn answered(&self, Asked { operation, since }: Asked, bytes: usize, error: Option<Errno>) {
+        if let (Some(events), Some(since)) = (&self.events, since) {
+            events.answered(Answered { operation, took: since.elapsed(), bytes, error });
+        }
+    }
+
+    /// Answers a request by a call.
+    fn answer<T>(
+        &self,
+        operation: Operation,
+        call: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let asked = self.asked(operation);
+        let answer = guarded(call);
+        self.answered(asked, 0, answer.as_ref().err().copied());
+        answer
+    }
+
+    /// A request for which nothing is to be done here is answered.
+    pub(super) fn answer_other(&self, error: Option<Errno>) {
+        self.answered(self.asked(Operation::Other), 0, error);
+    }
+
+    /// The kernel has forgotten what it had looked up so often. Nothing is kept of it here.
+    pub(super) fn forget(&self, lookups: u64) {
+        if let Some(events) = &self.events {
+            events.forgotten(lookups);
+        }
+    }
+
     pub(super) fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr, Errno> {
-        // Names are ASCII.
-        let name = name.to_str().ok_or(Errno(libc::ENOENT))?;
-        guarded(|| self.nodes.lookup(parent, name))
+        self.answer(Operation::Lookup, || {
+            // Names are ASCII.
+            self.nodes.lookup(parent, name.to_str().ok_or(Errno(libc::ENOENT))?)
+        })
     }
 
     pub(super) fn attr(&self, ino: Ino) -> Result<Attr, Errno> {
-        guarded(|| self.nodes.attr(ino))
+        self.answer(Operation::Getattr, || self.nodes.attr(ino))
     }
 
     /// Truncating to nothing is what `echo 0 > file` does before it writes: it must succeed, and must
     /// not clear. A file that shows the size 0 can not get another one.
     pub(super) fn set_attr(&self, ino: Ino, change: Change) -> Result<Attr, Errno> {
-        match change {
+        self.answer(Operation::Other, || match change {
             Change { ownership: true, .. } | Change { size: None, .. } => Err(Errno(libc::EPERM)),
-            Change { size: Some(0), .. } => self.attr(ino),
+            Change { size: Some(0), .. } => self.nodes.attr(ino),
             Change { size: Some(_), .. } => Err(Errno(libc::EINVAL)),
-        }
+        })
     }
 
     pub(super) fn readlink(&self, ino: Ino) -> Result<String, Errno> {
-        guarded(|| self.nodes.readlink(ino))
+        self.answer(Operation::Readlink, || self.nodes.readlink(ino))
     }
 
     /// Opens a file; nothing is rendered before the first read.
     pub(super) fn open(&self, ino: Ino, caller: Caller, write: bool) -> Result<u64, Errno> {
-        guarded(|| self.nodes.open(ino, caller, write))?;
-        self.files.open(ino, caller).ok_or_else(|| {
-            let open = self.files.len();
-            self.complaints.complain(|missed| {
-                tracing::warn!(open, missed, "too many open files: refusing further ones (ENFILE)");
-            });
-            Errno(libc::ENFILE)
+        self.answer(Operation::Open, || {
+            self.nodes.open(ino, caller, write)?;
+            let opened = self.files.open(ino, self.nodes.is_bulk(ino), caller);
+            opened.map_err(|limit| self.refuse(caller, limit))
         })
     }
 
     pub(super) fn release(&self, handle: u64) {
         self.files.close(handle);
+        self.answer_other(None);
+    }
+
+    /// Says that there is a limit.
+    fn refuse(&self, caller: Caller, limit: Limit) -> Errno {
+        let exceeded = Exceeded { caller, limit, most: self.limits.of(limit) };
+        let said = {
+            let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+            complaints.say((caller.uid, limit), Instant::now())
+        };
+        let Caller { uid, pid, .. } = caller;
+        match said {
+            None => {}
+            Some(0) => tracing::warn!(pid, uid, "refused: {exceeded}"),
+            Some(unsaid) => tracing::warn!(pid, uid, unsaid, "refused: {exceeded}"),
+        }
+        if let Some(events) = &self.events {
+            events.refused(exceeded);
+        }
+        limit.errno()
     }
 
     /// Reads: renders anew at the beginning, and serves what that made elsewhere.
@@ -151,64 +243,69 @@ impl Server {
         size: u32,
         reply: impl ReadReply,
     ) {
-        let Some(file) = self.files.get(handle) else {
-            return reply(Err(Errno(libc::EBADF)));
+        let file = self.files.get(handle);
+        let is_bulk = file.as_ref().is_some_and(|file| file.is_bulk);
+        let asked = self.asked(if is_bulk { Operation::ReadBulk } else { Operation::Read });
+        let Some(file) = file else {
+            return self.give(asked, Err(Errno(libc::EBADF)), reply);
         };
         if offset != 0
             && let Some(rendering) = file.rendering()
         {
-            return reply(Ok(rendering.piece(offset, size)));
+            return self.give(asked, Ok(rendering.piece(offset, size)), reply);
         }
-        let bulk = guarded(|| Ok(self.nodes.is_bulk(file.ino)));
-        if bulk == Ok(false) {
-            return self.render_and_reply(&file, offset, size, reply);
+        if !is_bulk {
+            return self.render_and_give(asked, &file, offset, size, reply);
         }
-        let server = Arc::clone(self);
-        self.workers.submit(Box::new(move |go| match go {
-            Go::Work if server.is_ending() => reply(Err(Errno(libc::ENODEV))),
-            Go::Work => server.render_and_reply(&file, offset, size, reply),
-            Go::Refuse => {
-                server.complaints.complain(|missed| {
-                    tracing::warn!(
-                        missed,
-                        "too many bulk files are being read: try again (EAGAIN)"
-                    );
-                });
-                reply(Err(Errno(libc::EAGAIN)));
+        let (server, uid, is_exempt) = (Arc::clone(self), file.caller.uid, file.user.is_exempt);
+        let job = move |go| match go {
+            Go::Work if !server.is_ending() => {
+                server.render_and_give(asked, &file, offset, size, reply);
             }
-        }));
+            Go::Work | Go::End => server.give(asked, Err(Errno(libc::ENODEV)), reply),
+            Go::Refuse(limit) => {
+                let errno = server.refuse(file.caller, limit);
+                server.give(asked, Err(errno), reply);
+            }
+        };
+        self.workers.submit(uid, is_exempt, Box::new(job));
     }
 
-    fn render_and_reply(&self, file: &OpenFile, offset: u64, size: u32, reply: impl ReadReply) {
+    /// Answers a read.
+    fn give(&self, asked: Asked, result: Result<&[u8], Errno>, reply: impl ReadReply) {
+        let (bytes, error) = match result {
+            Ok(piece) => (piece.len(), None),
+            Err(errno) => (0, Some(errno)),
+        };
+        self.answered(asked, bytes, error);
+        reply(result);
+    }
+
+    fn render_and_give(
+        &self,
+        asked: Asked,
+        file: &OpenFile,
+        offset: u64,
+        size: u32,
+        reply: impl ReadReply,
+    ) {
         // The old content goes first: a large one must not have to fit twice.
         file.set_rendering(None);
         match self.render(file) {
             Ok(rendering) => {
                 // Kept for the reads that follow, before anyone can make them.
                 file.set_rendering(Some(Arc::clone(&rendering)));
-                reply(Ok(rendering.piece(offset, size)));
+                self.give(asked, Ok(rendering.piece(offset, size)), reply);
             }
-            Err(errno) => reply(Err(errno)),
+            Err(errno) => self.give(asked, Err(errno), reply),
         }
     }
 
     fn render(&self, file: &OpenFile) -> Result<Arc<Rendering>, Errno> {
         let mut bytes = Vec::with_capacity(24);
         guarded(|| self.nodes.render(file.ino, file.caller, &mut bytes))?;
-        let size = bytes.len();
-        Rendering::new(&self.budget, bytes).ok_or_else(|| {
-            let (used, limit) = (self.budget.used(), self.budget.limit());
-            self.complaints.complain(|missed| {
-                tracing::warn!(
-                    size,
-                    used,
-                    limit,
-                    missed,
-                    "open files hold too many rendered bytes: refusing another (ENOMEM)"
-                );
-            });
-            Errno(libc::ENOMEM)
-        })
+        let rendering = Rendering::new(&self.budget, &file.user, bytes);
+        rendering.map_err(|limit| self.refuse(file.caller, limit))
     }
 
     /// Takes one whole write. In pieces `1` and `2` a 12 would be two numbers, so only the beginning
@@ -220,16 +317,18 @@ impl Server {
         append: bool,
         data: &[u8],
     ) -> Result<(), Errno> {
-        let file = self.files.get(handle).ok_or(Errno(libc::EBADF))?;
-        if (offset != 0 && !append) || data.len() > MAX_WRITE {
-            return Err(Errno(libc::EINVAL));
-        }
-        guarded(|| self.nodes.write(file.ino, file.caller, data))
+        self.answer(Operation::Write, || {
+            let file = self.files.get(handle).ok_or(Errno(libc::EBADF))?;
+            if (offset != 0 && !append) || data.len() > MAX_WRITE {
+                return Err(Errno(libc::EINVAL));
+            }
+            self.nodes.write(file.ino, file.caller, data)
+        })
     }
 
     /// A directory that is gone must say `ESTALE` here: then the kernel forgets its name and looks again.
     pub(super) fn open_dir(&self, ino: Ino) -> Result<(), Errno> {
-        self.attr(ino).map(drop)
+        self.answer(Operation::Opendir, || self.nodes.attr(ino).map(drop))
     }
 
     /// Calls `add` for the entries after the cookie `after`, until it says that there is no more room.
@@ -239,7 +338,7 @@ impl Server {
         after: u64,
         add: &mut dyn FnMut(Entry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        guarded(|| {
+        self.answer(Operation::Readdir, || {
             let kind = Kind::Directory;
             if after < DOT && !add(Entry { cookie: DOT, ino: dir, kind, name: "." }) {
                 return Ok(());
@@ -260,27 +359,4 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
         tracing::error!("serving a request panicked; answering EIO");
         Err(Errno(libc::EIO))
     })
-}
-
-/// Lets a complaint through every ten seconds, and counts those between.
-#[derive(Debug, Default)]
-struct Limited {
-    next_ms: AtomicU64,
-    missed: AtomicU64,
-}
-
-impl Limited {
-    fn complain(&self, log: impl FnOnce(u64)) {
-        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        // Anyone may make us refuse something, so that nobody may fill the log by it.
-        let now = u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let next = self.next_ms.load(Relaxed);
-        if now >= next
-            && self.next_ms.compare_exchange(next, now + 10_000, Relaxed, Relaxed).is_ok()
-        {
-            log(self.missed.swap(0, Relaxed));
-        } else {
-            self.missed.fetch_add(1, Relaxed);
-        }
-    }
 }

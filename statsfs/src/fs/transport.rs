@@ -129,6 +129,12 @@ impl Adapter {
         }
         &self.server
     }
+
+    /// What a request is answered that needs no server.
+    fn refusal(&self, error: fuser::Errno) -> fuser::Errno {
+        self.server().answer_other(Some(Errno(error.code())));
+        error
+    }
 }
 
 impl std::fmt::Debug for Adapter {
@@ -203,6 +209,10 @@ impl fuser::Filesystem for Adapter {
             // An error is never remembered: a name that comes up is there at once.
             Err(error) => reply.error(errno(error)),
         }
+    }
+
+    fn forget(&self, _request: &Request, _ino: INodeNo, lookups: u64) {
+        self.server().forget(lookups);
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -296,7 +306,7 @@ impl fuser::Filesystem for Adapter {
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         // A kernel without FOPEN_NOFLUSH asks once, and never again after this.
-        reply.error(fuser::Errno::ENOSYS);
+        reply.error(self.refusal(fuser::Errno::ENOSYS));
     }
 
     fn release(
@@ -315,7 +325,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         // "Nothing to do", asked once: the caller's fsync succeeds.
-        reply.error(fuser::Errno::ENOSYS);
+        reply.error(self.refusal(fuser::Errno::ENOSYS));
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -342,11 +352,24 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.server().answer_other(None);
+        reply.ok();
+    }
+
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::ENOSYS);
+        reply.error(self.refusal(fuser::Errno::ENOSYS));
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.server().answer_other(None);
         // No blocks and no inodes, as proc and sysfs say, so that `df` leaves it out.
         reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
     }
@@ -360,11 +383,11 @@ impl fuser::Filesystem for Adapter {
         reply: fuser::ReplyXattr,
     ) {
         // Asked once: the kernel answers EOPNOTSUPP by itself from then on.
-        reply.error(fuser::Errno::ENOSYS);
+        reply.error(self.refusal(fuser::Errno::ENOSYS));
     }
 
     fn listxattr(&self, _: &Request, _: INodeNo, _size: u32, reply: fuser::ReplyXattr) {
-        reply.error(fuser::Errno::ENOSYS);
+        reply.error(self.refusal(fuser::Errno::ENOSYS));
     }
 
     fn poll(
@@ -382,6 +405,7 @@ impl fuser::Filesystem for Adapter {
             | PollEvents::POLLOUT
             | PollEvents::POLLRDNORM
             | PollEvents::POLLWRNORM;
+        self.server().answer_other(None);
         reply.poll(events & ready);
     }
 
@@ -397,7 +421,7 @@ impl fuser::Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn mkdir(
@@ -409,19 +433,19 @@ impl fuser::Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _target: &Path, reply: ReplyEntry) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn rename(
@@ -434,11 +458,11 @@ impl fuser::Filesystem for Adapter {
         _flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _name: &OsStr, reply: ReplyEntry) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn create(
@@ -451,7 +475,7 @@ impl fuser::Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn setxattr(
@@ -464,11 +488,11 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn removexattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(REFUSED);
+        reply.error(self.refusal(REFUSED));
     }
 
     fn fallocate(
@@ -482,6 +506,6 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         // As on sysfs.
-        reply.error(fuser::Errno::EOPNOTSUPP);
+        reply.error(self.refusal(fuser::Errno::EOPNOTSUPP));
     }
 }

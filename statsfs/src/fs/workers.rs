@@ -1,11 +1,15 @@
-//! A few threads for what takes long, with a bounded queue; and a count of threads that run.
+//! A few threads for what takes long, with a bounded queue and turns between users; and a count of threads
+//! that run.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::events::Limit;
+use super::files::Most;
 use crate::threads::{ThreadKind, ThreadStart};
+use crate::turns::Turns;
 
 /// What a job is told when it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +17,9 @@ pub(super) enum Go {
     /// On a worker: do the work.
     Work,
     /// On the caller's thread: there is no room, say so to whoever waits.
-    Refuse,
+    Refuse(Limit),
+    /// On any thread: nothing is done any more.
+    End,
 }
 
 /// A piece of work. It is called exactly once.
@@ -24,7 +30,7 @@ pub(super) type Job = Box<dyn FnOnce(Go) + Send>;
 #[derive(Debug)]
 pub(super) struct Workers {
     shared: Arc<Shared>,
-    queue: usize,
+    most: Most,
 }
 
 #[derive(Default)]
@@ -35,8 +41,21 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    jobs: Turns<Job>,
+    /// How many jobs of each user wait or are being done; of nobody none.
+    of_users: HashMap<u32, usize>,
     closed: bool,
+}
+
+impl State {
+    fn done(&mut self, uid: u32) {
+        if let Some(jobs) = self.of_users.get_mut(&uid) {
+            *jobs -= 1;
+            if *jobs == 0 {
+                self.of_users.remove(&uid);
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -55,10 +74,11 @@ impl Shared {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.jobs.pop_front() {
+            if let Some((uid, job)) = state.jobs.next() {
                 drop(state);
                 job(Go::Work);
                 state = self.lock();
+                state.done(uid);
             } else if state.closed {
                 return;
             } else {
@@ -69,15 +89,15 @@ impl Shared {
 }
 
 impl Workers {
-    /// A pool of `threads` threads, at most `queue` jobs waiting. The threads count in `running`, and call
-    /// `start` first.
+    /// A pool of `threads` threads. Of all jobs so many may wait, and of one user's so many wait or be done.
+    /// The threads count in `running`, and call `start` first.
     pub(super) fn start(
         threads: usize,
-        queue: usize,
+        most: Most,
         running: &Threads,
         start: &ThreadStart,
     ) -> io::Result<Self> {
-        let pool = Workers { shared: Arc::default(), queue };
+        let pool = Workers { shared: Arc::default(), most };
         for number in 0..threads {
             let (shared, guard, start) = (pool.shared.clone(), running.enter(), start.clone());
             let thread = std::thread::Builder::new().name(format!("statsfs-bulk-{number}"));
@@ -90,28 +110,39 @@ impl Workers {
         Ok(pool)
     }
 
-    /// Has `job` called on a worker, or at once with [`Go::Refuse`] when there is no room.
-    pub(super) fn submit(&self, job: Job) {
+    /// Has a user's `job` called on a worker, or at once when there is no room.
+    pub(super) fn submit(&self, uid: u32, is_exempt: bool, job: Job) {
         let mut state = self.shared.lock();
-        if state.closed || state.jobs.len() >= self.queue {
+        let of_user = state.of_users.get(&uid).copied().unwrap_or_default();
+        let no = if state.closed {
+            Some(Go::End)
+        } else if of_user >= self.most.user && !is_exempt {
+            Some(Go::Refuse(Limit::UserBulkReads))
+        } else if state.jobs.len() >= self.most.all {
+            Some(Go::Refuse(Limit::BulkReads))
+        } else {
+            None
+        };
+        if let Some(no) = no {
             drop(state);
-            return job(Go::Refuse);
+            return job(no);
         }
-        state.jobs.push_back(job);
+        state.of_users.insert(uid, of_user + 1);
+        state.jobs.push(uid, job);
         drop(state);
         self.shared.wake.notify_one();
     }
 
-    /// Takes no more jobs, refuses those that wait, and lets the threads end after what they are at.
+    /// Takes no more jobs, ends those that wait, and lets the threads end after what they are at.
     pub(super) fn close(&self) {
-        let waiting = {
+        let mut waiting = {
             let mut state = self.shared.lock();
             state.closed = true;
             std::mem::take(&mut state.jobs)
         };
         self.shared.wake.notify_all();
-        for job in waiting {
-            job(Go::Refuse);
+        while let Some((_, job)) = waiting.next() {
+            job(Go::End);
         }
     }
 }
@@ -167,55 +198,93 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use std::sync::mpsc::{self, Receiver, Sender};
 
-    #[test]
-    fn jobs_run_and_overflow_is_refused() {
-        let running = Threads::default();
-        let pool = Workers::start(1, 2, &running, &ThreadStart::default()).unwrap();
-        let (started, has_started) = mpsc::channel();
-        let (release, released) = mpsc::channel::<()>();
-        let (told, verdicts) = mpsc::channel();
-        let first = told.clone();
-        pool.submit(Box::new(move |go| {
-            started.send(()).unwrap();
-            released.recv().unwrap();
-            first.send((0, go)).unwrap();
-        }));
-        has_started.recv().unwrap();
-        for number in 1..=3 {
-            let told = told.clone();
-            pool.submit(Box::new(move |go| told.send((number, go)).unwrap()));
+    type Told = (u32, u32, Go);
+
+    /// A pool of one thread, which is at a job of user 7 until it is told to go on.
+    struct Busy {
+        pool: Workers,
+        running: Threads,
+        release: Sender<()>,
+        tell: Sender<Told>,
+        told: Receiver<Told>,
+    }
+
+    impl Busy {
+        fn new(most: Most) -> Self {
+            let running = Threads::default();
+            let pool = Workers::start(1, most, &running, &ThreadStart::default()).unwrap();
+            let (started, has_started) = mpsc::channel();
+            let (release, released) = mpsc::channel::<()>();
+            let (tell, told) = mpsc::channel();
+            pool.submit(
+                7,
+                false,
+                Box::new(move |_| {
+                    started.send(()).unwrap();
+                    released.recv().unwrap();
+                }),
+            );
+            has_started.recv().unwrap();
+            Self { pool, running, release, tell, told }
         }
-        assert_eq!(verdicts.try_recv(), Ok((3, Go::Refuse)), "two wait, the third has no room");
-        release.send(()).unwrap();
-        for number in 0..3 {
-            assert_eq!(verdicts.recv(), Ok((number, Go::Work)));
+
+        fn submit(&self, uid: u32, number: u32) {
+            let tell = self.tell.clone();
+            let job = Box::new(move |go| tell.send((uid, number, go)).unwrap());
+            self.pool.submit(uid, uid == 0, job);
         }
-        drop(pool);
-        assert!(running.wait(Duration::from_secs(10)), "the worker ends with its pool");
     }
 
     #[test]
-    fn closing_refuses_what_waits() {
-        let running = Threads::default();
-        let pool = Workers::start(1, 8, &running, &ThreadStart::default()).unwrap();
-        let (started, has_started) = mpsc::channel();
-        let (release, released) = mpsc::channel::<()>();
-        pool.submit(Box::new(move |_| {
-            started.send(()).unwrap();
-            released.recv().unwrap();
-        }));
-        has_started.recv().unwrap();
-        let (told, verdicts) = mpsc::channel();
-        let waiting = told.clone();
-        pool.submit(Box::new(move |go| waiting.send(go).unwrap()));
-        pool.close();
-        assert_eq!(verdicts.try_recv(), Ok(Go::Refuse));
-        pool.submit(Box::new(move |go| told.send(go).unwrap()));
-        assert_eq!(verdicts.try_recv(), Ok(Go::Refuse));
-        assert!(!running.wait(Duration::from_millis(10)), "it is still at the first");
-        release.send(()).unwrap();
-        assert!(running.wait(Duration::from_secs(10)));
+    fn jobs_run_and_overflow_is_refused() {
+        let busy = Busy::new(Most { all: 4, user: 3 });
+        for number in 1..=3 {
+            busy.submit(7, number);
+        }
+        let full = Go::Refuse(Limit::UserBulkReads);
+        assert_eq!(busy.told.try_recv(), Ok((7, 3, full)), "one is at work and two wait");
+        busy.submit(8, 1);
+        busy.submit(0, 1);
+        busy.submit(9, 1);
+        assert_eq!(busy.told.try_recv(), Ok((9, 1, Go::Refuse(Limit::BulkReads))));
+        busy.release.send(()).unwrap();
+        for (uid, number) in [(8, 1), (0, 1), (7, 1), (7, 2)] {
+            assert_eq!(busy.told.recv(), Ok((uid, number, Go::Work)), "they have turns");
+        }
+        // What is done makes room.
+        for number in 4..=6 {
+            busy.submit(7, number);
+            assert_eq!(busy.told.recv(), Ok((7, number, Go::Work)));
+        }
+        drop(busy.pool);
+        assert!(busy.running.wait(Duration::from_secs(10)), "the worker ends with its pool");
+    }
+
+    #[test]
+    fn root_is_not_limited_as_a_user() {
+        let busy = Busy::new(Most { all: 10, user: 1 });
+        for number in 0..10 {
+            busy.submit(0, number);
+        }
+        assert!(busy.told.try_recv().is_err(), "all wait");
+        busy.submit(0, 10);
+        assert_eq!(busy.told.try_recv(), Ok((0, 10, Go::Refuse(Limit::BulkReads))));
+        busy.release.send(()).unwrap();
+        assert_eq!(busy.told.iter().take(10).filter(|told| told.2 == Go::Work).count(), 10);
+    }
+
+    #[test]
+    fn closing_ends_what_waits() {
+        let busy = Busy::new(Most { all: 8, user: 8 });
+        busy.submit(7, 1);
+        busy.pool.close();
+        assert_eq!(busy.told.try_recv(), Ok((7, 1, Go::End)));
+        busy.submit(7, 2);
+        assert_eq!(busy.told.try_recv(), Ok((7, 2, Go::End)));
+        assert!(!busy.running.wait(Duration::from_millis(10)), "it is still at the first");
+        busy.release.send(()).unwrap();
+        assert!(busy.running.wait(Duration::from_secs(10)));
     }
 }

@@ -17,7 +17,8 @@
 //! # How it works
 //! Per process there is a model of its sources (`model`), shown in directories (`dirs`). `sweep` reads
 //! cells, `clear` keeps the baselines, `ledger` what processes left, `files` knows which files a directory
-//! has, `render` and `flat` write them, `nodes` serves them to the file system, `by_name` links to them. The tree is
+//! has, `render` and `flat` write them, `nodes` serves them to the file system, `by_name` links to them; `events`
+//! tells whoever counts what is done. The tree is
 //! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
 
 mod access;
@@ -26,6 +27,7 @@ mod by_name;
 mod clashes;
 mod clear;
 mod dirs;
+mod events;
 mod files;
 mod flat;
 mod groups;
@@ -60,6 +62,7 @@ use self::clashes::Clashes;
 pub use self::clear::Cleared;
 use self::clear::{Baselines, Scope};
 use self::dirs::{BY_NAME_DIR, Dir};
+pub use self::events::{Swept, TreeEvents};
 use self::files::{FileSets, Identities};
 use self::inode::DirId;
 use self::ledger::Ledger;
@@ -317,10 +320,20 @@ impl Tree {
             let state = self.look(|_| Look::In(request.dir));
             state.sweep(request, sweep);
             if !sweep.outdated || state.is_in_vain(sweep, Duration::ZERO) {
+                self.tell_of(sweep);
                 return show(&state, sweep);
             }
         }
         show(&self.settle(request, sweep), sweep)
+    }
+
+    /// What is about to be shown may be what was found, since nothing better was.
+    fn tell_of(&self, sweep: &Sweep) {
+        if let Some(events) = &self.options.events
+            && sweep.outdated
+        {
+            events.gave_up();
+        }
     }
 
     /// Reads what is asked for whatever is folded meanwhile, and keeps everybody else out of the tree as
@@ -355,6 +368,7 @@ impl Tree {
             }
             let enough = !sweep.outdated || unsettled >= ATTEMPTS || cuts >= CUTS;
             if enough || state.is_in_vain(sweep, start.elapsed()) {
+                self.tell_of(sweep);
                 return state;
             }
             drop(state);
@@ -371,10 +385,14 @@ impl Tree {
         state.sweep(request, &mut sweep);
         for attempt in 0..ATTEMPTS {
             if !sweep.outdated && sweep.torn == 0 {
-                return state.clear(dir, scope, &sweep).map_err(|error| {
+                let cleared = state.clear(dir, scope, &sweep).map_err(|error| {
                     tracing::error!(%error, "cannot keep what a clear took; nothing is cleared");
                     Errno(libc::EIO)
-                });
+                })?;
+                if let Some(events) = &self.options.events {
+                    events.cleared();
+                }
+                return Ok(cleared);
             }
             drop(state);
             let_writers_run(attempt);

@@ -1,9 +1,11 @@
 //! What a tree is made with, and what it says of itself.
 
 use std::io;
+use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::events::TreeEvents;
 use super::processes::{Identity, ProcessKey};
 use crate::segment::{Limits, SegmentError};
 
@@ -66,6 +68,8 @@ pub struct TreeOptions {
     pub limits: Limits,
     /// What is accepted of one user's processes together, in a tree of many processes.
     pub user_limits: UserLimits,
+    /// Who is told what happens in the tree. Nobody unless set, and then it costs nothing.
+    pub events: Option<Arc<dyn TreeEvents>>,
 }
 
 /// What one user's processes may bring that a tree does not forget when they are gone. Whoever was first
@@ -90,7 +94,7 @@ impl TreeOptions {
     /// The defaults for this owner.
     pub fn new(owner: Owner) -> Self {
         let (limits, user_limits) = (Limits::default(), UserLimits::default());
-        Self { owner, pid_prefix: false, limits, user_limits }
+        Self { owner, pid_prefix: false, limits, user_limits, events: None }
     }
 }
 

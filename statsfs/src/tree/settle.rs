@@ -29,11 +29,13 @@ impl State {
     /// Reads the cells that are asked for, as [`sweep`](Self::sweep) does, whatever is folded meanwhile. Is
     /// outdated if a block is just being cut off, or if the writer never let it settle.
     pub(super) fn sweep_settled(&mut self, request: Request, out: &mut Sweep) {
+        let since = self.sweep_begins();
         out.clear();
         let processes: HashSet<_> =
             self.sources_in(request).into_iter().map(|(process, _)| process).collect();
         self.refresh(|process| processes.contains(&process));
         let all = self.read_settled(request, out);
+        out.blocks = all.len();
         let above: HashMap<_, _> =
             all.iter().map(|read| (read.source, self.above(read.source))).collect();
         self.refresh(|process| processes.contains(&process));
@@ -59,6 +61,7 @@ impl State {
             out.push(account, group, &words);
         }
         self.sweep_ledger(request, out);
+        self.sweep_ends(since, out);
     }
 
     /// The values that the words of a block are of.

@@ -119,6 +119,8 @@ pub(crate) struct Sweep {
     /// How many of them were read: what is beyond is there from the last time.
     read: usize,
     scratch: Vec<u64>,
+    /// How many blocks were read for them.
+    pub(super) blocks: usize,
     /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
     /// made again.
     pub(crate) outdated: bool,
@@ -136,10 +138,15 @@ impl Sweep {
         &self.words[cells.words.clone()]
     }
 
+    /// How many cells were read.
+    pub(super) fn len(&self) -> usize {
+        self.read
+    }
+
     /// Forgets what was read, but for the memory.
     pub(super) fn clear(&mut self) {
         self.cells.clear();
-        self.read = 0;
+        (self.read, self.blocks) = (0, 0);
         (self.outdated, self.cut, self.torn) = (false, None, 0);
         self.outdated_by.clear();
     }
@@ -280,6 +287,7 @@ impl State {
 
     /// Reads the cells that are asked for.
     pub(crate) fn sweep(&self, request: Request, out: &mut Sweep) {
+        let since = self.sweep_begins();
         out.clear();
         // But for what is below a hidden source.
         let is_top = |key: &SourceKey| {
@@ -305,6 +313,7 @@ impl State {
             }
         }
         self.sweep_ledger(request, out);
+        self.sweep_ends(since, out);
     }
 
     /// Reads the cells that a plan of this state of the model names.
@@ -350,6 +359,7 @@ impl State {
     ) -> bool {
         let process = &self.processes[step.process];
         let departed = matches!(step.account, Account::Departed(_));
+        out.blocks += blocks.len();
         let words = &mut out.words[words];
         if departed {
             words.fill(0);

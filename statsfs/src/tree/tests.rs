@@ -434,7 +434,9 @@ fn storm(registry: &Registry, stop: &std::sync::atomic::AtomicBool) {
 fn others_stay_right_while_one_storms() {
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
-    let tree = Tree::host(TreeOptions { pid_prefix: true, ..options });
+    let listener = Arc::new(super::events::tests::Listener::default());
+    let events = Some(listener.clone() as Arc<dyn super::TreeEvents>);
+    let tree = Tree::host(TreeOptions { pid_prefix: true, events, ..options });
     let of = group("vm", &[counter("n", ValueType::U64)]);
     let (hostile, honest) = (Registry::new().unwrap(), Registry::new().unwrap());
     let tops = [top(&hostile), top(&honest)];
@@ -476,6 +478,10 @@ fn others_stay_right_while_one_storms() {
         let _ = tree.detach(bad);
         assert!(number(&tree, "kvm/n") >= counted + 9);
     });
+    let told = listener.told();
+    let again = told.sweeps.iter().filter(|swept| swept.outdated).count();
+    println!("{} sweeps, {again} in vain; given up {} times", told.sweeps.len(), told.gave_up);
+    assert!(again > 0);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use super::churn::{Account, total};
-use super::{child, number};
+use super::{Random, child, number};
 
 /// Processes in all.
 pub const MOST: usize = 1 << 14;
@@ -26,6 +26,27 @@ pub fn bound(ledger: &Ledger, top: usize, file: usize, high: bool) -> u64 {
         (2, true) => total(accounts, |a| &a.intended_times),
         (_, false) => (1 + file as u64) * total(accounts, |a| &a.counted_done),
         (_, true) => (1 + file as u64) * total(accounts, |a| &a.intended_done),
+    }
+}
+
+/// What somebody knows who reads totals again and again.
+#[derive(Default)]
+pub struct Reader {
+    last: Totals,
+}
+
+impl Reader {
+    /// Reads one total of chance: it is what was counted, and never goes back.
+    pub fn check(&mut self, ledger: &Ledger, random: &mut Random, read: impl FnOnce(&str) -> u64) {
+        let (top, file) = (random.below(2) as usize, random.below(3) as usize);
+        let path = format!("{}/{}", TOPS[top], FILES[file]);
+        let low = bound(ledger, top, file, false);
+        let there = read(&path);
+        let high = bound(ledger, top, file, true);
+        assert!(low <= there && there <= high, "{path}: {low} ≤ {there} ≤ {high}");
+        let last = &mut self.last[top][file];
+        assert!(*last <= there, "{path} went back from {last} to {there}");
+        *last = there;
     }
 }
 

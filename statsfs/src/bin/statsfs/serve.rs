@@ -17,7 +17,8 @@ Whoever may connect to the socket may publish: root, the server's user, and the 
 What a process publishes is in a directory of its own, which only its user and the readers' group may look into.
 Totals are for all to see.
 
-A limit that a user has reached is named in the refusal, in the log and in `statsfs status`.";
+A limit that a user has reached is named in the refusal, in the log and in `statsfs status`. What one user may
+have open in the mount, root may exceed.";
 
 /// How to serve.
 #[derive(Debug, clap::Args)]
@@ -56,6 +57,15 @@ pub struct Args {
     /// MiB of text that open files may hold; the whole tree of a thousand machines of 64 vCPUs has some 300
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     max_open_mib: usize,
+    /// Files of the mount that one user may have open
+    #[arg(long, value_name = "N", default_value_t = 1 << 14)]
+    max_user_open_files: usize,
+    /// MiB of text that one user's open files may hold
+    #[arg(long, value_name = "MIB", default_value_t = 32)]
+    max_user_open_mib: usize,
+    /// Bulk files that one user may read at once
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_user_bulk_reads: usize,
 }
 
 /// The group of those who use virtual machines, on most distributions.
@@ -103,7 +113,10 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
         },
         mount_options: MountOptions::new()
             .max_open_files(args.max_open_files)
-            .max_open_bytes(args.max_open_mib << 20),
+            .max_open_bytes(args.max_open_mib << 20)
+            .max_user_open_files(args.max_user_open_files)
+            .max_user_open_bytes(args.max_user_open_mib << 20)
+            .max_user_bulk_reads(args.max_user_bulk_reads),
         ..ServeOptions::default()
     })?;
     tracing::info!(

@@ -6,12 +6,15 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use thiserror::Error;
 
 use super::clients::Who;
 use super::options::{ServeError, ServeOptions};
 use super::received::Received;
+use super::stats::{Own, StateStats};
+use crate::Slot;
 use crate::host::protocol::Life;
 use crate::host::state::{self, Found, HostState, Store};
 use crate::tree::{Identity, Keeper, Occasion, ProcessKey, Saved, Tree, TreeError, TreeOptions};
@@ -34,6 +37,21 @@ pub(super) enum JoinError {
 struct Kept {
     store: Store,
     host: HostState,
+    own: Slot<StateStats>,
+}
+
+impl Kept {
+    fn commit(&mut self, saved: &Saved, host: &HostState) -> io::Result<()> {
+        let start = Instant::now();
+        let result = self.store.commit(saved, host);
+        self.own.state_commits.inc();
+        self.own.state_time.record(start.elapsed().as_nanos() as u64);
+        match &result {
+            Ok(bytes) => self.own.state_bytes.add(*bytes as u64),
+            Err(_) => self.own.state_failures.inc(),
+        }
+        result.map(drop).map_err(io::Error::other)
+    }
 }
 
 /// What is kept.
@@ -51,7 +69,7 @@ impl Keeper for Commits {
         if let Occasion::Folded(publisher) = occasion {
             host.fold(publisher);
         }
-        kept.store.commit(saved, &host).map_err(io::Error::other)?;
+        kept.commit(saved, &host)?;
         kept.host = host;
         Ok(())
     }
@@ -59,11 +77,12 @@ impl Keeper for Commits {
 
 impl Keep {
     /// Opens what was kept, and makes the tree that it is of.
-    pub(super) fn open(options: &ServeOptions) -> Result<(Arc<Self>, Tree), ServeError> {
+    pub(super) fn open(options: &ServeOptions, own: &Own) -> Result<(Arc<Self>, Tree), ServeError> {
         let (store, found) = Store::open(&options.state)?;
         let tree_options = TreeOptions {
             pid_prefix: true,
             limits: options.process_limits.clone(),
+            events: Some(own.counts.clone()),
             ..TreeOptions::new(options.owner)
         };
         let anew = |why: &dyn std::fmt::Display| {
@@ -80,7 +99,7 @@ impl Keep {
             Found::Nothing | Found::OtherBoot => (Tree::host(tree_options), HostState::default()),
             Found::Refused(error) => anew(&error),
         };
-        let keep = Arc::new(Self(Mutex::new(Kept { store, host })));
+        let keep = Arc::new(Self(Mutex::new(Kept { store, host, own: own.of_state()? })));
         tree.keep_by(Commits(keep.clone()))
             .map_err(|source| ServeError::Keep { path: options.state.clone(), source })?;
         Ok((keep, tree))

@@ -11,10 +11,12 @@
 //! One thread has the sockets and never waits for anything but them (`run`, `talk`, `lease`); one takes processes in and folds
 //! them (`worker`), since that may take a while; a few close descriptors that nobody has looked at (`closer`),
 //! since that may never end; and the mount has its own. `limits` says what one user may have, `refusals`
-//! remembers who was refused and why, `keep` what must outlast the server.
+//! remembers who was refused and why, `keep` what must outlast the server. `stats` are the server's own
+//! statistics, of which the mount's threads count theirs in `counts`.
 
 mod clients;
 mod closer;
+mod counts;
 mod keep;
 mod lease;
 mod limits;
@@ -32,5 +34,5 @@ pub use self::limits::{Amounts, Exceeded, Limited};
 pub use self::options::{ServeError, ServeOptions};
 pub use self::refusals::Refusal;
 pub use self::run::Server;
-pub use self::stats::{RefusedFor, ServerStats, StatsError};
+pub use self::stats::{MountStats, RefusedFor, ServerStats, StateStats, StatsError, TreeStats};
 pub use self::status::{ClientState, ClientStatus, Status};

@@ -28,7 +28,7 @@ pub struct ServeOptions {
     pub limits: Amounts,
     /// What one process may have.
     pub process_limits: Limits,
-    /// How the mount is served.
+    /// How the mount is served. What happens in it is told to the server, which counts it.
     pub mount_options: MountOptions,
 }
 

@@ -72,13 +72,14 @@ impl Server {
     /// # Errors
     /// [`ServeError`] says what is in the way and what to do; nothing is left behind.
     pub fn start(options: ServeOptions) -> Result<Self, ServeError> {
+        let own = Own::new()?;
         // First what only one server can have.
-        let (keep, tree) = Keep::open(&options)?;
+        let (keep, tree) = Keep::open(&options, &own)?;
         let listening = Listening::at(&options.socket, options.socket_group)?;
         let tree = Arc::new(tree);
-        let own = Own::new()?;
         own.registry.join(&tree, Identity { is_host: true, ..Identity::this_process() })?;
-        let mount = Mount::new(tree.clone(), &options.mount, options.mount_options.clone())?;
+        let mount_options = options.mount_options.clone().events(own.counts.clone());
+        let mount = Mount::new(tree.clone(), &options.mount, mount_options)?;
         let worker = Worker::start(tree.clone(), keep.clone()).map_err(ServeError::Wait)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
         let accounts = Accounts::new(options.limits);

@@ -1,9 +1,12 @@
 //! The server's own statistics: `statsfs` in its tree, counted with the library as anybody's are.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::counts::Counts;
+use crate::fs::{Limit, Operation};
 use crate::{LabelSet, Registry, RegistryError, Slot, Source, SourceError, stats};
 
 /// Why a client was refused, or parted with.
@@ -67,6 +70,58 @@ stats! {
     }
 }
 
+stats! {
+    /// The mount. What is answered is counted before it is: whoever has an answer finds it counted.
+    pub struct MountStats: "mount", prefix "mount_" {
+        /// Requests to {}.
+        pub mount_requests: PerLabel<Counter, Operation>,
+        /// Requests to {} that were answered with an error.
+        pub mount_errors: PerLabel<Counter, Operation>,
+        /// Time from when a request to {} was taken from the kernel until its answer was there.
+        pub mount_time: PerLabel<Histogram<Nanoseconds>, Operation> { buckets: 40 },
+        /// Bytes that were read of values' files.
+        pub mount_read_bytes: Counter<Bytes>,
+        /// Bytes that were read of bulk files.
+        pub mount_read_bulk_bytes: Counter<Bytes>,
+        /// Names that the kernel had looked up and has forgotten: the others that were found it knows.
+        pub mount_forgotten: Counter,
+        /// Requests that were refused because {}.
+        pub mount_refused: PerLabel<Counter, Limit>,
+    }
+
+    /// The tree.
+    pub struct TreeStats: "tree", prefix "tree_" {
+        /// Sweeps: cells of one value, or of all in and below a directory, that were read together.
+        pub tree_sweeps: Counter,
+        /// Time that a sweep took.
+        pub tree_sweep_time: Histogram<Nanoseconds> { buckets: 40 },
+        /// Blocks that were read in sweeps, one for each slot of each group.
+        pub tree_sweep_blocks: Counter,
+        /// Cells that were read in sweeps.
+        pub tree_sweep_cells: Counter,
+        /// Sweeps that were made again, since the structure had changed meanwhile.
+        pub tree_retries: Counter,
+        /// Blocks that a writer changed faster than their cells could be read together.
+        pub tree_torn: Counter,
+        /// How often a writer was not waited for any more: what was found is shown, or nothing is cleared.
+        pub tree_gave_up: Counter,
+        /// Clears.
+        pub tree_clears: Counter,
+    }
+
+    /// What outlasts the server.
+    pub struct StateStats: "state", prefix "state_" {
+        /// Commits: each keeps all that is to outlast the server.
+        pub state_commits: Counter,
+        /// Commits that failed.
+        pub state_failures: Counter,
+        /// Time that a commit took, failed or not.
+        pub state_time: Histogram<Nanoseconds> { buckets: 40 },
+        /// Bytes of all that was committed.
+        pub state_bytes: Counter<Bytes>,
+    }
+}
+
 /// The name of the server's own directory.
 pub(super) const NAME: &str = "statsfs";
 
@@ -81,11 +136,13 @@ pub enum StatsError {
     Source(#[from] SourceError),
 }
 
-/// The server's registry and its slot.
+/// The server's registry, and the slots of what counts as long as the server is there.
 #[derive(Debug)]
 pub(super) struct Own {
     pub(super) registry: Registry,
-    _source: Source,
+    /// What the threads of the mount count.
+    pub(super) counts: Arc<Counts>,
+    source: Source,
     slot: Slot<ServerStats>,
 }
 
@@ -95,7 +152,13 @@ impl Own {
         let source = registry.create_source(NAME)?;
         source.register()?;
         let slot = source.add_values()?;
-        Ok(Self { registry, _source: source, slot })
+        let counts = Arc::new(Counts::new(&source)?);
+        Ok(Self { registry, counts, source, slot })
+    }
+
+    /// A slot for whoever keeps what outlasts the server.
+    pub(super) fn of_state(&self) -> Result<Slot<StateStats>, StatsError> {
+        Ok(self.source.add_values()?)
     }
 }
 

@@ -139,6 +139,10 @@ impl Server {
         let clients = self.clients.iter().filter(|(id, client)| *id != asks && may(client.who.uid));
         let mut clients: Vec<_> = clients.map(|(_, client)| ClientStatus::of(client)).collect();
         clients.sort_by_key(|client| client.pid);
+        let mut refused: Vec<_> = self.refusals.last().cloned().collect();
+        refused.extend(self.own.counts.refused());
+        refused.retain(|refusal| may(refusal.uid));
+        refused.sort_by_key(|refusal| refusal.at);
         Status {
             pid: std::process::id(),
             mount: self.mount.path().to_path_buf(),
@@ -148,7 +152,7 @@ impl Server {
             limits: self.options.limits,
             used: self.accounts.used(uid),
             clients,
-            refused: self.refusals.last().filter(|refusal| may(refusal.uid)).cloned().collect(),
+            refused,
         }
     }
 

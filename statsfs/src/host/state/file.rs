@@ -230,15 +230,15 @@ impl Store {
         self.on_step = Some(Box::new(on_step));
     }
 
-    /// Replaces what is kept: a [`State`] of these two.
+    /// Replaces what is kept: a [`State`] of these two. Answers how many bytes that has.
     ///
     /// # Errors
     /// [`CommitError`]; what was kept before still is.
-    pub fn commit(&mut self, tree: &Saved, host: &HostState) -> Result<(), CommitError> {
+    pub fn commit(&mut self, tree: &Saved, host: &HostState) -> Result<usize, CommitError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let encoded = super::encode(tree, host, &mut buffer).map_err(CommitError::from);
         let result = encoded.and_then(|()| {
-            self.write(&buffer).map_err(|source| {
+            self.write(&buffer).map(|()| buffer.len()).map_err(|source| {
                 // Whatever there was room for is of no use. It is only in the way if that fails.
                 let _ = self.file.set_len(self.newest.map_or(0, |newest| newest.end()));
                 CommitError::Write { path: self.path.clone(), source }
@@ -426,7 +426,7 @@ mod tests {
 
     fn commit(store: &mut Store, n: u32) -> Result<(), CommitError> {
         let State { tree, host } = state(n);
-        store.commit(&tree, &host)
+        store.commit(&tree, &host).map(drop)
     }
 
     fn found(image: &[u8]) -> Found {
