@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::host::protocol::Socket;
+
 /// Threads that may hang for one user before nothing more is taken from that user.
 const MAX_HANGING: usize = 4;
 /// How long a thread waits for the next descriptors before it ends.
@@ -80,6 +82,14 @@ impl Closer {
         if let Err(error) = started {
             // They stay open until the next ones come.
             tracing::warn!(%error, "cannot start a thread that closes descriptors");
+        }
+    }
+
+    /// Closes a connection: at once unless that may hang. So whoever is not received from any more can not have
+    /// the server keep more open than that user has descriptors on their way.
+    pub(super) fn hang_up(&self, uid: u32, socket: Socket) {
+        if let Err(socket) = socket.close_unless_it_may_hang() {
+            self.close(uid, vec![socket.into()]);
         }
     }
 
