@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use clients::{
     A, B, Hostile, Machine, NONE, PUBLISHERS, become_user, encoded, for_users, publishing_user,
@@ -26,6 +27,12 @@ use statsfs::host::protocol::{ClientMessage, Hello, Socket};
 use statsfs::host::server::RefusedFor;
 use support::child::{self, Shared, Writer};
 use support::{rounds, until};
+
+/// One test at a time: a child that another one starts meanwhile would close what hangs as well.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[test]
 #[ignore = "a process that the others start"]
@@ -64,25 +71,30 @@ fn sender() {
 }
 
 /// Has a process send what hangs, and waits until it has.
-fn send(hanging: &Hanging, server: &Server, times: usize) -> Writer {
+fn send(hanging: &mut Hanging, server: &Server, times: usize) {
     let sent = Shared::<AtomicU64>::new();
     let (path, to) = (hanging.path(), server.socket());
     let mode = format!("{times} {} {}", path.display(), to.display());
-    let sender = Writer::start("sender", &sent, &mode);
+    hanging.others.push(Writer::start("sender", &sent, &mode));
     until("it has sent all", || sent.value.load(SeqCst) >= 1 << 32);
     until("closings hang", || hanging.waiting() > 0);
-    sender
+}
+
+fn signal(server: &Server, signal: libc::c_int) {
+    // SAFETY: a plain system call; the child has not been waited for, so the process id is its.
+    assert_eq!(unsafe { libc::kill(server.pid(), signal) }, 0);
 }
 
 #[test]
 fn descriptors_that_hang_whoever_closes_them_hang_nobody_else() {
+    let _alone = alone();
     let server = &for_users(&[]);
     let honest = Honest::start(server);
     let before = Resources::of(server);
     let mut hanging = Hanging::mount("file_server");
     let of_b = publishing_user(B, || Machine::published(server, "b", true));
     let times = rounds(200);
-    let sender = send(&hanging, server, times);
+    send(&mut hanging, server, times);
     honest.check("closings hang", server);
     let kept = Resources::of(server).fds;
     // Many more connections, with nothing that could hang: nothing is kept of them.
@@ -108,7 +120,6 @@ fn descriptors_that_hang_whoever_closes_them_hang_nobody_else() {
 
     drop(of_b);
     hanging.let_go();
-    drop(sender);
     until("all is closed", || Resources::of(server).fds <= before.fds);
     // And the user is served again.
     let again = publishing_user(A, || Machine::published(server, "a", true));
@@ -119,47 +130,64 @@ fn descriptors_that_hang_whoever_closes_them_hang_nobody_else() {
 
 #[test]
 fn sockets_that_linger_hang_nobody_else() {
+    let _alone = alone();
     let server = &for_users(&[]);
     let honest = Honest::start(server);
     let before = Resources::of(server);
-    let (mut theirs, mut kept) = (Vec::new(), Vec::new());
+    let mut theirs = Vec::new();
+    // The server is to be the last to close them, so it has to wait until they are closed here.
+    signal(server, libc::SIGSTOP);
     publishing_user(A, || {
         for n in 0..rounds(20) {
-            let Ok(socket) = Socket::connect(&server.socket()) else { continue };
-            // The server's is the last to be closed; and some it never receives.
+            let socket = Socket::connect(&server.socket()).unwrap();
             let (ours, other) = lingering();
             theirs.push(other);
-            let fds = [ours];
-            let is_sent = if n % 2 == 0 {
-                let hello = Hello { publisher: 7, public: true, segments: 1 };
-                send_raw(&socket, &encoded(&ClientMessage::Hello(hello), 1), &fds)
+            let hello = Hello { publisher: 7, public: true, segments: 1 };
+            // Some it never receives.
+            if n % 2 == 0 {
+                let hello = encoded(&ClientMessage::Hello(hello), 1);
+                assert!(send_raw(&socket, &hello, &[ours]));
             } else {
                 send_raw(&socket, b"nothing", NONE);
-                send_raw(&socket, b"behind it", &fds)
-            };
-            if !is_sent {
-                // It would linger here.
-                kept.push(fds);
+                assert!(send_raw(&socket, b"behind it", &[ours]));
             }
         }
     });
+    signal(server, libc::SIGCONT);
     honest.check("sockets linger", server);
     let now = Resources::of(server);
     println!("{before:?}, now {now:?}");
     assert!(now.threads <= before.threads + 8, "{now:?}");
     // Read, or closed, at the other end, they linger no more.
-    drop((theirs, kept));
+    drop(theirs);
     until("all is closed", || Resources::of(server).fds <= before.fds);
     honest.check("all is closed", server);
 }
 
 #[test]
 fn a_server_that_is_told_to_end_unmounts_whatever_hangs() {
+    let _alone = alone();
     let mut server = for_users(&[]);
     let mut hanging = Hanging::mount("file_server");
-    let sender = send(&hanging, &server, 16);
-    // SAFETY: a plain system call; the child has not been waited for, so the process id is its.
-    assert_eq!(unsafe { libc::kill(server.pid(), libc::SIGTERM) }, 0);
+    send(&mut hanging, &server, 16);
+    // Some of what nobody has looked at is in connections that are accepted just before the end, some in such
+    // as are not any more.
+    signal(&server, libc::SIGSTOP);
+    let mut others = Vec::new();
+    let connections: Vec<_> = publishing_user(B, || {
+        let connect = |n| {
+            let socket = Socket::connect(&server.socket()).unwrap();
+            if n % 50 == 0 {
+                let (ours, other) = lingering();
+                others.push(other);
+                assert!(send_raw(&socket, b"SFSP", &[ours]));
+            }
+            socket
+        };
+        (0..=100).map(connect).collect()
+    });
+    signal(&server, libc::SIGTERM);
+    signal(&server, libc::SIGCONT);
     let mount = server.mount();
     let is_mounted = || {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
@@ -172,9 +200,8 @@ fn a_server_that_is_told_to_end_unmounts_whatever_hangs() {
     let machine = Machine::published(&next, "next", true);
     machine.count(1);
     assert_eq!(next.number("kvm/work_done"), 1);
-    drop(machine);
+    drop((machine, connections, others));
     next.stop();
     hanging.let_go();
-    drop(sender);
     server.stop();
 }

@@ -106,6 +106,8 @@ pub fn serve() {
 pub struct Hanging {
     waiting: Shared<Waiting>,
     process: Writer,
+    /// Processes that have the file open: they can end when it can be closed.
+    pub others: Vec<Writer>,
     directory: TempDir,
 }
 
@@ -116,7 +118,7 @@ impl Hanging {
         let waiting = Shared::new();
         let mut process = Writer::start(process, &waiting, directory.path().to_str().unwrap());
         process.socket.read_exact(&mut [0]).unwrap();
-        Self { waiting, process, directory }
+        Self { waiting, process, others: Vec::new(), directory }
     }
 
     /// Where the file is. Whoever opens it can neither end nor start a program: that closes it.
@@ -133,6 +135,7 @@ impl Hanging {
     pub fn let_go(&mut self) {
         self.process.signal(libc::SIGKILL);
         self.process.wait();
+        self.others.clear();
     }
 }
 
@@ -145,7 +148,7 @@ impl Drop for Hanging {
     }
 }
 
-/// A socket whose closing takes a minute: it has sent what the other end, which is answered as well, does not
+/// A socket whose closing takes an hour: it has sent what the other end, which is answered as well, does not
 /// read, and lingers (`SO_LINGER` of socket(7)).
 pub fn lingering() -> (OwnedFd, OwnedFd) {
     use std::net::{TcpListener, TcpStream};
@@ -155,7 +158,7 @@ pub fn lingering() -> (OwnedFd, OwnedFd) {
     ours.set_nonblocking(true).unwrap();
     while ours.write(&[0; 1 << 16]).is_ok() {}
     ours.set_nonblocking(false).unwrap();
-    let linger = libc::linger { l_onoff: 1, l_linger: 60 };
+    let linger = libc::linger { l_onoff: 1, l_linger: 3600 };
     // SAFETY: the pointer is to a live value of the size that is given.
     let set = unsafe {
         libc::setsockopt(

@@ -167,7 +167,7 @@ impl Honest {
 }
 
 /// Threads that may be idle for a while after what they were started for: those that close what may hang.
-const THREADS: usize = 16;
+const THREADS: usize = 8;
 /// Memory that the allocator may keep for what comes next.
 const KIB: u64 = 64 << 10;
 

@@ -23,6 +23,8 @@ struct Queue {
     /// How many threads are closing descriptors of a user.
     busy: HashMap<u32, usize>,
     idle: usize,
+    /// Threads that were started and have not looked yet.
+    starting: usize,
 }
 
 impl Queue {
@@ -71,18 +73,7 @@ impl Closer {
             // They are closed when what hangs does so no more.
             return;
         }
-        if queue.waiting.len() <= queue.idle {
-            self.0.wake.notify_one();
-            return;
-        }
-        drop(queue);
-        let desk = self.0.clone();
-        let started =
-            thread::Builder::new().name("statsfs-close".into()).spawn(move || work(&desk));
-        if let Err(error) = started {
-            // They stay open until the next ones come.
-            tracing::warn!(%error, "cannot start a thread that closes descriptors");
-        }
+        see_to_it(&self.0, &mut queue);
     }
 
     /// Closes a connection: at once unless that may hang. So whoever is not received from any more can not have
@@ -104,10 +95,32 @@ pub(super) fn hanging(uid: u32) -> String {
     format!("what user {uid} has sent before can not be closed")
 }
 
-fn work(desk: &Desk) {
+/// Has somebody look who does not hang: one is enough, however much there is to close, until that one hangs.
+fn see_to_it(desk: &Arc<Desk>, queue: &mut Queue) {
+    if queue.starting > 0 {
+        return;
+    }
+    if queue.idle > 0 {
+        desk.wake.notify_one();
+        return;
+    }
+    let its = desk.clone();
+    match thread::Builder::new().name("statsfs-close".into()).spawn(move || work(&its)) {
+        Ok(_) => queue.starting += 1,
+        // They stay open until the next ones come.
+        Err(error) => tracing::warn!(%error, "cannot start a thread that closes descriptors"),
+    }
+}
+
+fn work(desk: &Arc<Desk>) {
     let mut queue = desk.lock();
+    queue.starting -= 1;
     loop {
         while let Some((uid, fds)) = queue.next() {
+            if !queue.next_is_none() {
+                // This thread may hang now.
+                see_to_it(desk, &mut queue);
+            }
             *queue.busy.entry(uid).or_default() += 1;
             drop(queue);
             drop(fds);

@@ -50,9 +50,8 @@ pub(super) const IN_TURN: usize = 32;
 /// A server: its mount and its socket are there. Both go when it is dropped.
 #[derive(Debug)]
 pub struct Server {
-    // In this order: nobody connects any more, nothing is taken in or folded, nobody reads. Then what clients
-    // have sent is closed, and that can take as long as they like.
-    pub(super) listening: Listening,
+    // In this order, after the socket's name: nothing is taken in or folded, nobody reads. Then what clients have
+    // sent is closed, also those that were not accepted, and that can take as long as they like.
     pub(super) worker: Worker,
     pub(super) mount: Mount,
     pub(super) tree: Arc<Tree>,
@@ -69,6 +68,13 @@ pub struct Server {
     /// When there was no descriptor for a connection: nobody is accepted until the next tick.
     pub(super) is_full: bool,
     pub(super) started: Instant,
+    pub(super) listening: Listening,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.listening.forget_name();
+    }
 }
 
 impl Server {
