@@ -55,11 +55,18 @@ impl Server {
 
     /// Starts another one in the place of one that was told to end, whether or not its process has ended.
     pub fn beside(other: &Self) -> Self {
-        let (directory, args) = (other.directory.clone(), other.args.clone());
-        let child = spawn(directory.path(), &args, log_in(directory.path()));
-        let server = Self { child, directory, args };
-        server.wait_served();
-        server
+        let (directory, args) = (&other.directory, &other.args);
+        let start = || spawn(directory.path(), args, log_in(directory.path()));
+        let mut child = start();
+        let socket = directory.path().join("socket");
+        until("another server", || {
+            // The one before may still have the state, for a moment.
+            if !matches!(child.try_wait(), Ok(None)) {
+                child = start();
+            }
+            ask_status(&socket, Duration::from_secs(60)).is_ok()
+        });
+        Self { child, directory: directory.clone(), args: args.clone() }
     }
 
     /// Starts it again after it was killed.
