@@ -91,6 +91,7 @@ pub mod limits;
 mod registry;
 mod repeats;
 pub mod segment;
+mod share;
 mod slot;
 mod source;
 mod threads;

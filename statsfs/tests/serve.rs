@@ -1,89 +1,27 @@
 //! A real server, and what clients of all kinds get of it: who sees what, which limits there are, and that
 //! nobody is harmed by those who break all rules.
 
+#[path = "support/clients.rs"]
+mod clients;
 #[path = "support/server.rs"]
 mod server;
 mod support;
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use clients::{
+    A, B, Hostile, Machine, PUBLISHERS, READERS, SEALS, as_user, directory, for_users, memfd,
+    open_files, options, resident_kib, seal, sealed,
+};
 use server::Server;
-use statsfs::host::protocol::{Buffer, ClientMessage, Hello, Incoming, ServerMessage, Socket};
+use statsfs::host::protocol::{ClientMessage, Hello, Socket};
 use statsfs::host::server::{ClientState, RefusedFor};
-use statsfs::host::{PublishOptions, PublishState, Publisher};
-use statsfs::{Registry, RegistryOptions, Slot, Source};
+use statsfs::host::{PublishOptions, PublishState};
+use statsfs::{Registry, RegistryOptions, Slot};
 use support::{PATIENCE, Work, below, until};
-
-/// A registry that publishes one machine, and counts in it.
-struct Machine {
-    registry: Registry,
-    kvm: Source,
-    slot: Slot<Work>,
-    publisher: Publisher,
-}
-
-fn options(server: &Server, public: bool) -> PublishOptions {
-    PublishOptions { socket: Some(server.socket()), public, ..PublishOptions::default() }
-}
-
-impl Machine {
-    fn new(server: &Server, name: &str, public: bool) -> Self {
-        let small = RegistryOptions { segment_size: 64 << 10, ..RegistryOptions::default() };
-        let registry = Registry::with_options(small).unwrap();
-        let kvm = registry.create_source("kvm").unwrap();
-        kvm.register().unwrap();
-        let machine = below(&registry, &kvm, name);
-        let slot = machine.add_values().unwrap();
-        let publisher = registry.publish(options(server, public)).unwrap();
-        Self { registry, kvm, slot, publisher }
-    }
-
-    fn published(server: &Server, name: &str, public: bool) -> Self {
-        let machine = Self::new(server, name, public);
-        let state = machine.publisher.wait_tried(PATIENCE);
-        assert!(matches!(state, PublishState::Published { .. }), "{state:?}\n{}", server.log());
-        machine
-    }
-
-    fn count(&self, n: u64) {
-        self.slot.update(|counters| counters.work_done.add(n));
-    }
-}
-
-fn directory(name: &str) -> String {
-    format!("kvm/{}-{name}", std::process::id())
-}
-
-/// Runs `f` on a thread of another user. Processes and threads that it starts are that user's.
-fn as_user<T: Send>(uid: u32, gid: u32, groups: &[u32], f: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: the raw calls change the credentials of this thread alone, which ends here; the list
-            // is as long as it says.
-            unsafe {
-                assert_eq!(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), 0);
-                assert_eq!(libc::syscall(libc::SYS_setresgid, gid, gid, gid), 0);
-                assert_eq!(libc::syscall(libc::SYS_setresuid, uid, uid, uid), 0);
-            }
-            f()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-const A: u32 = 20_001;
-const B: u32 = 20_002;
-const READERS: u32 = 20_500;
-const PUBLISHERS: u32 = 20_501;
-
-fn for_users() -> Server {
-    let (readers, publishers) = (READERS.to_string(), PUBLISHERS.to_string());
-    Server::with(&["--readers", &readers, "--socket-group", &publishers])
-}
 
 #[test]
 fn what_is_published_is_there_until_it_goes() {
@@ -155,7 +93,7 @@ fn paths(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn who_may_not_read_reads_nothing() {
-    let server = &for_users();
+    let server = &for_users(&[]);
     let publish = |uid, name: &'static str, public| {
         as_user(uid, uid, &[PUBLISHERS], || Machine::published(server, name, public))
     };
@@ -276,81 +214,6 @@ fn every_limit_is_one_users_and_named_in_the_refusal() {
 }
 
 // ---- who breaks the rules ------------------------------------------------------------------------
-
-/// A client that says what it likes.
-struct Hostile(Socket);
-
-impl Hostile {
-    fn connect(server: &Server) -> Self {
-        Self(Socket::connect(&server.socket()).unwrap())
-    }
-
-    fn hello(&self, segments: u32, fds: &[BorrowedFd<'_>]) {
-        let hello = Hello { publisher: 7, public: true, segments };
-        self.0.send(&ClientMessage::Hello(hello), fds).unwrap();
-    }
-
-    /// Waits for what the server says, and that it closes the connection then.
-    fn refusal(&self) -> String {
-        let (mut buffer, mut fds, end) = (Buffer::default(), Vec::new(), Instant::now() + PATIENCE);
-        let mut reason = None;
-        loop {
-            assert!(Instant::now() < end, "the server neither refuses nor closes: {reason:?}");
-            match self.0.receive(&mut buffer, &mut fds) {
-                Ok(Incoming::Message(ServerMessage::Refused { reason: text, .. })) => {
-                    reason = Some(text.to_owned());
-                }
-                Ok(Incoming::End) => return reason.unwrap_or_default(),
-                Ok(Incoming::Nothing) => {
-                    let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-                    poll(&mut fds, PollTimeout::from(100u8)).unwrap();
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-}
-
-fn memfd(flags: libc::c_uint) -> OwnedFd {
-    // SAFETY: the name is a C string; the descriptor is new and ours.
-    unsafe {
-        let fd = libc::memfd_create(c"hostile".as_ptr(), libc::MFD_CLOEXEC | flags);
-        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-        OwnedFd::from_raw_fd(fd)
-    }
-}
-
-fn seal(fd: &OwnedFd, seals: libc::c_int) {
-    // SAFETY: a plain system call.
-    assert_eq!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }, 0);
-}
-
-const SEALS: libc::c_int =
-    libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
-
-/// Sealed memory with these bytes in the beginning.
-fn sealed(bytes: &[u8], len: u64) -> OwnedFd {
-    use std::io::Write;
-    let file = std::fs::File::from(memfd(libc::MFD_ALLOW_SEALING));
-    file.set_len(len).unwrap();
-    (&file).write_all(bytes).unwrap();
-    // No holes: they are refused for themselves.
-    (&file).write_all(&vec![0; len as usize - bytes.len()]).unwrap();
-    let fd = OwnedFd::from(file);
-    seal(&fd, SEALS);
-    fd
-}
-
-/// What is open in the server.
-fn open_files(server: &Server) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
-}
-
-fn resident_kib(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().split(' ').next().unwrap().parse().unwrap()
-}
 
 #[test]
 fn what_breaks_the_rules_is_refused_with_a_reason_and_harms_nobody() {

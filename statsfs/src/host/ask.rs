@@ -13,6 +13,9 @@ use super::protocol::{
     StatusText,
 };
 
+/// How long to wait until there may be room for one more to wait.
+const AGAIN: Duration = Duration::from_millis(10);
+
 /// Why a server did not say.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -58,7 +61,17 @@ pub enum AskError {
 /// [`AskError`] says what is missing.
 pub fn ask_status(socket: &Path, timeout: Duration) -> Result<String, AskError> {
     let path = || socket.to_path_buf();
-    let connection = Socket::connect(socket).map_err(|source| match source.kind() {
+    let end = Instant::now() + timeout;
+    let connection = loop {
+        match Socket::connect(socket) {
+            // Too many others wait to be accepted.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
+                std::thread::sleep(AGAIN);
+            }
+            connected => break connected,
+        }
+    };
+    let connection = connection.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NoServer(path()),
         io::ErrorKind::PermissionDenied => AskError::Forbidden(path()),
         _ => AskError::Connect { path: path(), source },
@@ -68,7 +81,6 @@ pub fn ask_status(socket: &Path, timeout: Duration) -> Result<String, AskError> 
         Ok(()) | Err(SendError::Closed) => {}
         Err(error) => return Err(error.into()),
     }
-    let end = Instant::now() + timeout;
     let (mut buffer, mut fds, mut text) = (Buffer::default(), Vec::new(), StatusText::default());
     loop {
         fds.clear();

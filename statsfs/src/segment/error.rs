@@ -243,3 +243,10 @@ pub enum SegmentError {
     #[error("source {0} is more than 64 levels deep")]
     Depth(u64),
 }
+
+impl SegmentError {
+    /// Whether it is no fault of the segment's: whoever reads it is short of something, which may pass.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::File(error) if error.may_pass())
+    }
+}

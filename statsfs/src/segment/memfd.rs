@@ -83,8 +83,15 @@ pub enum FileError {
     #[error("it has a hole at {0}")]
     Hole(u64),
     /// mmap(2) failed.
-    #[error("cannot map it: {0}")]
+    #[error("cannot map it: {}", told(.0))]
     Map(#[source] io::Error),
+}
+
+impl FileError {
+    /// Whether it is no fault of the file's: whoever looks at it is short of something, which may pass.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Stat(_) | Self::Map(_))
+    }
 }
 
 /// Makes a memfd of `len` bytes (a multiple of the page size) with every page in place, maps it

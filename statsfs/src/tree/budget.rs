@@ -1,18 +1,23 @@
-//! What one process of many may cost the others.
+//! What one process of many, and one user of many, may cost the others.
 //!
 //! A process that changes its structure all the time has the tree brought up to date at every look, and one
 //! that does not let its cells settle has readers wait. On a host, where nobody is trusted, the first may
-//! take a share of one processor's time, after a burst; until it has that again the tree shows its structure
-//! as it last was. And every wait in vain makes the next one shorter: then its values are shown as they are
+//! take a share of one processor's time, after a burst, and so may all processes of its user together; until
+//! there is some of both again the tree shows its structure as it last was. And every wait in vain makes the next one shorter: then its values are shown as they are
 //! found. An honest process that does need more has its readers wait; its counts stay right.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One part in so many of the time.
-const SHARE: u32 = 5;
-/// How much of the time a process may have used up in advance.
+use crate::share::Share;
+
+/// One part in so many of a processor's time for a process, and how much of it in advance.
+const PART: u32 = 5;
 const BURST: Duration = Duration::from_secs(1);
+/// The same for all processes of a user together: what a thousand honest ones need when they start at the
+/// same time is there in advance, and however many there are, others get as much.
+const USERS_PART: u32 = 2;
+const USERS_BURST: Duration = Duration::from_secs(4);
 
 /// How long a process is waited for at first.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -21,11 +26,25 @@ const HOPELESS: u32 = 8;
 /// How long it takes until one of them is forgotten: whoever was only slow is waited for again.
 const FORGIVEN: Duration = Duration::from_secs(10);
 
+/// What all processes of a user may cost together.
+#[derive(Clone, Debug)]
+pub(super) struct UsersShare(Arc<Mutex<Share>>);
+
+impl UsersShare {
+    pub(super) fn new(now: Instant) -> Self {
+        Self(Arc::new(Mutex::new(Share::new(now, USERS_PART, USERS_BURST))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Share> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One process's budget.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// When all that it cost will be its share of the time since.
-    even: Instant,
+    own: Share,
+    users: UsersShare,
     in_vain: Mutex<InVain>,
 }
 
@@ -48,8 +67,10 @@ impl InVain {
 }
 
 impl Budget {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { even: now, in_vain: Mutex::new(InVain { times: 0, since: now }) }
+    /// Of one of the processes that share `users`.
+    pub(super) fn new(now: Instant, users: UsersShare) -> Self {
+        let in_vain = Mutex::new(InVain { times: 0, since: now });
+        Self { own: Share::new(now, PART, BURST), users, in_vain }
     }
 
     fn in_vain(&self, now: Instant) -> MutexGuard<'_, InVain> {
@@ -60,12 +81,13 @@ impl Budget {
 
     /// It took so much of a processor's time.
     pub(super) fn spend(&mut self, now: Instant, cost: Duration) {
-        self.even = self.even.max(now) + SHARE * cost;
+        self.own.spend(now, cost);
+        self.users.lock().spend(now, cost);
     }
 
-    /// Whether it has used up what it may have.
+    /// Whether it has used up what it may have, or its user what all the user's processes may have.
     pub(super) fn is_spent(&self, now: Instant) -> bool {
-        self.even > now + BURST
+        self.own.is_spent(now) || self.users.lock().is_spent(now)
     }
 
     /// How long to wait until its cells settle.
@@ -113,51 +135,42 @@ impl Bucket {
     }
 }
 
-/// The processor time that this thread has used: whoever else uses the processor meanwhile is nothing that a
-/// process could be charged with.
-pub(super) fn thread_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a live timespec.
-    let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    if failed != 0 {
-        return Duration::ZERO;
-    }
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn nobody_gets_more_than_a_share() {
+    fn many_processes_of_a_user_get_no_more_than_a_few() {
         let start = Instant::now();
-        let mut budget = Budget::new(start);
-        let mut spent = Duration::ZERO;
-        for ms in 0..10_000 {
-            let now = start + Duration::from_millis(ms);
-            while !budget.is_spent(now) {
-                let cost = Duration::from_millis(7);
-                budget.spend(now, cost);
-                spent += cost;
+        let spent_by = |n: usize| {
+            let users = UsersShare::new(start);
+            let mut all: Vec<_> = (0..n).map(|_| Budget::new(start, users.clone())).collect();
+            let cost = Duration::from_millis(1);
+            let mut spent = Duration::ZERO;
+            for ms in 0..10_000 {
+                let now = start + Duration::from_millis(ms);
+                for budget in &mut all {
+                    while !budget.is_spent(now) {
+                        budget.spend(now, cost);
+                        spent += cost;
+                    }
+                }
             }
-        }
-        let share = (Duration::from_secs(10) + BURST) / SHARE;
-        let one = Duration::from_millis(7);
-        assert!(spent >= share - one && spent <= share + one, "{spent:?}");
-        // Who needs little never notices.
-        let mut budget = Budget::new(start);
-        for ms in 0..10_000 {
-            let now = start + Duration::from_millis(ms);
-            assert!(!budget.is_spent(now));
-            budget.spend(now, Duration::from_micros(150));
+            spent
+        };
+        let time = Duration::from_secs(10);
+        let near = |spent: Duration, all: Duration| spent.abs_diff(all) < all / 100;
+        assert!(near(spent_by(1), (time + BURST) / PART));
+        assert!(near(spent_by(2), 2 * (time + BURST) / PART));
+        for n in [5, 100] {
+            assert!(near(spent_by(n), (time + USERS_BURST) / USERS_PART), "{:?}", spent_by(n));
         }
     }
 
     #[test]
     fn waits_in_vain_get_shorter() {
         let start = Instant::now();
-        let budget = Budget::new(start);
+        let budget = Budget::new(start, UsersShare::new(start));
         let mut waited = Duration::ZERO;
         while !budget.is_hopeless(start) {
             waited += budget.patience(start);
@@ -183,12 +196,5 @@ mod tests {
         assert_eq!(take(second), 1);
         assert_eq!(take(3 * second), 2);
         assert_eq!(take(1000 * second), 5);
-    }
-
-    #[test]
-    fn time_of_a_thread_is_what_it_used() {
-        let before = thread_time();
-        while thread_time() == before {}
-        assert!(thread_time() > before);
     }
 }

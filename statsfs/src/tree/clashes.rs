@@ -7,14 +7,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use super::dirs::ROOT_DIR;
 use super::inode::DirId;
 use super::model::Reach;
+use super::processes::Identity;
 use super::{SourceKey, State};
+use crate::repeats::Repeats;
 
 /// Why something is left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Why {
     /// Another has the name.
     Taken,
@@ -34,6 +38,8 @@ pub(crate) struct Clashes {
     /// Names for which something waits that may have become free.
     freed: BTreeSet<(DirId, Box<str>)>,
     so_far: AtomicU64,
+    /// By user, what is left out, and why.
+    said: Mutex<Repeats<(u32, &'static str, Why)>>,
 }
 
 impl Clashes {
@@ -72,18 +78,25 @@ impl Clashes {
         }
     }
 
-    /// Something begins to be left out.
-    pub(super) fn report(&self, what: &str, name: &str, directory: &str, why: Why) {
-        let clashes = self.so_far.fetch_add(1, Ordering::Relaxed) + 1;
-        // A flood is logged less and less.
-        if clashes <= 100 || clashes.is_power_of_two() {
-            let why = match why {
-                Why::Taken => "another process has its name there",
-                Why::Reserved => "its name is reserved",
-                Why::Hidden => "it is hidden, which nothing at the top level of a host may be",
-            };
-            tracing::warn!(name, directory, clashes, "a {what} is left out: {why}");
-        }
+    /// Something of a process begins to be left out; of one that may have gone if that is not known.
+    pub(super) fn report(
+        &self,
+        of: Option<Identity>,
+        what: &'static str,
+        name: &str,
+        directory: &str,
+        why: Why,
+    ) {
+        self.so_far.fetch_add(1, Ordering::Relaxed);
+        let (pid, uid) = of.map_or((0, u32::MAX), |of| (of.pid, of.uid));
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(unsaid) = said.say((uid, what, why), Instant::now()) else { return };
+        let why = match why {
+            Why::Taken => "another process has its name there",
+            Why::Reserved => "its name is reserved",
+            Why::Hidden => "it is hidden, which nothing at the top level of a host may be",
+        };
+        tracing::warn!(pid, uid, name, directory, unsaid, "a {what} is left out: {why}");
     }
 
     /// How often something was left out.

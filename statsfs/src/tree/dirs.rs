@@ -9,6 +9,7 @@ use super::files::{Files, Identities, IdentityId};
 use super::groups::GroupCounts;
 use super::inode::{DirId, Node};
 use super::numbers::PLACE_BITS;
+use super::processes::Identity;
 use super::sweep::Account;
 use super::{GroupId, Owner, SourceKey, State, TreeOptions};
 use crate::fs::Gone;
@@ -43,7 +44,7 @@ pub(crate) struct Dir {
     next_admission: u64,
     files: OnceLock<Arc<Files>>,
     /// The values that the last files left out.
-    left_out: Vec<Box<str>>,
+    left_out: Vec<(Box<str>, IdentityId)>,
     /// At the top level: the user whose process brought the name, if that counts.
     brought_by: Option<u32>,
 }
@@ -107,7 +108,8 @@ impl Dir {
     /// A subordinate came or went: where several processes meet, a value of its name goes or comes.
     fn forget_files_called(&mut self, name: &str) {
         let has = |files: &Arc<Files>| {
-            files.get(name).is_some() || files.left_out.iter().any(|left_out| **left_out == *name)
+            files.get(name).is_some()
+                || files.left_out.iter().any(|(left_out, _)| **left_out == *name)
         };
         if self.files.get().is_some_and(has) {
             self.forget_files();
@@ -148,8 +150,10 @@ impl State {
         let directory = self.dirs.get(&dir)?;
         Some(&**directory.files.get_or_init(|| {
             let files = self.files_anew(directory);
-            for name in files.left_out.iter().filter(|name| !directory.left_out.contains(name)) {
-                self.clashes.report("value", name, &self.path(dir), Why::Taken);
+            let is_new = |of: &&_| !directory.left_out.contains(*of);
+            for (name, identity) in files.left_out.iter().filter(is_new) {
+                let of = self.last_with(directory, *identity);
+                self.clashes.report(of, "value", name, &self.path(dir), Why::Taken);
             }
             files
         }))
@@ -163,6 +167,15 @@ impl State {
             }
         }
         Arc::new(Files::new(&self.identities, dir, |name| dir.child(name).is_some()))
+    }
+
+    /// Who came last of those that have a value in or below a directory: whoever is left out came late.
+    fn last_with(&self, directory: &Dir, value: IdentityId) -> Option<Identity> {
+        let mut members = directory.members.iter().rev().map(|key| &self.processes[key.0]);
+        let its = members.find(|member| {
+            member.groups().any(|group| self.identities.value_of(group, value).is_some())
+        });
+        its.map(|member| member.identity)
     }
 
     /// A directory's path from the root of the mount, without a leading slash.
@@ -228,7 +241,8 @@ impl State {
         // must not come between them.
         let must_show = is_top && self.is_host;
         let dir = if hidden && must_show {
-            self.clashes.report("source", &name, "", Why::Hidden);
+            let of = self.processes[key.0].identity;
+            self.clashes.report(Some(of), "source", &name, "", Why::Hidden);
             None
         } else if hidden || (process.detached && !is_top) {
             None
@@ -262,7 +276,7 @@ impl State {
             let reserved = (name == BY_NAME && self.options.pid_prefix)
                 || (name == HOST_NAME && self.is_host && !identity.is_host);
             if reserved {
-                self.clashes.report("source", name, "", Why::Reserved);
+                self.clashes.report(Some(identity), "source", name, "", Why::Reserved);
                 return None;
             }
             let by = self.charges(identity).then_some(identity.uid);
@@ -282,7 +296,8 @@ impl State {
             let called = if prefix { format!("{}-{name}", identity.pid) } else { name.to_owned() };
             if !self.is_free(above, &called) {
                 self.clashes.wait(key, above, &called);
-                self.clashes.report("source", &called, &self.path(above), Why::Taken);
+                let path = self.path(above);
+                self.clashes.report(Some(identity), "source", &called, &path, Why::Taken);
                 return None;
             }
             let id = match self.number(key) {
@@ -304,7 +319,7 @@ impl State {
             dir.private = private;
             self.insert_dir(id, dir);
             if prefix && !self.links.add(name, identity.pid, id) {
-                self.clashes.report("link", name, BY_NAME, Why::Taken);
+                self.clashes.report(Some(identity), "link", name, BY_NAME, Why::Taken);
             }
             id
         };

@@ -121,8 +121,8 @@ pub(crate) fn is_own(value: &Descriptor, part: Part) -> bool {
 pub(crate) struct Files {
     all: Vec<File>,
     by_name: HashMap<Box<str>, usize>,
-    /// The names of values that are not there since another came first.
-    pub(super) left_out: Vec<Box<str>>,
+    /// The names of values that are not there since another came first, and what the values are.
+    pub(super) left_out: Vec<(Box<str>, IdentityId)>,
 }
 
 /// The groups that a directory knows: its own, and those below.
@@ -172,7 +172,7 @@ impl Files {
             for (name, part) in names(value, own, below) {
                 // Another process's subordinate may have the name; it keeps it.
                 if is_taken(&name) {
-                    files.left_out.push(name.into());
+                    files.left_out.push((name.into(), identity));
                     continue;
                 }
                 files.push(File { name: name.into(), identity, part, value: value.clone() });
@@ -206,7 +206,7 @@ impl Files {
     /// The first identity that came holds a name; a later one is left out here.
     fn push(&mut self, file: File) {
         if self.by_name.contains_key(&file.name) {
-            self.left_out.push(file.name);
+            self.left_out.push((file.name, file.identity));
             return;
         }
         self.by_name.insert(file.name.clone(), self.all.len());

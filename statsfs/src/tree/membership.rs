@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::budget::{Budget, thread_time};
+use super::budget::{Budget, UsersShare};
 use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::inode::DirId;
 use super::model::ADOPT;
@@ -11,6 +11,7 @@ use super::processes::{Feed, Identity, Member, ProcessKey, ProcessUsage};
 use super::sweep::{Request, Sweep};
 use super::{ProcessId, Refused, State, Tree, TreeError};
 use crate::segment::Process;
+use crate::share::thread_time;
 
 impl Tree {
     /// Takes a process in.
@@ -33,7 +34,15 @@ impl Tree {
             return Err(TreeError::Joined(key));
         }
         let key = state.processes.next_key();
-        let budget = state.is_host.then(|| Budget::new(Instant::now()));
+        let budget = state.is_host.then(|| {
+            let now = Instant::now();
+            let users = if state.charges(identity) {
+                state.users.bring(identity.uid).share.clone()
+            } else {
+                UsersShare::new(now)
+            };
+            Budget::new(now, users)
+        });
         let start = thread_time();
         state.take_in(Member::new(key, identity, Box::new(feed), process, budget), &touched)?;
         state.charge(key, start);
@@ -144,6 +153,14 @@ impl Tree {
     }
 }
 
+/// Attaches the segments that a process has beyond the first `have`.
+fn add_segments(process: &mut Process, feed: &dyn Feed, have: usize) -> Result<(), TreeError> {
+    for fd in feed.segments().map_err(TreeError::Feed)?.into_iter().skip(have) {
+        process.add_segment(fd)?;
+    }
+    Ok(())
+}
+
 /// Whose changes somebody who looks must see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
@@ -238,8 +255,10 @@ impl State {
     /// Lets a process go that is not what it must be.
     fn refuse(&mut self, process: ProcessId, error: TreeError) {
         let Member { key, identity, .. } = self.processes[process];
-        let pid = identity.pid;
-        tracing::error!(%error, pid, "a process's statistics are let go");
+        let Identity { pid, uid, .. } = identity;
+        if let Some(unsaid) = self.let_go.say(uid, Instant::now()) {
+            tracing::error!(%error, pid, uid, unsaid, "a process's statistics are let go");
+        }
         self.let_go(process);
         self.refused.push(Refused { process: key, identity, error });
         self.refused_so_far += 1;
@@ -260,20 +279,16 @@ impl State {
             let have = process.segments().len();
             let asks = process.segments_expected() > have;
             if asks {
-                match feed.segments() {
-                    Ok(fds) => {
-                        for fd in fds.into_iter().skip(have) {
-                            process.add_segment(fd)?;
-                        }
-                        // A host's server learns of a segment before it is sent one.
-                        incomplete = process.segments().len() < process.segments_expected();
-                    }
-                    // Most likely this process has too many files open, which may pass.
-                    Err(error) => {
+                match add_segments(process, feed, have) {
+                    // A host's server learns of a segment before it is sent one.
+                    Ok(()) => incomplete = process.segments().len() < process.segments_expected(),
+                    // Most likely this process has too many files open, or mapped.
+                    Err(error) if error.may_pass() => {
                         if !std::mem::replace(&mut incomplete, true) {
                             tracing::warn!(%error, pid, "cannot get all segments");
                         }
                     }
+                    Err(error) => return Err(error),
                 }
             }
             process.refresh(force, touched)?;

@@ -54,7 +54,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use std::time::{Duration, Instant};
 
 use crate::fs::{Errno, Gone};
+use crate::repeats::Repeats;
 use crate::segment::layout::ROOT_ID;
+use crate::share::{Share, thread_time};
 use crate::value::GroupDescriptor;
 
 use self::by_name::Links;
@@ -99,6 +101,8 @@ pub struct Tree {
     /// Whether somebody ever waited for `gone`.
     awaited: AtomicBool,
     seen: Mutex<u64>,
+    /// By user, what clears may take, where there are many users.
+    clears: Option<Mutex<HashMap<u32, Share>>>,
 }
 
 impl std::fmt::Debug for Tree {
@@ -131,6 +135,8 @@ pub(crate) struct State {
     baselines: Baselines,
     ledger: Ledger,
     clashes: Clashes,
+    /// Users whose processes were let go.
+    let_go: Repeats<u32>,
     /// Names that the kernel must forget, collected by a refresh.
     gone: Vec<Gone>,
     /// Processes that were let go, collected by a refresh, and how many there were so far.
@@ -163,6 +169,10 @@ const MAX_REFUSED: usize = 1 << 10;
 const ATTEMPTS: u32 = 5;
 /// Blocks that are just being cut off which one look waits for, one after the other.
 const CUTS: u32 = 50;
+
+/// One part in so many of a processor's time that one user's clears may take, and how much of it in advance.
+const CLEARS_PART: u32 = 5;
+const CLEARS_BURST: Duration = Duration::from_secs(2);
 
 /// Before one more attempt: whoever is in the middle of a change may wait for a processor.
 fn let_writers_run(attempt: u32) {
@@ -202,6 +212,7 @@ impl Tree {
             gone: Mutex::default(),
             awaited: AtomicBool::new(false),
             seen: Mutex::new(0),
+            clears: is_host.then(Mutex::default),
         }
     }
 
@@ -375,6 +386,32 @@ impl Tree {
             let_writers_run(attempt);
         }
         unreachable!("there is an end to attempts")
+    }
+
+    /// Clears for a user. Each clear is kept before it is answered, with all else that is, so a user who
+    /// clears all the time would have the others wait: beyond a share of a processor's time it is `EAGAIN`.
+    /// Whoever owns the tree, or has one alone, may do as they like.
+    fn at_the_expense_of(
+        &self,
+        uid: u32,
+        clear: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let Some(shares) = self.clears.as_ref().filter(|_| uid != self.options.owner.uid) else {
+            return clear();
+        };
+        let lock = || shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if lock().get(&uid).is_some_and(|share| share.is_spent(now)) {
+            return Err(Errno(libc::EAGAIN));
+        }
+        let start = thread_time();
+        let cleared = clear();
+        let cost = thread_time().saturating_sub(start);
+        let mut shares = lock();
+        shares.retain(|_, share| !share.is_untouched(now));
+        let share = shares.entry(uid).or_insert_with(|| Share::new(now, CLEARS_PART, CLEARS_BURST));
+        share.spend(now, cost);
+        cleared
     }
 
     /// Clears, and answers what that took away. `EBUSY` if a writer changed the structure, or the cells,

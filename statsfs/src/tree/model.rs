@@ -25,6 +25,7 @@ use super::processes::{Member, Processes};
 use super::saved::Remembered;
 use super::users::Users;
 use super::{ProcessId, SourceKey, State, TreeError, TreeOptions};
+use crate::repeats::Repeats;
 use crate::segment::layout::ROOT_ID;
 use crate::segment::process::SourceRecord;
 
@@ -99,6 +100,7 @@ impl State {
             baselines: Baselines::default(),
             ledger: Ledger::default(),
             clashes: Clashes::default(),
+            let_go: Repeats::default(),
             gone: Vec::new(),
             refused: Vec::new(),
             refused_so_far: 0,

@@ -342,11 +342,12 @@ impl Nodes for Tree {
         })
     }
 
-    fn write(&self, ino: Ino, _caller: Caller, data: &[u8]) -> Result<(), Errno> {
+    fn write(&self, ino: Ino, caller: Caller, data: &[u8]) -> Result<(), Errno> {
         if !is_zero(data) {
             return Err(Errno(libc::EINVAL));
         }
-        self.clear_node(Node::of(ino).ok_or(NO_DEVICE)?).map(|_| ())
+        let node = Node::of(ino).ok_or(NO_DEVICE)?;
+        self.at_the_expense_of(caller.uid, || self.clear_node(node).map(|_| ()))
     }
 
     fn parent(&self, ino: Ino) -> Ino {

@@ -55,6 +55,17 @@ pub enum TreeError {
     },
 }
 
+impl TreeError {
+    /// Whether the process may be taken in another time: whoever reads it is short of something now.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Feed(_) | Self::Number { .. } => true,
+            Self::Segment(error) => error.may_pass(),
+            _ => false,
+        }
+    }
+}
+
 /// How a tree shows its processes.
 #[derive(Clone, Debug)]
 pub struct TreeOptions {

@@ -133,6 +133,11 @@ impl Member {
         self.groups.get(&Arc::as_ptr(group).addr()).map(|(_, id)| *id)
     }
 
+    /// The tree's numbers for its groups.
+    pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.values().map(|(_, id)| *id)
+    }
+
     pub(super) fn note_group(&mut self, group: &Arc<GroupDescriptor>, id: GroupId) {
         self.groups.insert(Arc::as_ptr(group).addr(), (group.clone(), id));
     }

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use super::budget::thread_time;
 use super::clear::OfGroups;
 use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::inode::DirId;
@@ -16,6 +15,7 @@ use super::numbers::{MAX_BLOCKS, Numbers, PLACE_BITS};
 use super::sweep::Account;
 use super::{GroupId, ProcessId, SourceKey, State, Tree, TreeError, TreeOptions};
 use crate::segment::layout::{ROOT_ID, is_source_name};
+use crate::share::thread_time;
 use crate::value::GroupDescriptor;
 
 /// What of a tree outlasts it.

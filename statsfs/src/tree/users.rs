@@ -1,13 +1,13 @@
 //! What each user's processes brought that a tree does not forget when they are gone: groups and values,
 //! whose numbers are in inode numbers, directories at the top level, as long as something is counted there,
-//! and numbers.
+//! and numbers; and the share of time that they have together.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::budget::Bucket;
+use super::budget::{Bucket, UsersShare};
 use super::by_name::BY_NAME;
 use super::dirs::{HOST_NAME, ROOT_DIR};
 use super::processes::Identity;
@@ -28,6 +28,7 @@ pub(super) struct Brought {
     pub(super) values: usize,
     pub(super) directories: usize,
     blocks: Bucket,
+    pub(super) share: UsersShare,
 }
 
 /// All users.
@@ -42,6 +43,7 @@ impl Users {
             values: 0,
             directories: 0,
             blocks: Bucket::new(Instant::now(), BLOCKS, BLOCK_INTERVAL),
+            share: UsersShare::new(Instant::now()),
         })
     }
 

@@ -120,6 +120,10 @@ impl Writer {
         assert!(libc::WIFSTOPPED(status), "the writer ended: {:?}", ExitStatus::from_raw(status));
     }
 
+    pub fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }

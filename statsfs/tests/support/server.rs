@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use statsfs::host::ask_status;
@@ -15,7 +17,7 @@ use super::until;
 /// A running server. Ended, and its mount taken away, when dropped.
 pub struct Server {
     child: Child,
-    directory: TempDir,
+    directory: Arc<TempDir>,
     args: Vec<String>,
 }
 
@@ -27,22 +29,50 @@ impl Server {
 
     /// Starts one with more arguments.
     pub fn with(args: &[&str]) -> Self {
+        Self::with_log(args, None)
+    }
+
+    /// Starts one that says what it says to this.
+    pub fn logging_to(log: OwnedFd) -> Self {
+        Self::with_log(&[], Some(log))
+    }
+
+    fn with_log(args: &[&str], log: Option<OwnedFd>) -> Self {
         // SAFETY: a plain system call.
         assert_eq!(unsafe { libc::geteuid() }, 0, "the server mounts: `sudo -E cargo test`");
         let directory = tempfile::Builder::new().prefix("statsfs-test-").tempdir().unwrap();
+        let directory = Arc::new(directory);
         // Other users come to the mount.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(directory.path(), open).unwrap();
         let args: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
-        let child = spawn(directory.path(), &args);
+        let log = log.map_or_else(|| log_in(directory.path()), Stdio::from);
+        let child = spawn(directory.path(), &args, log);
         let server = Self { child, directory, args };
         server.wait_served();
         server
     }
 
+    /// Starts another one in the place of one that was told to end, whether or not its process has ended.
+    pub fn beside(other: &Self) -> Self {
+        let (directory, args) = (&other.directory, &other.args);
+        let start = || spawn(directory.path(), args, log_in(directory.path()));
+        let mut child = start();
+        let socket = directory.path().join("socket");
+        until("another server", || {
+            // The one before may still have the state, for a moment.
+            if !matches!(child.try_wait(), Ok(None)) {
+                child = start();
+            }
+            ask_status(&socket, Duration::from_secs(60)).is_ok()
+        });
+        Self { child, directory: directory.clone(), args: args.clone() }
+    }
+
     /// Starts it again after it was killed.
     pub fn start_again(&mut self) {
-        self.child = spawn(self.directory.path(), &self.args);
+        let directory = self.directory.path();
+        self.child = spawn(directory, &self.args, log_in(directory));
         self.wait_served();
     }
 
@@ -125,8 +155,11 @@ impl Server {
     }
 }
 
-fn spawn(directory: &Path, args: &[String]) -> Child {
-    let log = File::options().create(true).append(true).open(directory.join("log")).unwrap();
+fn log_in(directory: &Path) -> Stdio {
+    File::options().create(true).append(true).open(directory.join("log")).unwrap().into()
+}
+
+fn spawn(directory: &Path, args: &[String], log: Stdio) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_statsfs"));
     command.arg("serve");
     for name in ["mount", "socket", "state"] {

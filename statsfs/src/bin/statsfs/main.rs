@@ -1,8 +1,13 @@
 //! The command `statsfs`: the server of a host's statistics, and what is said of it.
 
+// Both panic where they can not write.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 mod serve;
 mod status;
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -39,8 +44,15 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("statsfs: {error}");
+            tell(error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells the user something, in one line and one write(2). One who can not be told finds the exit status all the
+/// same.
+fn tell(message: impl Display) {
+    let line = format!("statsfs: {message}\n");
+    let _ = io::stderr().write_all(line.as_bytes());
 }

@@ -88,6 +88,7 @@ fn group(name: Option<&str>) -> Result<Option<u32>, Box<dyn Error>> {
 
 pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
     log();
+    outlive_file_size();
     // Each client is a socket, a pidfd and its segments.
     raise_open_files();
     // Before any thread is there, so that all leave them to the descriptor.
@@ -137,8 +138,17 @@ fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let log = log.with_target(false).with_ansi(is_terminal);
+    // A log that can not be written, to a pipe or on a disk that is full, is no reason to end: the subscriber
+    // would say that there too, and panic.
+    let log = log.with_target(false).with_ansi(is_terminal).log_internal_errors(false);
     if is_terminal { log.init() } else { log.without_time().init() }
+}
+
+/// Has a write past the largest size that this process's files may have (RLIMIT_FSIZE) fail with EFBIG, and not
+/// end the process by SIGXFSZ: that of a log, or of what is kept.
+fn outlive_file_size() {
+    // SAFETY: ignoring a signal installs no code.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 fn raise_open_files() {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 use thiserror::Error;
 
 use super::sys;
@@ -87,11 +87,21 @@ impl Life {
     }
 }
 
+/// What the kernel says of who is at the other end of `socket`.
+fn credentials(socket: &impl AsFd) -> Result<UnixCredentials, PeerError> {
+    getsockopt(socket, sockopt::PeerCredentials)
+        .map_err(|error| PeerError::Credentials(error.into()))
+}
+
+/// The effective user at the other end of `socket`.
+pub(super) fn user(socket: &impl AsFd) -> Result<u32, PeerError> {
+    Ok(credentials(socket)?.uid())
+}
+
 impl Peer {
     /// Who is at the other end of `socket`.
     pub(super) fn of(socket: &impl AsFd) -> Result<Self, PeerError> {
-        let credentials = getsockopt(socket, sockopt::PeerCredentials)
-            .map_err(|error| PeerError::Credentials(error.into()))?;
+        let credentials = credentials(socket)?;
         let (uid, gid) = (credentials.uid(), credentials.gid());
         let pid = u32::try_from(credentials.pid()).unwrap_or(0);
         if pid == 0 {

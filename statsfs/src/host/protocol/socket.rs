@@ -7,14 +7,17 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect,
-    getsockopt, listen, sendmsg, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind,
+    connect, getsockopt, listen, sendmsg, shutdown, socket, sockopt,
 };
 use thiserror::Error;
 
 use super::message::{MAX_MESSAGE, Message, ProtocolError};
-use super::peer::{Peer, PeerError};
-use super::sys::{self, CONTROL_WORDS};
+use super::peer::{self, Peer, PeerError};
+use super::sys::{self, CONTROL_WORDS, Discarded};
+
+/// Messages that are thrown away with a connection.
+const MOST_DISCARDED: usize = 64;
 
 /// Why a message could not be sent.
 #[derive(Debug, Error)]
@@ -109,6 +112,35 @@ impl Socket {
     /// [`PeerError`]; a process that this one does not see is [`Foreign`](PeerError::Foreign).
     pub fn peer(&self) -> Result<Peer, PeerError> {
         Peer::of(&self.0)
+    }
+
+    /// The effective user at the other end: what of the [`peer`](Self::peer) can be had for little.
+    ///
+    /// # Errors
+    /// [`PeerError::Credentials`].
+    pub fn user(&self) -> Result<u32, PeerError> {
+        peer::user(&self.0)
+    }
+
+    /// Closes the connection, unless there are descriptors on their way to here, or so much else that they
+    /// might be behind it: then it is given back, and nothing more comes.
+    ///
+    /// # Errors
+    /// The socket, to be closed where that harms nobody.
+    pub fn close_unless_it_may_hang(self) -> Result<(), Self> {
+        if shutdown(self.0.as_raw_fd(), Shutdown::Both).is_err() {
+            return Err(self);
+        }
+        for _ in 0..MOST_DISCARDED {
+            match sys::discard(self.0.as_fd()) {
+                Ok(Discarded::Message) => {}
+                Ok(Discarded::Nothing) => return Ok(()),
+                // The other side's end, which is said once.
+                Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => {}
+                Ok(Discarded::HasFds) | Err(_) => return Err(self),
+            }
+        }
+        Err(self)
     }
 
     /// Sends a message, and with it duplicates of these descriptors: whole, or not at all.

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 /// Most descriptors that the kernel passes in one message: `SCM_MAX_FD` of include/net/scm.h.
 pub(super) const SCM_MAX_FD: usize = 253;
 /// From include/linux/socket.h, since Linux 6.5.
@@ -12,6 +14,13 @@ const SCM_PIDFD: libc::c_int = 4;
 /// else made may be set up to deliver. What found no room the kernel would close on our thread, and the
 /// closing of a descriptor can take as long as whoever sent it likes.
 pub(super) const CONTROL_WORDS: usize = (control_space(SCM_MAX_FD) + 256) / 8;
+
+/// Words of a control message with credentials, and nothing else.
+const CREDENTIALS_WORDS: usize = {
+    // SAFETY: a computation.
+    let space = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as libc::c_uint) };
+    space as usize / 8
+};
 
 const fn control_space(fds: usize) -> usize {
     // SAFETY: a computation.
@@ -84,6 +93,44 @@ pub(super) fn receive(
         is_cut: message.msg_flags & libc::MSG_TRUNC != 0,
         has_lost_fds: message.msg_flags & libc::MSG_CTRUNC != 0,
     })
+}
+
+/// What there was to be thrown away.
+pub(super) enum Discarded {
+    /// A message, which is gone.
+    Message,
+    /// Nothing: the connection is shut down, and empty.
+    Nothing,
+    /// A message with descriptors, which is still there.
+    HasFds,
+}
+
+/// Throws the next message away that waits on a socket which was shut down, unless descriptors came with it: the
+/// kernel would close them on this thread.
+pub(super) fn discard(socket: BorrowedFd<'_>) -> io::Result<Discarded> {
+    // An empty message is told from none by the credentials that come with each now, and with nothing else.
+    setsockopt(&socket, sockopt::PassCred, &true)?;
+    let mut control = [0u64; CREDENTIALS_WORDS];
+    // SAFETY: an all-zero msghdr is a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the header describes no bytes, and a buffer that is ours alone and lives across the call. In that
+    // there is room for credentials and for no descriptor, so none is made.
+    if unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Ok(Discarded::HasFds);
+    }
+    if message.msg_controllen == 0 {
+        return Ok(Discarded::Nothing);
+    }
+    // SAFETY: no bytes are asked for, and the pointer to none may be null.
+    let len =
+        unsafe { libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };
+    if len < 0 { Err(io::Error::last_os_error()) } else { Ok(Discarded::Message) }
 }
 
 /// # Safety

@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::host::protocol::Socket;
+
 /// Threads that may hang for one user before nothing more is taken from that user.
 const MAX_HANGING: usize = 4;
 /// How long a thread waits for the next descriptors before it ends.
@@ -21,6 +23,8 @@ struct Queue {
     /// How many threads are closing descriptors of a user.
     busy: HashMap<u32, usize>,
     idle: usize,
+    /// Threads that were started and have not looked yet.
+    starting: usize,
 }
 
 impl Queue {
@@ -69,17 +73,14 @@ impl Closer {
             // They are closed when what hangs does so no more.
             return;
         }
-        if queue.waiting.len() <= queue.idle {
-            self.0.wake.notify_one();
-            return;
-        }
-        drop(queue);
-        let desk = self.0.clone();
-        let started =
-            thread::Builder::new().name("statsfs-close".into()).spawn(move || work(&desk));
-        if let Err(error) = started {
-            // They stay open until the next ones come.
-            tracing::warn!(%error, "cannot start a thread that closes descriptors");
+        see_to_it(&self.0, &mut queue);
+    }
+
+    /// Closes a connection: at once unless that may hang. So whoever is not received from any more can not have
+    /// the server keep more open than that user has descriptors on their way.
+    pub(super) fn hang_up(&self, uid: u32, socket: Socket) {
+        if let Err(socket) = socket.close_unless_it_may_hang() {
+            self.close(uid, vec![socket.into()]);
         }
     }
 
@@ -94,10 +95,32 @@ pub(super) fn hanging(uid: u32) -> String {
     format!("what user {uid} has sent before can not be closed")
 }
 
-fn work(desk: &Desk) {
+/// Has somebody look who does not hang: one is enough, however much there is to close, until that one hangs.
+fn see_to_it(desk: &Arc<Desk>, queue: &mut Queue) {
+    if queue.starting > 0 {
+        return;
+    }
+    if queue.idle > 0 {
+        desk.wake.notify_one();
+        return;
+    }
+    let its = desk.clone();
+    match thread::Builder::new().name("statsfs-close".into()).spawn(move || work(&its)) {
+        Ok(_) => queue.starting += 1,
+        // They stay open until the next ones come.
+        Err(error) => tracing::warn!(%error, "cannot start a thread that closes descriptors"),
+    }
+}
+
+fn work(desk: &Arc<Desk>) {
     let mut queue = desk.lock();
+    queue.starting -= 1;
     loop {
         while let Some((uid, fds)) = queue.next() {
+            if !queue.next_is_none() {
+                // This thread may hang now.
+                see_to_it(desk, &mut queue);
+            }
             *queue.busy.entry(uid).or_default() += 1;
             drop(queue);
             drop(fds);

@@ -35,7 +35,8 @@ impl Server {
             }
             Err(JoinError::Tree(TreeError::Joined(process))) => self.came_back(id, process),
             Err(error) => {
-                let reason = match error {
+                let reason = match &error {
+                    JoinError::Tree(error) if error.may_pass() => RefusedFor::Server,
                     JoinError::Tree(TreeError::Segment(_) | TreeError::Publisher) => {
                         RefusedFor::Segment
                     }
@@ -146,7 +147,7 @@ impl Server {
         }
         if let Some(socket) = client.socket.take() {
             let _ = self.epoll.delete(&socket);
-            self.closer.close(uid, vec![socket.into()]);
+            self.closer.hang_up(uid, socket);
         }
         if let Phase::Published(process) = phase {
             self.detach(id, process, Phase::Lost(process));
@@ -197,7 +198,7 @@ impl Server {
         if let Some(socket) = client.socket.take() {
             let _ = socket.send(&ServerMessage::refused(&text, again), &[]);
             let _ = self.epoll.delete(&socket);
-            self.closer.close(uid, vec![socket.into()]);
+            self.closer.hang_up(uid, socket);
         }
         self.own.server_refused[reason].inc();
         self.refusals.add(pid, uid, reason, text);
@@ -225,7 +226,7 @@ impl Server {
         }
         if let Some(socket) = client.socket.take() {
             let _ = self.epoll.delete(&socket);
-            self.closer.close(uid, vec![socket.into()]);
+            self.closer.hang_up(uid, socket);
         }
     }
 }

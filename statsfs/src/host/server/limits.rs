@@ -74,34 +74,60 @@ impl Amounts {
     }
 }
 
-/// A limit that a user has reached.
+/// A limit that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("user {uid} has reached the limit of {limit} {what}")]
-pub struct Exceeded {
-    /// The user.
-    pub uid: u32,
-    /// What there is too much of.
-    pub what: Limited,
-    /// How much is allowed.
-    pub limit: u64,
+pub enum Exceeded {
+    /// By a user.
+    #[error("user {uid} has reached the limit of {limit} {what}")]
+    User {
+        /// The user.
+        uid: u32,
+        /// What there is too much of.
+        what: Limited,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// By the server: it can not map more.
+    #[error(
+        "the server has reached its limit of {limit} segments (raise `sysctl vm.max_map_count`)"
+    )]
+    Mappings {
+        /// Segments that it can map.
+        limit: u64,
+    },
+}
+
+/// How many mappings a process may have unless it is known.
+const MAX_MAP_COUNT: u64 = 65_530;
+
+/// How many segments the server can map: most of the mappings that a process may have. With none left its
+/// own memory could not grow.
+pub(super) fn mappable() -> u64 {
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    let most = most.ok().and_then(|most| most.trim().parse().ok()).unwrap_or(MAX_MAP_COUNT);
+    most - most / 8
 }
 
 /// What all users have.
 #[derive(Debug)]
 pub(super) struct Accounts {
     limits: Amounts,
+    /// Segments that all users together may have.
+    most_segments: u64,
+    segments: u64,
     used: HashMap<u32, Amounts>,
 }
 
 impl Accounts {
-    pub(super) fn new(limits: Amounts) -> Self {
-        Self { limits, used: HashMap::new() }
+    pub(super) fn new(limits: Amounts, most_segments: u64) -> Self {
+        Self { limits, most_segments, segments: 0, used: HashMap::new() }
     }
 
     /// Replaces what one of a user's processes had by what it has: all of it, or nothing.
     ///
     /// # Errors
-    /// [`Exceeded`] if the user would have more of something than is allowed, and than before.
+    /// [`Exceeded`] if the user, or all users together, would have more of something than is allowed, and
+    /// than before.
     pub(super) fn change(
         &mut self,
         uid: u32,
@@ -113,9 +139,14 @@ impl Accounts {
         for what in Amounts::KINDS {
             let limit = self.limits.of(what);
             if would.of(what) > limit && has.of(what) > had.of(what) {
-                return Err(Exceeded { uid, what, limit });
+                return Err(Exceeded::User { uid, what, limit });
             }
         }
+        let segments = self.segments - had.segments + has.segments;
+        if has.segments > had.segments && segments > self.most_segments {
+            return Err(Exceeded::Mappings { limit: self.most_segments });
+        }
+        self.segments = segments;
         *had = has;
         if would == Amounts::default() {
             self.used.remove(&uid);
@@ -145,27 +176,32 @@ mod tests {
 
     #[test]
     fn each_user_has_limits_of_their_own() {
-        let mut accounts = Accounts::new(LIMITS);
+        let mut accounts = Accounts::new(LIMITS, 10);
         let one = Amounts { connections: 1, segments: 6, bytes: 1, sources: 1 };
         let (mut a, mut b, mut c) = Default::default();
         accounts.change(7, &mut a, one).unwrap();
         let exceeded = accounts.change(7, &mut b, one).unwrap_err();
-        assert_eq!(exceeded, Exceeded { uid: 7, what: Limited::Segments, limit: 10 });
+        assert_eq!(exceeded, Exceeded::User { uid: 7, what: Limited::Segments, limit: 10 });
         assert_eq!(exceeded.to_string(), "user 7 has reached the limit of 10 segments");
         assert_eq!((b, accounts.used(7)), (Amounts::default(), one), "all or nothing");
-        accounts.change(8, &mut c, one).unwrap();
+        // All users together are one process's mappings.
+        let exceeded = accounts.change(8, &mut c, one).unwrap_err();
+        assert_eq!(exceeded, Exceeded::Mappings { limit: 10 });
+        accounts.change(8, &mut c, Amounts { segments: 4, ..one }).unwrap();
         // Growing is as coming.
         let more = Amounts { sources: 6, ..one };
-        assert_eq!(accounts.change(7, &mut a, more).unwrap_err().what, Limited::Sources);
+        let exceeded = accounts.change(7, &mut a, more).unwrap_err();
+        assert_eq!(exceeded, Exceeded::User { uid: 7, what: Limited::Sources, limit: 5 });
         accounts.change(7, &mut a, Amounts { sources: 5, ..one }).unwrap();
         accounts.release(7, &mut a);
         accounts.release(8, &mut c);
         assert!(accounts.used.is_empty());
+        assert_eq!(accounts.segments, 0);
     }
 
     #[test]
     fn what_is_there_is_not_held_against_what_does_not_grow() {
-        let mut accounts = Accounts::new(LIMITS);
+        let mut accounts = Accounts::new(LIMITS, 10);
         let (mut a, mut b) = Default::default();
         accounts
             .change(7, &mut a, Amounts { connections: 1, sources: 5, ..Amounts::default() })

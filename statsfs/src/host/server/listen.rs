@@ -71,12 +71,19 @@ impl Listening {
     }
 }
 
-impl Drop for Listening {
-    fn drop(&mut self) {
+impl Listening {
+    /// Removes the name, if it still is this one's: nobody else connects.
+    pub(super) fn forget_name(&self) {
         let ours = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|there| (there.dev(), there.ino()) == self.identity);
         if ours {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.forget_name();
     }
 }

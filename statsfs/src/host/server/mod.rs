@@ -10,9 +10,9 @@
 //! # Threads
 //! One thread has the sockets and never waits for anything but them (`run`, `talk`, `lease`); one takes processes in and folds
 //! them (`worker`), since that may take a while; a few close descriptors that nobody has looked at (`closer`),
-//! since that may never end; and the mount has its own. `limits` says what one user may have, `refusals`
-//! remembers who was refused and why, `keep` what must outlast the server. `stats` are the server's own
-//! statistics, of which the mount's threads count theirs in `counts`.
+//! since that may never end; and the mount has its own. `limits` says what one user may have, `turns` how much of
+//! the first thread's time, `refusals` remembers who was refused and why, `keep` what must outlast the server.
+//! `stats` are the server's own statistics, of which the mount's threads count theirs in `counts`.
 
 mod clients;
 mod closer;
@@ -28,6 +28,7 @@ mod run;
 mod stats;
 mod status;
 mod talk;
+mod turns;
 mod worker;
 
 pub use self::limits::{Amounts, Exceeded, Limited};

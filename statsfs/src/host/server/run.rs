@@ -3,24 +3,27 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::clients::{Client, Clients, GREETING, Phase, Who};
 use super::closer::{self, Closer};
 use super::keep::Keep;
-use super::limits::{Accounts, Amounts};
+use super::limits::{self, Accounts, Amounts};
 use super::listen::Listening;
 use super::options::{ServeError, ServeOptions};
 use super::received::Received;
 use super::refusals::Refusals;
 use super::stats::{Own, RefusedFor};
+use super::turns::{self, Turns};
 use super::worker::{ClientId, Job, Worker};
 use crate::fs::Mount;
 use crate::host::protocol::{Buffer, PeerError, ServerMessage, Socket};
+use crate::share::thread_time;
 use crate::tree::{Identity, Tree};
 
 /// What an event is about.
@@ -47,23 +50,31 @@ pub(super) const IN_TURN: usize = 32;
 /// A server: its mount and its socket are there. Both go when it is dropped.
 #[derive(Debug)]
 pub struct Server {
+    // In this order, after the socket's name: nothing is taken in or folded, nobody reads. Then what clients have
+    // sent is closed, also those that were not accepted, and that can take as long as they like.
+    pub(super) worker: Worker,
+    pub(super) mount: Mount,
+    pub(super) tree: Arc<Tree>,
+    pub(super) keep: Arc<Keep>,
     pub(super) options: ServeOptions,
     pub(super) epoll: Epoll,
     pub(super) clients: Clients,
     pub(super) accounts: Accounts,
+    pub(super) turns: Turns,
     pub(super) refusals: Refusals,
     pub(super) closer: Closer,
     pub(super) buffer: Buffer,
     pub(super) own: Own,
-    pub(super) keep: Arc<Keep>,
     /// When there was no descriptor for a connection: nobody is accepted until the next tick.
     pub(super) is_full: bool,
     pub(super) started: Instant,
-    // In this order: nobody connects any more, nothing is taken in or folded, nobody reads.
     pub(super) listening: Listening,
-    pub(super) worker: Worker,
-    pub(super) mount: Mount,
-    pub(super) tree: Arc<Tree>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.listening.forget_name();
+    }
 }
 
 impl Server {
@@ -82,23 +93,24 @@ impl Server {
         let mount = Mount::new(tree.clone(), &options.mount, mount_options)?;
         let worker = Worker::start(tree.clone(), keep.clone()).map_err(ServeError::Wait)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
-        let accounts = Accounts::new(options.limits);
+        let accounts = Accounts::new(options.limits, limits::mappable());
         let server = Self {
-            options,
-            epoll,
-            clients: Clients::default(),
-            accounts,
-            refusals: Refusals::default(),
-            closer: Closer::default(),
-            buffer: Buffer::default(),
-            own,
-            keep,
-            is_full: false,
-            started: Instant::now(),
             listening,
             worker,
             mount,
             tree,
+            keep,
+            options,
+            epoll,
+            clients: Clients::default(),
+            accounts,
+            turns: Turns::default(),
+            refusals: Refusals::default(),
+            closer: Closer::default(),
+            buffer: Buffer::default(),
+            own,
+            is_full: false,
+            started: Instant::now(),
         };
         server.watch(server.listening.listener(), LISTENER, EpollFlags::EPOLLIN)?;
         server.watch(server.worker.signal(), DONE, EpollFlags::EPOLLIN)?;
@@ -139,8 +151,11 @@ impl Server {
                 match event.data() {
                     LISTENER => self.accept()?,
                     UNTIL => return Ok(()),
-                    DONE => self.worker.done().into_iter().for_each(|done| self.done(done)),
-                    token => self.client_event((token - FIRST) / 2, token, event.events()),
+                    DONE => self.worker.done().into_iter().for_each(|done| {
+                        let id = done.client;
+                        self.for_client(id, |server| server.done(done));
+                    }),
+                    token => self.turn((token - FIRST) / 2, token, event.events()),
                 }
             }
             let now = Instant::now();
@@ -155,6 +170,48 @@ impl Server {
         }
     }
 
+    /// A client has something to say, or has died.
+    fn turn(&mut self, id: ClientId, token: u64, events: EpollFlags) {
+        let Some(client) = self.clients.get(id) else { return };
+        if token != pidfd_token(id) && self.turns.must_wait(client.who.uid) {
+            // It would be told of again at once.
+            if let Some(socket) = &client.socket {
+                let _ = self.epoll.delete(socket);
+            }
+            return self.turns.put_off(id);
+        }
+        self.for_client(id, |server| server.client_event(id, token, events));
+    }
+
+    /// Does something at a client's user's expense.
+    fn for_client(&mut self, id: ClientId, what: impl FnOnce(&mut Self)) {
+        let uid = self.clients.get(id).map(|client| client.who.uid);
+        let start = thread_time();
+        what(self);
+        if let Some(uid) = uid {
+            self.turns.charge(uid, thread_time().saturating_sub(start));
+        }
+    }
+
+    /// Looks whether those who were put off have their turn.
+    fn turns(&mut self) {
+        for id in self.turns.waiting() {
+            let Some(client) = self.clients.get(id) else { continue };
+            let Some(socket) = &client.socket else { continue };
+            if self.turns.must_wait(client.who.uid) {
+                self.turns.put_off(id);
+                continue;
+            }
+            let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+            events.set(EpollFlags::EPOLLOUT, client.outgoing.is_some());
+            let event = EpollEvent::new(events, socket_token(id));
+            if let Err(error) = self.epoll.add(socket, event) {
+                let text = format!("the server can not watch for it: {error}");
+                self.refuse(id, RefusedFor::Server, text, true);
+            }
+        }
+    }
+
     fn watch(&self, fd: &impl AsFd, token: u64, events: EpollFlags) -> Result<(), ServeError> {
         self.epoll.add(fd, EpollEvent::new(events, token)).map_err(wait_error)
     }
@@ -164,11 +221,18 @@ impl Server {
     fn accept(&mut self) -> Result<(), ServeError> {
         for _ in 0..IN_TURN {
             match self.listening.listener().accept() {
-                Ok(Some(socket)) => self.connected(socket),
+                Ok(Some(socket)) => {
+                    let (uid, start) = (socket.user(), thread_time());
+                    self.connected(socket);
+                    if let Ok(uid) = uid {
+                        self.turns.charge(uid, thread_time().saturating_sub(start));
+                    }
+                }
                 Ok(None) => break,
                 Err(error) => {
                     // Most likely too many files are open, which may pass; whoever waits goes on waiting.
-                    tracing::error!(%error, "cannot accept a connection");
+                    let text = format!("the server can not accept a connection: {error}");
+                    self.refusals.add(0, u32::MAX, RefusedFor::Server, text);
                     self.epoll.delete(self.listening.listener()).map_err(wait_error)?;
                     self.is_full = true;
                     break;
@@ -180,6 +244,19 @@ impl Server {
 
     fn connected(&mut self, socket: Socket) {
         self.own.server_connections.inc();
+        // Whatever else can be known of it costs more.
+        if let Ok(uid) = socket.user() {
+            let reason = if self.closer.hangs(uid) {
+                Some((RefusedFor::Protocol, closer::hanging(uid)))
+            } else if self.turns.must_wait(uid) {
+                Some((RefusedFor::Limit, turns::busy(uid)))
+            } else {
+                full(&socket, ROOM_TO_ACCEPT).map(|text| (RefusedFor::Server, text))
+            };
+            if let Some((reason, text)) = reason {
+                return self.turn_away(socket, 0, uid, reason, text, true);
+            }
+        }
         let peer = match socket.peer() {
             Ok(peer) => peer,
             Err(error) => {
@@ -203,10 +280,6 @@ impl Server {
         let is_over = peer.life.is_none();
         let (pidfd, start_time) =
             peer.life.map_or((None, 0), |life| (Some(life.pidfd), life.start_time));
-        if self.closer.hangs(uid) {
-            let reason = closer::hanging(uid);
-            return self.turn_away(socket, pid, uid, RefusedFor::Protocol, reason, true);
-        }
         let mut has = Amounts::default();
         let one = Amounts { connections: 1, ..has };
         if let Err(exceeded) = self.accounts.change(uid, &mut has, one) {
@@ -255,7 +328,7 @@ impl Server {
         again: bool,
     ) {
         let _ = socket.send(&ServerMessage::refused(&text, again), &[]);
-        self.closer.close(uid, vec![socket.into()]);
+        self.closer.hang_up(uid, socket);
         self.own.server_refused[reason].inc();
         self.refusals.add(pid, uid, reason, text);
     }
@@ -266,6 +339,7 @@ impl Server {
         if std::mem::take(&mut self.is_full) {
             self.watch(self.listening.listener(), LISTENER, EpollFlags::EPOLLIN)?;
         }
+        self.turns();
         if self.worker.has_ended() {
             return Err(ServeError::Worker);
         }
@@ -277,7 +351,9 @@ impl Server {
                 if let Some(client) = self.clients.get(id) {
                     self.keep.forget(&self.tree, client.received.publisher());
                 }
-                self.refuse(id, RefusedFor::Segment, refused.error.to_string(), false);
+                let again = refused.error.may_pass();
+                let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
+                self.refuse(id, reason, refused.error.to_string(), again);
             }
         }
         let overdue = self.clients.iter().filter(|(_, client)| client.is_overdue(now));
@@ -327,6 +403,22 @@ impl Server {
         own.server_detached.set(usage.detached as u32);
         own.server_left_out.set(usage.left_out as u32);
     }
+}
+
+/// Descriptors that are left free: for what comes with a message, for which a thread may find no room but must
+/// not close it, and for what the threads open.
+pub(super) const ROOM_TO_RECEIVE: u64 = 512;
+const ROOM_TO_ACCEPT: u64 = 2 * ROOM_TO_RECEIVE;
+
+/// Why a new descriptor is one too many, if there are fewer than `room` left beyond it.
+pub(super) fn full(new: &impl AsFd, room: u64) -> Option<String> {
+    // The kernel gives the lowest one that is free.
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let new = new.as_fd().as_raw_fd().unsigned_abs();
+    let is_full = u64::from(new) >= limit - room.min(limit / 4);
+    is_full.then(|| {
+        format!("the server has too many files open: raise its limit of {limit} (`ulimit -n`)")
+    })
 }
 
 fn wait_error(error: impl Into<io::Error>) -> ServeError {

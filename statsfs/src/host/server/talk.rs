@@ -8,11 +8,13 @@ use super::clients::{Outgoing, Phase};
 use super::closer;
 use super::limits::Amounts;
 use super::received::Received;
-use super::run::{IN_TURN, Server, pidfd_token, socket_token};
+use super::run::{IN_TURN, ROOM_TO_RECEIVE, Server, full, pidfd_token, socket_token};
 use super::stats::RefusedFor;
 use super::status::{ClientStatus, Status};
 use super::worker::{ClientId, Job};
-use crate::host::protocol::{ClientMessage, Incoming, SendError, ServerMessage};
+use crate::host::protocol::{
+    ClientMessage, Incoming, ProtocolError, ReceiveError, SendError, ServerMessage,
+};
 use crate::segment::memfd;
 
 /// More messages than a socket holds that nobody writes to any more.
@@ -53,7 +55,10 @@ impl Server {
                 Ok(Incoming::End) => return self.lost(id),
                 Err(error) => {
                     self.closer.close(uid, fds);
-                    return self.refuse(id, RefusedFor::Protocol, error.to_string(), false);
+                    // Most likely it is the server that has too many open.
+                    let again = matches!(error, ReceiveError::Message(ProtocolError::LostFds));
+                    let reason = if again { RefusedFor::Server } else { RefusedFor::Protocol };
+                    return self.refuse(id, reason, error.to_string(), again);
                 }
             }
         }
@@ -112,9 +117,15 @@ impl Server {
                 Err(error) => {
                     self.closer.close(who.uid, fds);
                     let text = format!("a segment is refused: {error}");
-                    return self.refuse(id, RefusedFor::Segment, text, false);
+                    let again = error.may_pass();
+                    let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
+                    return self.refuse(id, reason, text, again);
                 }
             }
+        }
+        if let Some(text) = fds.iter().find_map(|fd| full(fd, ROOM_TO_RECEIVE)) {
+            drop(fds);
+            return self.refuse(id, RefusedFor::Server, text, true);
         }
         let segments = client.has.segments + fds.len() as u64;
         let has = Amounts { segments, bytes: client.has.bytes.saturating_add(bytes), ..client.has };

@@ -1,9 +1,9 @@
 //! Takes processes in and folds them: what may take longer than others should wait for an answer.
 //!
 //! One thread does it, one job at a time, in turns between users, so that a user with a thousand processes
-//! keeps nobody else waiting for more than one of them.
+//! keeps nobody else waiting for more than one of them, and one who comes and goes all the time has a share of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,7 +14,17 @@ use nix::sys::eventfd::EventFd;
 use super::clients::Who;
 use super::keep::{JoinError, Keep};
 use super::received::Received;
+use crate::share::{Share, thread_time};
 use crate::tree::{ProcessKey, Tree, TreeError};
+
+/// One part in so many of the thread's time for each user, and how much of it in advance: a thousand honest
+/// processes that come at the same time are taken in at once.
+const PART: u32 = 2;
+const BURST: Duration = Duration::from_secs(60);
+/// How long to wait while all that is to be done is of users who have none left.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Users that are remembered, until there are too many.
+const REMEMBERED: usize = 1024;
 
 /// A client's number, never reused.
 pub(super) type ClientId = u64;
@@ -49,6 +59,8 @@ struct Queue {
     jobs: BTreeMap<u32, VecDeque<(ClientId, Job)>>,
     /// Whose turn it was last.
     last: Option<u32>,
+    /// What each user may take of the thread's time.
+    shares: HashMap<u32, Share>,
     /// Whose job is being done.
     busy: Option<ClientId>,
     done: Vec<Done>,
@@ -56,17 +68,28 @@ struct Queue {
 }
 
 impl Queue {
-    /// The next job of the user after the last one, so that all have their turns.
-    fn next(&mut self) -> Option<(ClientId, Job)> {
+    /// The next job of the user after the last one, so that all have their turns, but for those who have used
+    /// up their shares.
+    fn next(&mut self, now: Instant) -> Option<(u32, ClientId, Job)> {
         let after = self.last.map(|last| last + 1).unwrap_or_default();
-        let uid = self.jobs.range(after..).chain(self.jobs.iter()).map(|(uid, _)| *uid).next()?;
+        let mut all = self.jobs.range(after..).chain(self.jobs.iter()).map(|(uid, _)| *uid);
+        let is_spent = |uid: &u32| self.shares.get(uid).is_some_and(|share| share.is_spent(now));
+        let uid = all.find(|uid| !is_spent(uid))?;
         self.last = Some(uid).filter(|uid| *uid < u32::MAX);
         let jobs = self.jobs.get_mut(&uid)?;
-        let job = jobs.pop_front();
+        let (client, job) = jobs.pop_front()?;
         if jobs.is_empty() {
             self.jobs.remove(&uid);
         }
-        job
+        Some((uid, client, job))
+    }
+
+    /// A user's job took so much of the thread's time.
+    fn charge(&mut self, uid: u32, now: Instant, cost: Duration) {
+        if self.shares.len() >= REMEMBERED {
+            self.shares.retain(|_, share| !share.is_untouched(now));
+        }
+        self.shares.entry(uid).or_insert_with(|| Share::new(now, PART, BURST)).spend(now, cost);
     }
 }
 
@@ -151,13 +174,16 @@ impl Drop for Worker {
 fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
     let mut queue = desk.lock();
     while !queue.stop {
-        let Some((client, job)) = queue.next() else {
-            queue = desk.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        let Some((uid, client, job)) = queue.next(Instant::now()) else {
+            // Those whose jobs wait have used up their shares.
+            let pause = if queue.jobs.is_empty() { Duration::MAX } else { PAUSE };
+            let woken = desk.wake.wait_timeout(queue, pause);
+            (queue, _) = woken.unwrap_or_else(PoisonError::into_inner);
             continue;
         };
         queue.busy = Some(client);
         drop(queue);
-        let start = Instant::now();
+        let (start, used) = (Instant::now(), thread_time());
         let outcome = match job {
             Job::Join(who, received, public) => {
                 Outcome::Joined(keep.join(tree, received, who, public))
@@ -166,7 +192,42 @@ fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
         };
         queue = desk.lock();
         queue.busy = None;
+        queue.charge(uid, Instant::now(), thread_time().saturating_sub(used));
         queue.done.push(Done { client, outcome, took: start.elapsed() });
         let _ = desk.done.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_have_their_turns_and_no_more_than_their_shares() {
+        let start = Instant::now();
+        let mut queue = Queue::default();
+        let give = |queue: &mut Queue, uid: u32, client| {
+            let job =
+                Job::Join(Who { pid: 1, uid, gid: 1, start_time: 1 }, Received::default(), true);
+            queue.jobs.entry(uid).or_default().push_back((client, job));
+        };
+        (0..1000).for_each(|client| give(&mut queue, 7, client));
+        (1000..1002).for_each(|client| give(&mut queue, 8, client));
+        let next = |queue: &mut Queue, now| {
+            let (uid, client, _) = queue.next(now)?;
+            queue.charge(uid, now, Duration::from_secs(1));
+            Some(client)
+        };
+        let first: Vec<_> = (0..5).map_while(|_| next(&mut queue, start)).collect();
+        assert_eq!(first, [0, 1000, 1, 1001, 2]);
+        let at_once = 3 + (0..).map_while(|_| next(&mut queue, start)).count();
+        assert_eq!(at_once as u32, BURST.as_secs() as u32 / PART + 1);
+        // Another user does not wait for that.
+        give(&mut queue, 8, 1002);
+        assert_eq!(next(&mut queue, start), Some(1002));
+        assert_eq!(next(&mut queue, start), None);
+        let later = start + Duration::from_secs(10);
+        let since = (0..).map_while(|_| next(&mut queue, later)).count();
+        assert_eq!(since as u32, 10 / PART);
     }
 }
