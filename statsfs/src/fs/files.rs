@@ -74,10 +74,16 @@ pub(super) struct OpenFile {
     pub(super) ino: Ino,
     /// Who opened it. What is rendered later is for them, whoever the descriptor was passed to.
     pub(super) caller: Caller,
+    /// Whether a server before this one opened it, so that what that made of it is lost.
+    pub(super) is_taken_over: bool,
     rendering: Mutex<Option<Arc<Rendering>>>,
 }
 
 impl OpenFile {
+    fn new(ino: Ino, caller: Caller, is_taken_over: bool) -> Arc<Self> {
+        Arc::new(Self { ino, caller, is_taken_over, rendering: Mutex::default() })
+    }
+
     /// What the last read at the beginning made.
     pub(super) fn rendering(&self) -> Option<Arc<Rendering>> {
         self.slot().clone()
@@ -95,9 +101,11 @@ impl OpenFile {
     }
 }
 
-/// All open files by handle. Handles are never reused: a late request can not reach another file.
+/// All open files by handle. Handles are never reused, also not by a server that takes a mount over: a late
+/// request can not reach another file.
 #[derive(Debug)]
 pub(super) struct OpenFiles {
+    first: u64,
     next: AtomicU64,
     limit: usize,
     table: Mutex<HashMap<u64, Arc<OpenFile>>>,
@@ -105,7 +113,24 @@ pub(super) struct OpenFiles {
 
 impl OpenFiles {
     pub(super) fn new(limit: usize) -> Self {
-        OpenFiles { next: AtomicU64::new(1), limit, table: Mutex::default() }
+        // Nanoseconds since boot: nobody opens as many files as there are, so that whoever came before has
+        // handles below these.
+        let first = since_boot();
+        OpenFiles { first, next: AtomicU64::new(first), limit, table: Mutex::default() }
+    }
+
+    /// Whether a handle is of a server before this one.
+    pub(super) fn is_older(&self, handle: u64) -> bool {
+        handle < self.first
+    }
+
+    /// Takes over what a server before this one had open.
+    pub(super) fn take_over(&self, handle: u64, ino: Ino, caller: Caller) -> Arc<OpenFile> {
+        let mut table = self.table();
+        if table.len() >= self.limit && !table.contains_key(&handle) {
+            return OpenFile::new(ino, caller, true);
+        }
+        table.entry(handle).or_insert_with(|| OpenFile::new(ino, caller, true)).clone()
     }
 
     /// A new handle; `None` if too many are open.
@@ -115,7 +140,7 @@ impl OpenFiles {
             return None;
         }
         let handle = self.next.fetch_add(1, Relaxed);
-        table.insert(handle, Arc::new(OpenFile { ino, caller, rendering: Mutex::default() }));
+        table.insert(handle, OpenFile::new(ino, caller, false));
         Some(handle)
     }
 
@@ -139,6 +164,18 @@ impl OpenFiles {
     fn table(&self) -> MutexGuard<'_, HashMap<u64, Arc<OpenFile>>> {
         self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+/// Nanoseconds since boot, of a clock that never goes backwards.
+fn since_boot() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    // It can not fail, and 1 is at least no handle of nobody.
+    if failed != 0 {
+        return 1;
+    }
+    1 + time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
 #[cfg(test)]
@@ -183,5 +220,25 @@ mod tests {
         assert!(files.get(a).is_none());
         assert_eq!(files.get(c).unwrap().ino, 8);
         assert_eq!(files.len(), 2);
+    }
+
+    #[test]
+    fn handles_of_an_earlier_server_are_none_of_a_later_one() {
+        let earlier = OpenFiles::new(10);
+        let old = earlier.open(7, ROOT_CALLER).unwrap();
+        // A server takes longer to begin than its clock to go on.
+        while since_boot() <= old {}
+        let files = OpenFiles::new(2);
+        assert!(files.is_older(old) && !earlier.is_older(old));
+        let new = files.open(8, ROOT_CALLER).unwrap();
+        assert!(new != old && !files.is_older(new));
+        let taken = files.take_over(old, 7, ROOT_CALLER);
+        assert!(Arc::ptr_eq(&taken, &files.get(old).unwrap()), "it is open from now on");
+        assert!(Arc::ptr_eq(&taken, &files.take_over(old, 7, ROOT_CALLER)), "once");
+        // One for which there is no room is served, and forgotten.
+        assert_eq!(files.take_over(old - 1, 9, ROOT_CALLER).ino, 9);
+        assert!(files.get(old - 1).is_none());
+        files.close(old);
+        assert_eq!(files.len(), 1);
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::files::{Budget, OpenFile, OpenFiles, Rendering};
 use super::options::MountOptions;
 use super::workers::{Go, Threads, Workers};
-use super::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
+use super::{Attr, Caller, Entry, Errno, Ino, Kind, Nodes};
 
 /// The longest write that can mean something: a zero in any notation, with white space.
 const MAX_WRITE: usize = 32;
@@ -25,6 +25,17 @@ pub(super) struct Change {
     pub(super) size: Option<u64>,
     /// New permission bits, or a new owner or group.
     pub(super) ownership: bool,
+}
+
+/// What a request says of the open file that it is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handle {
+    /// What its [`Server::open`] answered, or that of the server before.
+    pub(super) number: u64,
+    /// Which file.
+    pub(super) ino: Ino,
+    /// Who makes the request: perhaps not who opened it.
+    pub(super) caller: Caller,
 }
 
 /// Takes the answer of a read, perhaps on another thread.
@@ -68,12 +79,14 @@ impl Server {
         })
     }
 
-    /// The mount ends: no more waiting, no more work.
-    pub(super) fn end(&self) {
-        if !self.ending.swap(true, Relaxed) {
+    /// The mount ends: no more waiting, no more work. Whether nobody had said so before.
+    pub(super) fn end(&self) -> bool {
+        let is_first = !self.ending.swap(true, Relaxed);
+        if is_first {
             self.nodes.interrupt_wait();
             self.workers.close();
         }
+        is_first
     }
 
     /// From now on an end is ours, or not.
@@ -91,8 +104,8 @@ impl Server {
         self.ending.load(Relaxed)
     }
 
-    /// Entries that have gone, see [`Nodes::wait_gone`].
-    pub(super) fn wait_gone(&self, timeout: std::time::Duration, gone: &mut Vec<Gone>) {
+    /// Nodes that have gone, see [`Nodes::wait_gone`].
+    pub(super) fn wait_gone(&self, timeout: std::time::Duration, gone: &mut Vec<Ino>) {
         let waited = guarded(|| {
             self.nodes.wait_gone(timeout, gone);
             Ok(())
@@ -143,21 +156,47 @@ impl Server {
         self.files.close(handle);
     }
 
+    /// The open file that a request is for. One that a server before this had opened is taken over: the kernel
+    /// has checked who may, and what it shows is the same for all. But what a bulk file shows depends on who
+    /// opened it, which nobody knows any more: it can only be written to.
+    fn file(&self, handle: Handle, write: bool) -> Result<Arc<OpenFile>, Errno> {
+        let Handle { number, ino, caller } = handle;
+        if let Some(file) = self.files.get(number) {
+            return Ok(file);
+        }
+        if !self.files.is_older(number) {
+            return Err(Errno(libc::EBADF));
+        }
+        guarded(|| match write {
+            true => self.nodes.open(ino, caller, true),
+            false if self.nodes.is_bulk(ino) => Err(Errno(libc::ESTALE)),
+            false => Ok(()),
+        })?;
+        // Beyond the limit it is not kept, and is served all the same: it was let in before.
+        Ok(self.files.take_over(number, ino, caller))
+    }
+
     /// Reads: renders anew at the beginning, and serves what that made elsewhere.
     pub(super) fn read(
         self: &Arc<Self>,
-        handle: u64,
+        handle: Handle,
         offset: u64,
         size: u32,
         reply: impl ReadReply,
     ) {
-        let Some(file) = self.files.get(handle) else {
-            return reply(Err(Errno(libc::EBADF)));
+        let file = match self.file(handle, false) {
+            Ok(file) => file,
+            Err(error) => return reply(Err(error)),
         };
-        if offset != 0
-            && let Some(rendering) = file.rendering()
-        {
-            return reply(Ok(rendering.piece(offset, size)));
+        if offset != 0 {
+            if let Some(rendering) = file.rendering() {
+                return reply(Ok(rendering.piece(offset, size)));
+            }
+            if file.is_taken_over {
+                // Who has read the beginning of something has read all of it, but for those who read a number
+                // in pieces: what would follow is of another number.
+                return reply(Ok(&[]));
+            }
         }
         let bulk = guarded(|| Ok(self.nodes.is_bulk(file.ino)));
         if bulk == Ok(false) {
@@ -215,12 +254,12 @@ impl Server {
     /// of a file, or its end with `O_APPEND`, can be written to.
     pub(super) fn write(
         &self,
-        handle: u64,
+        handle: Handle,
         offset: u64,
         append: bool,
         data: &[u8],
     ) -> Result<(), Errno> {
-        let file = self.files.get(handle).ok_or(Errno(libc::EBADF))?;
+        let file = self.file(handle, true)?;
         if (offset != 0 && !append) || data.len() > MAX_WRITE {
             return Err(Errno(libc::EINVAL));
         }
