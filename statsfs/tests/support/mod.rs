@@ -188,4 +188,5 @@ pub fn rounds(n: usize) -> usize {
 
 pub mod child;
 pub mod churn;
+pub mod holder;
 pub mod ledger;

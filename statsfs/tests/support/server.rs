@@ -4,12 +4,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
 use std::time::Duration;
 
 use statsfs::host::ask_status;
 use statsfs::host::server::Status;
 use tempfile::TempDir;
 
+use super::support::holder::Holder;
 use super::until;
 
 /// A running server. Ended, and its mount taken away, when dropped.
@@ -17,6 +19,7 @@ pub struct Server {
     child: Child,
     directory: TempDir,
     args: Vec<String>,
+    holder: Option<Arc<Holder>>,
 }
 
 impl Server {
@@ -27,6 +30,15 @@ impl Server {
 
     /// Starts one with more arguments.
     pub fn with(args: &[&str]) -> Self {
+        Self::held_by(None, args)
+    }
+
+    /// Starts one of which descriptors are kept.
+    pub fn kept() -> Self {
+        Self::held_by(Some(Arc::new(Holder::start())), &[])
+    }
+
+    fn held_by(holder: Option<Arc<Holder>>, args: &[&str]) -> Self {
         // SAFETY: a plain system call.
         assert_eq!(unsafe { libc::geteuid() }, 0, "the server mounts: `sudo -E cargo test`");
         let directory = tempfile::Builder::new().prefix("statsfs-test-").tempdir().unwrap();
@@ -34,19 +46,30 @@ impl Server {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(directory.path(), open).unwrap();
         let args: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
-        let child = spawn(directory.path(), &args);
-        let server = Self { child, directory, args };
+        let child = spawn(directory.path(), &args, holder.as_deref());
+        let server = Self { child, directory, args, holder };
         server.wait_served();
         server
     }
 
+    /// Who keeps its descriptors.
+    pub fn holder(&self) -> &Arc<Holder> {
+        self.holder.as_ref().expect("somebody keeps its descriptors")
+    }
+
     /// Starts it again after it was killed.
     pub fn start_again(&mut self) {
-        self.child = spawn(self.directory.path(), &self.args);
+        self.begin_again();
         self.wait_served();
     }
 
-    fn wait_served(&self) {
+    /// Starts it again, and does not wait for it.
+    pub fn begin_again(&mut self) {
+        self.child = spawn(self.directory.path(), &self.args, self.holder.as_deref());
+    }
+
+    /// Waits until it can be asked something.
+    pub fn wait_served(&self) {
         let is_served = || ask_status(&self.socket(), Duration::from_secs(60)).is_ok();
         until(&format!("a server:\n{}", self.log()), is_served);
     }
@@ -100,6 +123,11 @@ impl Server {
         self.child.wait().unwrap();
     }
 
+    /// Kills it, and does not wait: [`kill`](Self::kill) does.
+    pub fn strike(&mut self) {
+        self.child.kill().unwrap();
+    }
+
     /// Ends it as systemd does.
     pub fn stop(&mut self) -> ExitStatus {
         // SAFETY: a plain system call; the child has not been waited for, so the process id is its.
@@ -108,14 +136,27 @@ impl Server {
     }
 }
 
-fn spawn(directory: &Path, args: &[String]) -> Child {
+fn spawn(directory: &Path, args: &[String], holder: Option<&Holder>) -> Child {
     let log = File::options().create(true).append(true).open(directory.join("log")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_statsfs"));
+    let program = env!("CARGO_BIN_EXE_statsfs");
+    let mut command = match holder {
+        // A shell tells it its process id, which systemd knows.
+        Some(_) => {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", r#"LISTEN_PID=$$ exec "$0" "$@""#, program]);
+            shell
+        }
+        None => Command::new(program),
+    };
     command.arg("serve");
     for name in ["mount", "socket", "state"] {
         command.arg(format!("--{name}")).arg(directory.join(name));
     }
-    command.args(args).stderr(log).spawn().unwrap()
+    command.args(args).stderr(log);
+    match holder {
+        Some(holder) => holder.spawn(command),
+        None => command.spawn().unwrap(),
+    }
 }
 
 impl Drop for Server {

@@ -11,17 +11,20 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::clients::{Client, Clients, GREETING, Phase, Who};
 use super::closer::{self, Closer};
-use super::keep::Keep;
+use super::fd_store::{FdStore, Inherited};
+use super::inherited::{self, Found, KeptDevices};
+use super::keep::{Keep, Resumed};
 use super::limits::{Accounts, Amounts};
 use super::listen::Listening;
 use super::options::{ServeError, ServeOptions};
 use super::received::Received;
 use super::refusals::Refusals;
+use super::rights;
 use super::stats::{Own, RefusedFor};
 use super::worker::{ClientId, Job, Worker};
 use crate::fs::Mount;
 use crate::host::protocol::{Buffer, PeerError, ServerMessage, Socket};
-use crate::tree::{Identity, Tree};
+use crate::tree::{Identity, ProcessUsage, Tree};
 
 /// What an event is about.
 const LISTENER: u64 = 0;
@@ -56,6 +59,7 @@ pub struct Server {
     pub(super) buffer: Buffer,
     pub(super) own: Own,
     pub(super) keep: Arc<Keep>,
+    pub(super) store: Arc<FdStore>,
     /// When there was no descriptor for a connection: nobody is accepted until the next tick.
     pub(super) is_full: bool,
     pub(super) started: Instant,
@@ -63,6 +67,8 @@ pub struct Server {
     pub(super) listening: Listening,
     pub(super) worker: Worker,
     pub(super) mount: Mount,
+    /// Of no use without it.
+    _devices: Option<KeptDevices>,
     pub(super) tree: Arc<Tree>,
 }
 
@@ -72,17 +78,41 @@ impl Server {
     /// # Errors
     /// [`ServeError`] says what is in the way and what to do; nothing is left behind.
     pub fn start(options: ServeOptions) -> Result<Self, ServeError> {
+        Self::start_again(options, FdStore::default(), Inherited::default())
+    }
+
+    /// As [`start`](Self::start), and has kept in a store what another server needs to carry on when this one is
+    /// killed; and carries on itself with what was kept there.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start). What was kept is no reason: what is of no use is let go, and made anew.
+    pub fn start_again(
+        mut options: ServeOptions,
+        store: FdStore,
+        inherited: Inherited,
+    ) -> Result<Self, ServeError> {
+        let store = Arc::new(store);
+        let found = Found::sort(inherited, &store);
         // First what only one server can have.
-        let (keep, tree) = Keep::open(&options)?;
+        let (keep, tree) = Keep::open(&options, store.clone())?;
         let listening = Listening::at(&options.socket, options.socket_group)?;
         let tree = Arc::new(tree);
         let own = Own::new()?;
         own.registry.join(&tree, Identity { is_host: true, ..Identity::this_process() })?;
-        let mount = Mount::new(tree.clone(), &options.mount, options.mount_options.clone())?;
-        let worker = Worker::start(tree.clone(), keep.clone()).map_err(ServeError::Wait)?;
+        // Before anybody is answered: all is there that was.
+        let resumed = keep.resume(&tree, found.segments, &options);
+        if options.gives_up_rights {
+            options.mount_options = options.mount_options.map_thread_start(rights::given_up_by);
+        }
+        let (mount, devices) = inherited::mount(&tree, &options, &keep, &store, found.mounts)?;
+        if options.gives_up_rights {
+            rights::give_up_those_to_begin();
+        }
+        let worker = Worker::start(tree.clone(), keep.clone(), options.gives_up_rights)
+            .map_err(ServeError::Wait)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
         let accounts = Accounts::new(options.limits);
-        let server = Self {
+        let mut server = Self {
             options,
             epoll,
             clients: Clients::default(),
@@ -92,16 +122,52 @@ impl Server {
             buffer: Buffer::default(),
             own,
             keep,
+            store,
             is_full: false,
             started: Instant::now(),
             listening,
             worker,
             mount,
+            _devices: devices,
             tree,
         };
         server.watch(server.listening.listener(), LISTENER, EpollFlags::EPOLLIN)?;
         server.watch(server.worker.signal(), DONE, EpollFlags::EPOLLIN)?;
+        resumed.into_iter().for_each(|resumed| server.await_back(resumed));
         Ok(server)
+    }
+
+    /// A process that the server before had may come back.
+    fn await_back(&mut self, resumed: Resumed) {
+        let Resumed { who, pidfd, process, received, is_over } = resumed;
+        let mut has = Amounts::default();
+        if let Some(usage) = self.tree.usage_of(process) {
+            let ProcessUsage { segments, bytes, sources } = usage;
+            // It has no connection. If it has more than it may, that is seen in the next round.
+            let of_it = Amounts { segments, bytes, sources, ..has };
+            let _ = self.accounts.change(who.uid, &mut has, of_it);
+        }
+        let id = self.clients.add(Client {
+            who,
+            pidfd,
+            socket: None,
+            phase: Phase::Silent,
+            is_over,
+            received,
+            has,
+            since: Instant::now(),
+            outgoing: None,
+        });
+        self.clients.enter(id, Phase::Awaited(process));
+        let watched = self.clients.get(id).and_then(|client| client.pidfd.as_ref()).map(|pidfd| {
+            self.epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, pidfd_token(id)))
+        });
+        if let Some(Err(error)) = watched {
+            tracing::warn!(%error, pid = who.pid, "nobody will tell when a process ends");
+        }
+        if is_over {
+            self.leave(id, process);
+        }
     }
 
     /// What it was started with.
@@ -271,6 +337,7 @@ impl Server {
         if !self.mount.is_mounted() {
             return Err(ServeError::Unmounted(self.options.mount.clone()));
         }
+        self.store.send();
         for refused in self.tree.refused() {
             if let Some(id) = self.clients.of_process(refused.process) {
                 if let Some(client) = self.clients.get(id) {
@@ -278,6 +345,11 @@ impl Server {
                 }
                 self.refuse(id, RefusedFor::Segment, refused.error.to_string(), false);
             }
+        }
+        let missed =
+            self.clients.iter().filter_map(|(id, client)| Some((id, client.is_missed(now)?)));
+        for (id, process) in missed.collect::<Vec<_>>() {
+            self.detach(id, process, Phase::Lost(process));
         }
         let overdue = self.clients.iter().filter(|(_, client)| client.is_overdue(now));
         for id in overdue.map(|(id, _)| id).collect::<Vec<_>>() {
