@@ -6,8 +6,8 @@ use std::sync::Arc;
 /// What a thread that the library starts is for.
 ///
 /// All threads of a mount are started before [`Mount::new`](crate::fs::Mount::new) returns, but for those
-/// that answer requests: their [`Session`](Self::Session) thread starts them at once, and they inherit what a
-/// thread inherits.
+/// that answer requests: each has a [`Session`](Self::Session) thread that starts it at once, from which it
+/// inherits what a thread inherits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ThreadKind {
@@ -15,10 +15,9 @@ pub enum ThreadKind {
     /// [callbacks](crate::Source::add_callback) and folds what departed sources left. Started when there is
     /// first one of both to do, or [before](crate::Registry::start_thread).
     Keeper,
-    /// Of a mount, `statsfs-fuse`: opens `/dev/fuse` for the threads that answer requests, starts those
-    /// threads, and waits for their end.
+    /// Of a mount, `statsfs-fuse-N`: starts a thread that answers requests, and waits for its end.
     Session,
-    /// Of a mount, `fuser-N`: answers requests. Calls the hook before its first answer, not when it starts:
+    /// Of a mount, `fuser-0`, one for each session: answers requests. Calls the hook before its first answer, not when it starts:
     /// until then it only waits.
     Request,
     /// Of a mount, `statsfs-bulk-N`: renders bulk files and sends them. Opens `/proc/PID/status` of who

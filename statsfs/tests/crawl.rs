@@ -22,7 +22,7 @@ use statsfs::{Registry, RegistryOptions, Slot, Source};
 use support::child::{self, Shared, Writer};
 use support::churn::{Churner, Exchange};
 use support::ledger::{FILES, Ledger, Reader, TOPS, bound};
-use support::{PATIENCE, Random, StopAtEnd, Work, below, rounds, seed, until};
+use support::{PATIENCE, Random, StopAtEnd, Work, below, forget_names, rounds, seed, until};
 
 // ---- sources that come and go ----------------------------------------------------------------------
 
@@ -292,14 +292,17 @@ struct Footprint {
 }
 
 impl Footprint {
-    /// Once nothing is there but what stays, and what is gone is forgotten, after so many sources.
-    fn at_rest(server: &Server, created: usize) -> Self {
+    /// Once nothing is there but what stays, and what is gone is forgotten.
+    fn at_rest(server: &Server) -> Self {
         let mut listed = 0;
         walk(&server.mount(), &mut |_, _| listed += 1).unwrap();
-        // And what is in no listing, some of it twenty files. A name that goes while it is looked up stays until
-        // it is looked up again, or the kernel needs room.
-        let most = listed + 64 + created as u64 / 100;
-        until("the kernel forgets names that are gone", || Self::of(server).names <= most);
+        // And what is in no listing, some of it twenty files. A name that is gone stays until it is looked up
+        // again, or the kernel needs room.
+        let most = listed + 64;
+        until("the kernel forgets names that are gone", || {
+            forget_names();
+            Self::of(server).names <= most
+        });
         Self::of(server)
     }
 
@@ -399,11 +402,11 @@ fn thousands_of_sources_come_and_go_under_readers() {
     let server = &Server::start();
     // First tables and allocators get their size, and every thread its slot.
     churn(server, &memory, 0, seed, 300);
-    let mut all = vec![Footprint::at_rest(server, 300 * PROCESSES)];
+    let mut all = vec![Footprint::at_rest(server)];
     let sources = rounds(350);
     for round in 1..=3 {
         churn(server, &memory, round * PROCESSES, seed + 100 * round as u64, sources);
-        all.push(Footprint::at_rest(server, (300 + round * sources) * PROCESSES));
+        all.push(Footprint::at_rest(server));
     }
     println!("{all:#?}");
     // What is closed or ends late, as what closes strangers' descriptors does, is waited for.

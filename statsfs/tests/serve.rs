@@ -466,3 +466,29 @@ fn coming_back_frees_nothing() {
     assert_eq!(server.number("kvm/work_done"), 16);
     drop((second, two));
 }
+
+#[test]
+fn a_server_gives_up_the_rights_that_it_does_not_need_any_more() {
+    let server = Server::start();
+    // It has been read, and somebody has come and gone.
+    drop(Machine::published(&server, "one", true).publisher);
+    let (look, to_end) = (1u64 << 19, 1u64 << 21 | 1 << 1);
+    let mut seen = BTreeSet::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
+        let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) else {
+            continue;
+        };
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+        let name = field("Name:").to_owned();
+        let may = if name == "statsfs" || name == "statsfs-close" { look | to_end } else { look };
+        for set in ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:"] {
+            let has = u64::from_str_radix(field(set), 16).unwrap();
+            assert_eq!(has & !may, 0, "{name} has {set} {has:x}");
+        }
+        seen.insert(name);
+    }
+    for name in ["statsfs", "statsfs-worker", "statsfs-fuse-0", "fuser-0", "statsfs-inval"] {
+        assert!(seen.contains(name), "{name} is not among {seen:?}");
+    }
+}

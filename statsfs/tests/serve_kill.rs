@@ -3,81 +3,29 @@
 //!
 //! Each process keeps a ledger in memory that outlives it, as in `host_kill`.
 
+#[path = "support/publishing.rs"]
+mod publishing;
 #[path = "support/server.rs"]
 mod server;
 mod support;
 
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use publishing::{AT_ONCE, Publishing};
 use server::Server;
-use statsfs::host::{PublishOptions, PublishState};
-use statsfs::{Registry, RegistryOptions};
-use support::child::{self, Shared, Writer};
-use support::churn::{Churner, Exchange};
+use statsfs::Registry;
+use statsfs::host::PublishOptions;
+use support::child::Shared;
 use support::ledger::{FILES, Ledger, MOST, TOPS, Totals, add, bound, held};
-use support::{PATIENCE, Random, StopAtEnd, Work, rounds, seed, until};
-
-/// Processes at a time.
-const AT_ONCE: usize = 8;
+use support::{Random, StopAtEnd, Work, rounds, seed, until};
 
 #[test]
 #[ignore = "a process that the others start"]
 fn publishing_process() {
-    let (ledger, mut socket, mode) = child::in_child::<Ledger>();
-    let [at, seed, forks, to] = mode.splitn(4, ' ').collect::<Vec<_>>().try_into().unwrap();
-    let (at, seed): (usize, u64) = (at.parse().unwrap(), seed.parse().unwrap());
-    let options = RegistryOptions { segment_size: 64 << 10, max_segments: 4, ..Default::default() };
-    let registry = Registry::with_options(options).unwrap();
-    let [kvm, net] = TOPS.map(|name| {
-        let top = registry.create_source(name).unwrap();
-        top.register().unwrap();
-        top
-    });
-    let vm = registry.source("vm").private().create().unwrap();
-    kvm.add_subordinate(&vm).unwrap();
-    let pools = [vm, net];
-    let exchange: Exchange = Mutex::new(Vec::new());
-    let mut churner = Churner::new(0, seed, &registry, &pools, &ledger[at], &exchange);
-    let options = PublishOptions { socket: Some(PathBuf::from(to)), ..PublishOptions::default() };
-    let publisher = registry.publish(options).unwrap();
-    let state = publisher.wait_tried(PATIENCE);
-    assert!(matches!(state, PublishState::Published { .. }), "{state:?}");
-    if forks == "1" {
-        // A child that holds the connection, and whatever else there is, until it is told to end.
-        // SAFETY: the child runs nothing but plain system calls.
-        if unsafe { libc::fork() } == 0 {
-            // SAFETY: as above. It is not to keep the test's own socket, which tells when this one ended.
-            unsafe {
-                libc::close(std::os::fd::AsRawFd::as_raw_fd(&socket));
-                libc::prctl(libc::PR_SET_PDEATHSIG, 0);
-                libc::alarm(5);
-                loop {
-                    libc::pause();
-                }
-            }
-        }
-    }
-    child::send_segments(&socket, &registry);
-    // Nothing is counted before somebody looks.
-    socket.read_exact(&mut [0]).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    let mut n = 0u64;
-    while !n.is_multiple_of(32) || socket.read_exact(&mut [0]).is_err() {
-        churner.step();
-        n += 1;
-        if n.is_multiple_of(32) {
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
-    // It says goodbye, and ends without tidying up.
-    drop(publisher);
-    std::process::exit(0);
+    publishing::process();
 }
 
 /// What the readers know of.
@@ -97,41 +45,6 @@ impl Run<'_> {
             reader.check(self.ledger, &mut random, |path| self.server.number(path));
             self.checks.fetch_add(1, SeqCst);
         }
-    }
-}
-
-/// A process that publishes, and its segments.
-struct Publishing {
-    writer: Writer,
-    segments: Vec<OwnedFd>,
-}
-
-impl Publishing {
-    fn start(server: &Server, memory: &Shared<Ledger>, n: usize, seed: u64, forks: bool) -> Self {
-        let mode = format!("{n} {seed} {} {}", u8::from(forks), server.socket().display());
-        let mut writer = Writer::start("publishing_process", memory, &mode);
-        let segments = writer.segments();
-        writer.socket.write_all(&[1]).unwrap();
-        Self { writer, segments }
-    }
-
-    fn directory(&self) -> String {
-        format!("kvm/{}-vm", self.writer.pid())
-    }
-
-    /// Waits for the end of its own socket, which comes with the end of the one to the server, and then until
-    /// its directory is gone; answers how long after it that was.
-    fn gone(&mut self, server: &Server) -> Duration {
-        let mut byte = [0];
-        let end = self.writer.socket.read(&mut byte);
-        assert!(matches!(end, Ok(0) | Err(_)), "it says nothing");
-        let start = Instant::now();
-        let directory = server.path(&self.directory());
-        while directory.exists() {
-            assert!(start.elapsed() < PATIENCE, "{} is still there", directory.display());
-            thread::sleep(Duration::from_micros(200));
-        }
-        start.elapsed()
     }
 }
 

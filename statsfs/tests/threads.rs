@@ -74,9 +74,10 @@ fn every_thread_calls_the_hook() {
 
     let expected = [
         ("statsfs-keeper", ThreadKind::Keeper),
-        ("statsfs-fuse", ThreadKind::Session),
+        ("statsfs-fuse-0", ThreadKind::Session),
+        ("statsfs-fuse-1", ThreadKind::Session),
         ("fuser-0", ThreadKind::Request),
-        ("fuser-1", ThreadKind::Request),
+        ("fuser-0", ThreadKind::Request),
         ("statsfs-bulk-0", ThreadKind::Bulk),
         ("statsfs-bulk-1", ThreadKind::Bulk),
         ("statsfs-bulk-2", ThreadKind::Bulk),

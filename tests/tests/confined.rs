@@ -13,18 +13,18 @@ use tests::namespace::{mounted_at, unmount};
 use tests::running::{PATIENCE, Running, wait_until};
 use tests::vmm::{Vmm, end_with_test};
 
-/// The threads of a `vmm` with two vCPUs and a mount.
+/// The threads of a `vmm` with two vCPUs and a mount, by name: two are called `fuser-0`.
 const THREADS: [&str; 10] = [
     "vmm",
     "vcpu0",
     "vcpu1",
     "statsfs-keeper",
-    "statsfs-fuse",
+    "statsfs-fuse-0",
+    "statsfs-fuse-1",
     "statsfs-inval",
     "statsfs-bulk-0",
     "statsfs-bulk-1",
     "fuser-0",
-    "fuser-1",
 ];
 
 /// A guest that runs.
@@ -111,14 +111,15 @@ fn stop_while_it_waits(stop: impl FnOnce(&mut Child, i32, i32)) -> (ExitStatus, 
     demo.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     end_with_test(&mut demo);
     let mut demo = demo.spawn().unwrap();
-    let find = |name: &str| {
+    let find = |name: &str, n: usize| {
         wait_until(name, || {
-            let threads = threads(demo.id());
-            threads.into_iter().find(|(_, found)| found == name).map(|(thread, _)| thread)
+            let all = threads(demo.id()).into_iter().filter(|(_, found)| found == name);
+            let all: Vec<_> = all.map(|(thread, _)| thread).collect();
+            (all.len() == n).then_some(all)
         })
     };
-    let (one, other) = (find("fuser-0"), find("fuser-1"));
-    find("demo-reader");
+    let [one, other] = find("fuser-0", 2).try_into().unwrap();
+    find("demo-reader", 1);
     stop(&mut demo, one, other);
     let deadline = Instant::now() + PATIENCE;
     let status = loop {

@@ -47,7 +47,7 @@ const FILES: &[&str] = &["main+mount", "main+both", "bulk", "demo"];
 const MOUNT: &[&str] = &["main+mount", "main+both"];
 const OUT: &[&str] = &["main+out", "main+both"];
 /// Those who may open something.
-const OPENS: &[&str] = &["main+mount", "main+out", "main+both", "bulk", "session", "demo"];
+const OPENS: &[&str] = &["main+mount", "main+out", "main+both", "bulk", "demo"];
 
 impl Probe {
     /// An entry of the list is the beginning of a policy's name.
@@ -143,7 +143,7 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_ioctl, &[-1, 0x4090_ae82], NONE),
         p(SYS_ioctl, &[-1, 0x4020_ae46], NONE),
         // FUSE_DEV_IOC_CLONE, TUNSETOFFLOAD, TUNSETIFF.
-        p(SYS_ioctl, &[-1, 0x8004_e500], &["session"]),
+        p(SYS_ioctl, &[-1, 0x8004_e500], NONE),
         p(SYS_ioctl, &[-1, 0x4004_54d0], &["net"]),
         p(SYS_ioctl, &[-1, 0x4004_54ca], NONE),
         p(SYS_poll, &[], &["main", "vcpu"]),
@@ -167,8 +167,8 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_openat, &[-1, 0, cloexec], FILES),
         p(SYS_open, &[0, cloexec], FILES),
         p(SYS_openat, &[-1, 0, i64::from(O_PATH | O_DIRECTORY) | cloexec], FILES),
-        p(SYS_openat, &[-1, 0, i64::from(O_RDWR) | cloexec], &["session"]),
-        p(SYS_open, &[0, i64::from(O_RDWR) | cloexec], &["session"]),
+        p(SYS_openat, &[-1, 0, i64::from(O_RDWR) | cloexec], NONE),
+        p(SYS_open, &[0, i64::from(O_RDWR) | cloexec], NONE),
         p(SYS_openat, &[-1, 0, i64::from(O_RDWR | O_TRUNC) | cloexec], NONE),
         p(SYS_openat, &[-1, 0, new_file], OUT),
         p(SYS_open, &[0, new_file], OUT),

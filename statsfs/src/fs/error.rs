@@ -219,6 +219,14 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
+    /// A mount that was kept can not be carried on.
+    #[error("the mount on {at} that was kept can not be carried on: {source}", at = .path.display())]
+    CarryOn {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Something else is mounted over our mount.
     #[error("{at} is covered by a mount of {kind} `{what}`: `umount {at}`, then unmount again",
         at = .path.display())]

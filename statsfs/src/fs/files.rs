@@ -111,10 +111,23 @@ pub(super) struct OpenFile {
     pub(super) caller: Caller,
     /// What they have.
     pub(super) user: Arc<User>,
+    /// Whether a server before this one opened it, so that what that made of it is lost.
+    pub(super) is_taken_over: bool,
     rendering: Mutex<Option<Arc<Rendering>>>,
 }
 
 impl OpenFile {
+    fn new(
+        ino: Ino,
+        is_bulk: bool,
+        caller: Caller,
+        user: Arc<User>,
+        is_taken_over: bool,
+    ) -> Arc<Self> {
+        let rendering = Mutex::default();
+        Arc::new(Self { ino, is_bulk, caller, user, is_taken_over, rendering })
+    }
+
     /// What the last read at the beginning made.
     pub(super) fn rendering(&self) -> Option<Arc<Rendering>> {
         self.slot().clone()
@@ -132,9 +145,11 @@ impl OpenFile {
     }
 }
 
-/// All open files by handle. Handles are never reused: a late request can not reach another file.
+/// All open files by handle. Handles are never reused, also not by a server that takes a mount over: a late
+/// request can not reach another file.
 #[derive(Debug)]
 pub(super) struct OpenFiles {
+    first: u64,
     next: AtomicU64,
     most: Most,
     /// Who serves them.
@@ -177,7 +192,36 @@ impl Table {
 impl OpenFiles {
     /// None yet.
     pub(super) fn new(most: Most, owner: u32) -> Self {
-        OpenFiles { next: AtomicU64::new(1), most, owner, table: Mutex::default() }
+        // Nanoseconds since boot: nobody opens as many files as there are, so that whoever came before has
+        // handles below these.
+        let first = since_boot();
+        OpenFiles { first, next: AtomicU64::new(first), most, owner, table: Mutex::default() }
+    }
+
+    /// Whether a handle is of a server before this one.
+    pub(super) fn is_older(&self, handle: u64) -> bool {
+        handle < self.first
+    }
+
+    /// Takes over what a server before this one had open. It is its user's, whatever that has beside: it was let
+    /// in before. Beyond the limit for all it is served, and forgotten.
+    pub(super) fn take_over(
+        &self,
+        handle: u64,
+        ino: Ino,
+        is_bulk: bool,
+        caller: Caller,
+    ) -> Arc<OpenFile> {
+        let mut table = self.table();
+        if let Some(file) = table.files.get(&handle) {
+            return Arc::clone(file);
+        }
+        let user = table.user(caller.uid, self.owner);
+        let file = OpenFile::new(ino, is_bulk, caller, user, true);
+        if table.files.len() < self.most.all {
+            table.add(handle, Arc::clone(&file));
+        }
+        file
     }
 
     /// A new handle.
@@ -194,8 +238,7 @@ impl OpenFiles {
             return Err(Limit::OpenFiles);
         }
         let handle = self.next.fetch_add(1, Relaxed);
-        let file = OpenFile { ino, is_bulk, caller, user, rendering: Mutex::default() };
-        table.add(handle, Arc::new(file));
+        table.add(handle, OpenFile::new(ino, is_bulk, caller, user, false));
         Ok(handle)
     }
 
@@ -219,6 +262,18 @@ impl OpenFiles {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+/// Nanoseconds since boot, of a clock that never goes backwards.
+fn since_boot() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    // It can not fail, and 1 is at least no handle of nobody.
+    if failed != 0 {
+        return 1;
+    }
+    1 + time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
 #[cfg(test)]
@@ -319,5 +374,27 @@ mod tests {
         let none = OpenFiles::new(Most { all: 0, user: 0 }, SERVES);
         assert_eq!(none.open(7, false, by(7)), Err(Limit::UserOpenFiles));
         assert!(none.table().users.is_empty());
+    }
+
+    #[test]
+    fn handles_of_an_earlier_server_are_none_of_a_later_one() {
+        let open = |files: &OpenFiles, ino| files.open(ino, false, by(7)).unwrap();
+        let earlier = OpenFiles::new(Most { all: 10, user: 10 }, SERVES);
+        let old = open(&earlier, 7);
+        // A server takes longer to begin than its clock to go on.
+        while since_boot() <= old {}
+        let files = OpenFiles::new(Most { all: 2, user: 2 }, SERVES);
+        assert!(files.is_older(old) && !earlier.is_older(old));
+        let new = open(&files, 8);
+        assert!(new != old && !files.is_older(new));
+        let taken = files.take_over(old, 7, false, by(7));
+        assert!(Arc::ptr_eq(&taken, &files.get(old).unwrap()), "it is open from now on");
+        assert!(Arc::ptr_eq(&taken, &files.take_over(old, 7, false, by(7))), "once");
+        assert_eq!(files.open(9, false, by(7)), Err(Limit::UserOpenFiles), "it is the user's");
+        // One for which there is no room is served, and forgotten.
+        assert_eq!(files.take_over(old - 1, 9, false, by(7)).ino, 9);
+        assert!(files.get(old - 1).is_none());
+        files.close(old);
+        assert_eq!(files.len(), 1);
     }
 }

@@ -7,7 +7,8 @@
 //! `server` (what each operation means, which errors it gives), which asks the [`Nodes`] and keeps
 //! only what is open (`files`) and tells of it (`events`). Bulk files are rendered by `workers`, so that a
 //! handler never waits.
-//! [`Mount`] puts all that on a directory, and takes it away again.
+//! [`Mount`] puts all that on a directory, and takes it away again. A mount whose process is killed can be
+//! carried on by another, if somebody `kept` its devices.
 //!
 //! # What a user of the tree sees
 //! * A file's size is 0, as in proc, and its content is made when it is read from its beginning. A
@@ -20,10 +21,12 @@
 //! * Nothing can be created, removed, renamed, linked, or given other attributes: `EPERM`.
 
 mod abort;
+mod device;
 mod error;
 mod events;
 mod files;
 mod fusermount;
+mod kept;
 mod mount;
 mod mountpoint;
 mod options;
@@ -33,6 +36,7 @@ mod workers;
 
 pub use error::MountError;
 pub use events::{Answered, Exceeded, Limit, MountEvents, Operation};
+pub use kept::KeptMount;
 pub use mount::Mount;
 pub use options::MountOptions;
 
@@ -101,15 +105,6 @@ pub struct Caller {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
-/// An entry that is gone, so that the kernel must forget its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gone {
-    /// The directory that it was in.
-    pub parent: Ino,
-    /// Its name there.
-    pub name: String,
-}
-
 /// The tree that a file system serves. Called from several threads; never blocks for long.
 pub trait Nodes: Send + Sync + 'static {
     /// The entry `name` of a directory.
@@ -160,8 +155,10 @@ pub trait Nodes: Send + Sync + 'static {
     /// `ESTALE` if it is gone, `EINVAL` if it is none.
     fn readlink(&self, ino: Ino) -> Result<String, Errno>;
 
-    /// Waits, at most for `timeout`, until entries have gone, and appends them to `gone`.
-    fn wait_gone(&self, timeout: std::time::Duration, gone: &mut Vec<Gone>);
+    /// Waits, at most for `timeout`, until nodes have gone, and appends their inode numbers to `gone`, so that
+    /// the kernel asks for them before it uses what it remembers. Of what is below a directory that has gone
+    /// nothing need be said.
+    fn wait_gone(&self, timeout: std::time::Duration, gone: &mut Vec<Ino>);
 
     /// Makes a running [`wait_gone`](Self::wait_gone) return early, if it can: a mount is ending. Without
     /// it the end of a mount takes up to the time that `wait_gone` was told to wait (250 ms).

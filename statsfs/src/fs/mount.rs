@@ -1,9 +1,8 @@
 //! A mount: made, served, watched and taken away by ourselves.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, PipeReader};
+use std::fs::File;
+use std::io::{self, PipeReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,11 +13,13 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use super::abort::Abort;
+use super::device;
 use super::fusermount::{self, Keeper};
+use super::kept::KeptMount;
 use super::mountpoint::{self, FS_TYPE, MountEntry, MountPoint, MountTable, Place};
 use super::options::MountOptions;
 use super::server::Server;
-use super::transport::{Fuser, Invalidate, MAX_READ, Setup, Transport};
+use super::transport::{Fuser, Invalidate, MAX_READ, Serve, Setup, Transport};
 use super::workers::Threads;
 use super::{MountError, Nodes};
 use crate::threads::ThreadKind;
@@ -40,7 +41,7 @@ pub struct Mount {
     server: Arc<Server>,
     entry: MountEntry,
     threads: Threads,
-    /// At its end when the session has ended.
+    /// Readable when a session has ended.
     session: PipeReader,
     live: Mutex<Option<Live>>,
 }
@@ -55,7 +56,7 @@ struct Live {
     keeper: Option<Keeper>,
     by_fusermount: bool,
     /// Dropped last.
-    _point: MountPoint,
+    _point: Option<MountPoint>,
 }
 
 impl Mount {
@@ -70,6 +71,20 @@ impl Mount {
         nodes: Arc<dyn Nodes>,
         path: &Path,
         options: MountOptions,
+    ) -> Result<Self, MountError> {
+        Self::new_kept(nodes, path, options, |_| {})
+    }
+
+    /// As [`new`](Self::new), and hands over what another process needs to [carry it on](Self::carry_on) when
+    /// this one is killed. As an ordinary user there is nothing like that: then the mount goes with this process.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn new_kept(
+        nodes: Arc<dyn Nodes>,
+        path: &Path,
+        options: MountOptions,
+        keep: impl FnOnce(KeptMount),
     ) -> Result<Self, MountError> {
         let mut point = mountpoint::claim(path)?;
         let by_fusermount = !nix::unistd::geteuid().is_root();
@@ -101,49 +116,54 @@ impl Mount {
             }
         };
         point.unlock();
-        let abort = Abort::open(&entry.device)
-            .inspect_err(|error| tracing::debug!(%error, "the connection can not be aborted"))
-            .ok();
-        let mut undo = Undo { entry: &entry, by_fusermount, keeper, armed: true };
-        let threads = Threads::default();
-        let failed = |source| MountError::Serve { path: path.clone(), source };
-        let server = Arc::new(Server::new(nodes, &options, &threads).map_err(failed)?);
-        let start = options.thread_start;
-        let setup =
-            Setup { threads: options.threads, ttl: options.ttl, thread_start: start.clone() };
-        let transport = Fuser::accept(device, Arc::clone(&server), setup).map_err(failed)?;
-        let invalidator = transport.invalidator();
-        let (session, end) = io::pipe().map_err(failed)?;
-        let serve = {
-            let (server, running) = (Arc::clone(&server), threads.enter());
-            let (path, start) = (path.clone(), start.clone());
-            std::thread::Builder::new()
-                .name("statsfs-fuse".into())
-                .spawn(move || {
-                    start.call(ThreadKind::Session);
-                    serve(transport, &server, &path);
-                    drop((end, running));
-                })
-                .map_err(failed)?
-        };
-        let invalidate = {
-            let (server, running) = (Arc::clone(&server), threads.enter());
-            std::thread::Builder::new()
-                .name("statsfs-inval".into())
-                .spawn(move || {
-                    start.call(ThreadKind::Invalidation);
-                    invalidate(&server, &invalidator);
-                    drop(running);
-                })
-                .map_err(failed)?
-        };
-        undo.armed = false;
-        let keeper = undo.keeper.take();
-        drop(undo);
+        let mounted = Mounted { entry, by_fusermount, keeper, point: Some(point) };
+        let mount = mounted
+            .serve(nodes, options, keep, |server, setup| Fuser::accept(device, server, setup))?;
         tracing::info!(path = %path.display(), source, "mounted");
-        let joins = vec![serve, invalidate];
-        let live = Live { joins, abort, keeper, by_fusermount, _point: point };
-        Ok(Mount { server, entry, threads, session, live: Mutex::new(Some(live)) })
+        Ok(mount)
+    }
+
+    /// Carries on with a mount at `path` whose process was killed: it stays mounted, what is open stays open,
+    /// and what was asked and not answered is answered. The `nodes` must have the inode numbers that they had.
+    ///
+    /// # Errors
+    /// [`MountError`], if it is not there any more, or its connection is not: or if the kernel can not have
+    /// requests answered that the other process had read. If it is still there, it is then taken away.
+    pub fn carry_on(
+        nodes: Arc<dyn Nodes>,
+        path: &Path,
+        options: MountOptions,
+        kept: KeptMount,
+        keep: impl FnOnce(KeptMount),
+    ) -> Result<Self, MountError> {
+        let (mounted, mut devices) = Mounted::find(path, kept)?;
+        let superblock = &mounted.entry.device;
+        devices.retain(|device| device::is_connected_to(device.as_fd(), superblock));
+        if devices.is_empty() {
+            return Err(cannot_carry_on(path, "it has no live connection"));
+        }
+        let had = devices.len();
+        let more = |mut kept: KeptMount| {
+            kept.devices.drain(..had);
+            if !kept.devices.is_empty() {
+                keep(kept);
+            }
+        };
+        let source = mounted.entry.what.clone();
+        let mount = mounted
+            .serve(nodes, options, more, |server, setup| Fuser::carry_on(devices, server, setup))?;
+        tracing::info!(path = %path.display(), source, "carrying on with the mount");
+        Ok(mount)
+    }
+
+    /// Takes a mount at `path` away that was kept and can not be [carried on](Self::carry_on); answers why that
+    /// is.
+    pub fn take_away(path: &Path, kept: KeptMount) -> MountError {
+        match Mounted::find(path, kept) {
+            Ok(mounted) => drop(mounted),
+            Err(error) => return error,
+        }
+        cannot_carry_on(path, "its inode numbers are of another state")
     }
 
     /// Where it is mounted: the path without symbolic links.
@@ -255,21 +275,108 @@ impl Drop for Mount {
     }
 }
 
-/// Unmounts if mounting can not be completed.
-struct Undo<'a> {
-    entry: &'a MountEntry,
-    by_fusermount: bool,
-    keeper: Option<Keeper>,
-    armed: bool,
+fn cannot_carry_on(path: &Path, why: &str) -> MountError {
+    MountError::CarryOn { path: path.to_owned(), source: io::Error::other(why.to_owned()) }
 }
 
-impl Drop for Undo<'_> {
+/// What is mounted, and not served yet. Unmounted if it can not be.
+struct Mounted {
+    entry: MountEntry,
+    by_fusermount: bool,
+    keeper: Option<Keeper>,
+    /// `None` once it is served.
+    point: Option<MountPoint>,
+}
+
+impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.armed
-            && let Err(error) = detach(self.entry, self.by_fusermount, &mut self.keeper)
+        if self.point.is_some()
+            && let Err(error) = detach(&self.entry, self.by_fusermount, &mut self.keeper)
         {
             tracing::error!(%error, "the mount stays");
         }
+    }
+}
+
+impl Mounted {
+    /// What another process has mounted at `path` until it was killed, and the devices that were kept.
+    fn find(path: &Path, kept: KeptMount) -> Result<(Self, Vec<OwnedFd>), MountError> {
+        let KeptMount { source, made_place, devices } = kept;
+        let place = Place::open(path)
+            .map_err(|source| MountError::CarryOn { path: path.to_owned(), source })?;
+        let table = MountTable::read()?;
+        let Some(entry) = table.find_ours(&source, &place.path) else {
+            return Err(cannot_carry_on(path, "it is not mounted there any more"));
+        };
+        if entry.id != place.mount_id() {
+            return Err(cannot_carry_on(path, "something else is mounted over it"));
+        }
+        let point = Some(MountPoint::of(&entry.point, made_place));
+        let found = Self { entry: entry.clone(), by_fusermount: false, keeper: None, point };
+        Ok((found, devices))
+    }
+
+    /// Has it served on threads of its own.
+    fn serve(
+        mut self,
+        nodes: Arc<dyn Nodes>,
+        options: MountOptions,
+        keep: impl FnOnce(KeptMount),
+        accept: impl FnOnce(Arc<Server>, Setup) -> io::Result<Fuser>,
+    ) -> Result<Mount, MountError> {
+        let path = self.entry.point.clone();
+        let failed = |source| MountError::Serve { path: path.clone(), source };
+        let abort = Abort::open(&self.entry.device)
+            .inspect_err(|error| tracing::debug!(%error, "the connection can not be aborted"))
+            .ok();
+        let threads = Threads::default();
+        let server = Arc::new(Server::new(nodes, &options, &threads).map_err(failed)?);
+        let start = options.thread_start;
+        let setup =
+            Setup { threads: options.threads, ttl: options.ttl, thread_start: start.clone() };
+        let transport = accept(Arc::clone(&server), setup).map_err(failed)?;
+        if !self.by_fusermount {
+            let devices = transport.devices();
+            let devices = devices.iter().map(|device| device.try_clone_to_owned());
+            keep(KeptMount {
+                source: self.entry.what.clone(),
+                made_place: self.point.as_ref().is_some_and(MountPoint::is_made),
+                devices: devices.collect::<io::Result<_>>().map_err(failed)?,
+            });
+        }
+        let invalidator = transport.invalidator();
+        let (session, end) = io::pipe().map_err(failed)?;
+        let end = Arc::new(end);
+        let mut joins = Vec::new();
+        for (number, session) in transport.sessions().into_iter().enumerate() {
+            let (server, running, end) = (Arc::clone(&server), threads.enter(), Arc::clone(&end));
+            let (path, start) = (path.clone(), start.clone());
+            let thread = std::thread::Builder::new().name(format!("statsfs-fuse-{number}"));
+            let spawned = thread.spawn(move || {
+                start.call(ThreadKind::Session);
+                serve(session, &server, &path);
+                // Nobody waits any more, or is told.
+                let _ = (&*end).write_all(&[0]);
+                drop((end, running));
+            });
+            joins.push(spawned.map_err(failed)?);
+        }
+        let invalidate = {
+            let (server, running) = (Arc::clone(&server), threads.enter());
+            std::thread::Builder::new()
+                .name("statsfs-inval".into())
+                .spawn(move || {
+                    start.call(ThreadKind::Invalidation);
+                    invalidate(&server, &invalidator);
+                    drop(running);
+                })
+                .map_err(failed)?
+        };
+        joins.push(invalidate);
+        let (entry, by_fusermount) = (self.entry.clone(), self.by_fusermount);
+        let (keeper, point) = (self.keeper.take(), self.point.take());
+        let live = Live { joins, abort, keeper, by_fusermount, _point: point };
+        Ok(Mount { server, entry, threads, session, live: Mutex::new(Some(live)) })
     }
 }
 
@@ -286,9 +393,7 @@ fn source_name() -> String {
 
 /// Opens `/dev/fuse`. An ordinary user must be able to, as well: `fusermount3` does it with their rights.
 fn open_device() -> Result<File, MountError> {
-    let path = Path::new("/dev/fuse");
-    let opened = OpenOptions::new().read(true).write(true).open(path);
-    let file = opened.map_err(|source| match source.raw_os_error() {
+    let file = device::open().map_err(|source| match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => MountError::NoDevice,
         Some(libc::EACCES | libc::EPERM) if nix::unistd::geteuid().is_root() => {
             MountError::DeviceForbidden { source }
@@ -297,10 +402,7 @@ fn open_device() -> Result<File, MountError> {
         Some(libc::EISDIR) => MountError::NotTheDevice,
         _ => MountError::Device { source },
     })?;
-    let is_fuse = file.metadata().is_ok_and(|meta| {
-        meta.file_type().is_char_device() && meta.rdev() == nix::sys::stat::makedev(10, 229)
-    });
-    if is_fuse { Ok(file) } else { Err(MountError::NotTheDevice) }
+    if device::is_device(&file) { Ok(file) } else { Err(MountError::NotTheDevice) }
 }
 
 fn mount(
@@ -343,24 +445,25 @@ fn start_keeper(point: &Path, source: &str) -> Result<Keeper, MountError> {
     Ok(keeper)
 }
 
-fn serve(transport: impl Transport, server: &Server, path: &Path) {
-    let result = transport.run();
+fn serve(session: impl Serve, server: &Server, path: &Path) {
+    let result = session.run();
+    // All sessions end at once; one of them says so.
+    let is_first = server.end();
     if let Err(error) = result {
         tracing::error!(path = %path.display(), %error, "serving the mount failed");
-    } else if !server.is_unmounting() {
+    } else if is_first && !server.is_unmounting() {
         tracing::info!(path = %path.display(), "unmounted from outside");
     }
-    server.end();
 }
 
 fn invalidate(server: &Server, invalidator: &impl Invalidate) {
     let mut gone = Vec::new();
     while !server.is_ending() {
         server.wait_gone(GONE_TIMEOUT, &mut gone);
-        for entry in gone.drain(..) {
-            // What is not invalidated answers ESTALE, which heals it later.
-            if let Err(error) = invalidator.entry(entry.parent, &entry.name) {
-                tracing::debug!(%error, name = entry.name, "invalidating an entry failed");
+        for ino in gone.drain(..) {
+            // It answers ESTALE, which heals it later.
+            if let Err(error) = invalidator.node(ino) {
+                tracing::debug!(%error, ino, "invalidating a node failed");
             }
         }
     }

@@ -176,6 +176,16 @@ pub(super) struct MountPoint {
 }
 
 impl MountPoint {
+    /// What an earlier process has mounted on, and has created for that or not.
+    pub(super) fn of(path: &Path, created: bool) -> Self {
+        Self { path: path.to_owned(), created, lock: None }
+    }
+
+    /// Whether it was created to be mounted on.
+    pub(super) fn is_made(&self) -> bool {
+        self.created
+    }
+
     /// Lets others mount there from now on: they find our mount.
     pub(super) fn unlock(&mut self) {
         self.lock = None;

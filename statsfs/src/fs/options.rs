@@ -115,6 +115,13 @@ impl MountOptions {
         self
     }
 
+    /// Has each thread of the mount call first what `wrap` makes of what it was to call.
+    #[cfg(feature = "server")]
+    pub(crate) fn map_thread_start(mut self, wrap: fn(ThreadStart) -> ThreadStart) -> Self {
+        self.thread_start = wrap(self.thread_start);
+        self
+    }
+
     /// What each thread of the mount calls first.
     #[must_use]
     pub fn thread_start(mut self, start: ThreadStart) -> Self {

@@ -11,7 +11,7 @@ use super::events::{Answered, Exceeded, Limit, MountEvents, Operation};
 use super::files::{Budget, Most, OpenFile, OpenFiles, Rendering};
 use super::options::MountOptions;
 use super::workers::{Go, Threads, Workers};
-use super::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
+use super::{Attr, Caller, Entry, Errno, Ino, Kind, Nodes};
 use crate::repeats::Repeats;
 
 /// The longest write that can mean something: a zero in any notation, with white space.
@@ -27,6 +27,17 @@ pub(super) struct Change {
     pub(super) size: Option<u64>,
     /// New permission bits, or a new owner or group.
     pub(super) ownership: bool,
+}
+
+/// What a request says of the open file that it is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handle {
+    /// What its [`Server::open`] answered, or that of the server before.
+    pub(super) number: u64,
+    /// Which file.
+    pub(super) ino: Ino,
+    /// Who makes the request: perhaps not who opened it.
+    pub(super) caller: Caller,
 }
 
 /// Takes the answer of a read, perhaps on another thread.
@@ -106,12 +117,14 @@ impl Server {
         })
     }
 
-    /// The mount ends: no more waiting, no more work.
-    pub(super) fn end(&self) {
-        if !self.ending.swap(true, Relaxed) {
+    /// The mount ends: no more waiting, no more work. Whether nobody had said so before.
+    pub(super) fn end(&self) -> bool {
+        let is_first = !self.ending.swap(true, Relaxed);
+        if is_first {
             self.nodes.interrupt_wait();
             self.workers.close();
         }
+        is_first
     }
 
     /// From now on an end is ours, or not.
@@ -129,8 +142,8 @@ impl Server {
         self.ending.load(Relaxed)
     }
 
-    /// Entries that have gone, see [`Nodes::wait_gone`].
-    pub(super) fn wait_gone(&self, timeout: std::time::Duration, gone: &mut Vec<Gone>) {
+    /// Nodes that have gone, see [`Nodes::wait_gone`].
+    pub(super) fn wait_gone(&self, timeout: std::time::Duration, gone: &mut Vec<Ino>) {
         let waited = guarded(|| {
             self.nodes.wait_gone(timeout, gone);
             Ok(())
@@ -235,24 +248,53 @@ impl Server {
         limit.errno()
     }
 
+    /// The open file that a request is for. One that a server before this had opened is taken over: the kernel
+    /// has checked who may, and what it shows is the same for all. But what a bulk file shows depends on who
+    /// opened it, which nobody knows any more: it can only be written to.
+    fn file(&self, handle: Handle, write: bool) -> Result<Arc<OpenFile>, Errno> {
+        let Handle { number, ino, caller } = handle;
+        let file = match self.files.get(number) {
+            Some(file) => file,
+            None if !self.files.is_older(number) => return Err(Errno(libc::EBADF)),
+            None => {
+                let is_bulk = guarded(|| match write {
+                    true => self.nodes.open(ino, caller, true).map(|()| self.nodes.is_bulk(ino)),
+                    false => Ok(self.nodes.is_bulk(ino)),
+                })?;
+                // Beyond the limit it is not kept, and is served all the same: it was let in before.
+                self.files.take_over(number, ino, is_bulk, caller)
+            }
+        };
+        if file.is_taken_over && file.is_bulk && !write {
+            return Err(Errno(libc::ESTALE));
+        }
+        Ok(file)
+    }
+
     /// Reads: renders anew at the beginning, and serves what that made elsewhere.
     pub(super) fn read(
         self: &Arc<Self>,
-        handle: u64,
+        handle: Handle,
         offset: u64,
         size: u32,
         reply: impl ReadReply,
     ) {
-        let file = self.files.get(handle);
-        let is_bulk = file.as_ref().is_some_and(|file| file.is_bulk);
+        let file = self.file(handle, false);
+        let is_bulk = file.as_ref().is_ok_and(|file| file.is_bulk);
         let asked = self.asked(if is_bulk { Operation::ReadBulk } else { Operation::Read });
-        let Some(file) = file else {
-            return self.give(asked, Err(Errno(libc::EBADF)), reply);
+        let file = match file {
+            Ok(file) => file,
+            Err(error) => return self.give(asked, Err(error), reply),
         };
-        if offset != 0
-            && let Some(rendering) = file.rendering()
-        {
-            return self.give(asked, Ok(rendering.piece(offset, size)), reply);
+        if offset != 0 {
+            if let Some(rendering) = file.rendering() {
+                return self.give(asked, Ok(rendering.piece(offset, size)), reply);
+            }
+            if file.is_taken_over {
+                // Who has read the beginning of something has read all of it, but for those who read a number
+                // in pieces: what would follow is of another number.
+                return self.give(asked, Ok(&[]), reply);
+            }
         }
         if !is_bulk {
             return self.render_and_give(asked, &file, offset, size, reply);
@@ -312,13 +354,13 @@ impl Server {
     /// of a file, or its end with `O_APPEND`, can be written to.
     pub(super) fn write(
         &self,
-        handle: u64,
+        handle: Handle,
         offset: u64,
         append: bool,
         data: &[u8],
     ) -> Result<(), Errno> {
         self.answer(Operation::Write, || {
-            let file = self.files.get(handle).ok_or(Errno(libc::EBADF))?;
+            let file = self.file(handle, true)?;
             if (offset != 0 && !append) || data.len() > MAX_WRITE {
                 return Err(Errno(libc::EINVAL));
             }

@@ -2,8 +2,9 @@
 
 use std::cell::Cell;
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,7 +17,10 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
-use super::server::{Change, Server};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use super::device;
+use super::server::{Change, Handle, Server};
 use super::{Attr, Caller, Errno, Ino, Kind};
 use crate::threads::{ThreadKind, ThreadStart};
 
@@ -27,22 +31,44 @@ pub(super) const MAX_READ: u32 = 1 << 20;
 pub(super) trait Transport: Sized + Send + 'static {
     /// What sends invalidations.
     type Invalidator: Invalidate;
+    /// What serves, on a thread of its own.
+    type Session: Serve;
 
-    /// Takes a mounted device, and comes to terms with the kernel.
+    /// Takes a device that was just mounted, and comes to terms with the kernel.
     fn accept(device: OwnedFd, server: Arc<Server>, setup: Setup) -> io::Result<Self>;
 
-    /// To be used while [`run`](Self::run) runs.
+    /// Takes all devices of a connection that another process had served until it was killed. What that had
+    /// not answered is asked again.
+    ///
+    /// # Errors
+    /// `EINVAL` if the kernel can not ask again.
+    fn carry_on(devices: Vec<OwnedFd>, server: Arc<Server>, setup: Setup) -> io::Result<Self>;
+
+    /// All devices of the connection.
+    fn devices(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// To be used while the sessions run.
     fn invalidator(&self) -> Self::Invalidator;
 
+    /// What is to be run: nothing is served before.
+    fn sessions(self) -> Vec<Self::Session>;
+}
+
+/// Answers requests.
+pub(super) trait Serve: Send + 'static {
     /// Serves until the file system is unmounted or the connection aborted.
     fn run(self) -> io::Result<()>;
 }
 
-/// Tells the kernel what to forget. Never to be called by what serves a request: the kernel may be
-/// holding a lock for that request which it needs here.
+/// Tells the kernel what to doubt.
+///
+/// Not what to forget: to take a name away the kernel locks its directory, which it has locked for whoever waits
+/// for an answer about a name in there. If this process were killed while it waits for that, neither would ever
+/// go on. Whoever comes to a node that is doubted has its attributes asked for, on the way through a directory
+/// too; is told that there is none (`ESTALE`); and looks its name up again.
 pub(super) trait Invalidate: Send + 'static {
-    /// The entry `name` of `parent` is gone. Succeeds if the kernel did not know it.
-    fn entry(&self, parent: Ino, name: &str) -> io::Result<()>;
+    /// The node is gone. Succeeds if the kernel did not know it.
+    fn node(&self, ino: Ino) -> io::Result<()>;
 }
 
 /// How to serve.
@@ -56,31 +82,127 @@ pub(super) struct Setup {
     pub(super) thread_start: ThreadStart,
 }
 
-/// [`Transport`] by fuser.
+/// [`Transport`] by fuser: a session of one thread for each device. The crate would make devices for further
+/// threads by itself; but if nobody else has those, what was read from them is lost with this process.
 #[derive(Debug)]
-pub(super) struct Fuser(Session<Adapter>);
+pub(super) struct Fuser {
+    first: FuserSession,
+    others: Vec<FuserSession>,
+}
+
+/// A device and the thread that answers what comes from it.
+#[derive(Debug)]
+pub(super) struct FuserSession(Session<Adapter>);
+
+impl Serve for FuserSession {
+    fn run(self) -> io::Result<()> {
+        self.0.run()
+    }
+}
+
+impl FuserSession {
+    /// Of a device whose connection the kernel has not begun yet.
+    fn begin(device: OwnedFd, adapter: Adapter) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.n_threads = Some(1);
+        // Who may use the mount is the kernel's to check (`allow_other`), not the crate's.
+        Session::from_fd(adapter, device, SessionACL::All, config).map(Self)
+    }
+
+    /// Of a device whose connection has long begun. The crate begins with a socket, at whose other end we are
+    /// the kernel, and then finds the device in the socket's place.
+    fn join(device: OwnedFd, adapter: Adapter) -> io::Result<Self> {
+        let (kernel, socket) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let kernel = File::from(kernel);
+        (&kernel).write_all(&init_request())?;
+        let session = Self::begin(socket, adapter)?;
+        let mut answer = [0; 256];
+        let len = (&kernel).read(&mut answer)?;
+        // Length, error, number of the request.
+        if len < 16 || answer[4..8] != [0; 4] {
+            return Err(io::Error::other("the crate and we did not come to terms"));
+        }
+        device::put_in_place_of(session.0.as_fd(), device)?;
+        Ok(session)
+    }
+}
+
+/// A FUSE_INIT as the kernel sends it: see linux/fuse.h. The crate keeps nothing of what it says, and the
+/// connection stays as the kernel and the first session have agreed on.
+fn init_request() -> Vec<u8> {
+    const FUSE_INIT: u32 = 26;
+    const LEN: u32 = 40 + 64;
+    let capabilities = InitFlags::FUSE_PARALLEL_DIROPS.bits() as u32;
+    // Length, opcode, number (8 bytes), node (8), user, group, process, padding; then the version, the largest
+    // read-ahead, and what the kernel can do.
+    let words = [LEN, FUSE_INIT, 1, 0, 0, 0, 0, 0, 0, 0, 7, 31, MAX_READ, capabilities];
+    let mut request: Vec<_> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+    request.resize(LEN as usize, 0);
+    request
+}
+
+impl Fuser {
+    /// With so many further devices, and one more for each thread that has none yet.
+    fn with(
+        first: FuserSession,
+        devices: Vec<OwnedFd>,
+        adapter: &Adapter,
+        threads: usize,
+    ) -> io::Result<Self> {
+        let mut others = Vec::new();
+        for device in devices {
+            others.push(FuserSession::join(device, adapter.clone())?);
+        }
+        while others.len() + 1 < threads {
+            let device = device::clone(first.0.as_fd())?;
+            others.push(FuserSession::join(device, adapter.clone())?);
+        }
+        Ok(Self { first, others })
+    }
+}
 
 impl Transport for Fuser {
     type Invalidator = FuserInvalidator;
+    type Session = FuserSession;
 
     fn accept(device: OwnedFd, server: Arc<Server>, setup: Setup) -> io::Result<Self> {
         let Setup { threads, ttl, thread_start } = setup;
         check_memory(threads)?;
-        let mut config = Config::default();
-        config.n_threads = Some(threads);
-        // A queue for each thread: it wakes the right one, which matters when it is on another core.
-        config.clone_fd = true;
         let adapter = Adapter { server, ttl, thread_start };
-        // Who may use the mount is the kernel's to check (`allow_other`), not the crate's.
-        Session::from_fd(adapter, device, SessionACL::All, config).map(Fuser)
+        let first = FuserSession::begin(device, adapter.clone())?;
+        Self::with(first, Vec::new(), &adapter, threads)
+    }
+
+    fn carry_on(mut devices: Vec<OwnedFd>, server: Arc<Server>, setup: Setup) -> io::Result<Self> {
+        let Setup { threads, ttl, thread_start } = setup;
+        check_memory(threads.max(devices.len()))?;
+        if devices.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let first = devices.remove(0);
+        device::resend(first.as_fd())?;
+        // What has gone while nobody was there. An older kernel is told of some of it, and of the rest finds out
+        // when it opens that.
+        if let Err(error) = device::doubt_all_names(first.as_fd()) {
+            tracing::debug!(%error, "names that have gone may be shown for a while");
+        }
+        let adapter = Adapter { server, ttl, thread_start };
+        let first = FuserSession::join(first, adapter.clone())?;
+        Self::with(first, devices, &adapter, threads)
+    }
+
+    fn devices(&self) -> Vec<BorrowedFd<'_>> {
+        let all = std::iter::once(&self.first).chain(&self.others);
+        all.map(|session| session.0.as_fd()).collect()
     }
 
     fn invalidator(&self) -> FuserInvalidator {
-        FuserInvalidator(self.0.notifier())
+        FuserInvalidator(self.first.0.notifier())
     }
 
-    fn run(self) -> io::Result<()> {
-        self.0.run()
+    fn sessions(self) -> Vec<FuserSession> {
+        std::iter::once(self.first).chain(self.others).collect()
     }
 }
 
@@ -93,8 +215,8 @@ const STACK: usize = 2 << 20;
 /// Whether there is room for what fuser's threads take, as far as can be told before. Later its lack would abort
 /// the process, and leave a dead mount.
 fn check_memory(threads: usize) -> io::Result<()> {
-    // The session's and the invalidations' threads, and room for what is small.
-    let all = threads * (REQUEST_BUFFER + STACK) + 4 * STACK;
+    // Each has another that waits for it; the invalidations' thread, and room for what is small.
+    let all = threads * (REQUEST_BUFFER + 2 * STACK) + 3 * STACK;
     Vec::<u8>::new().try_reserve_exact(all).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))
 }
 
@@ -103,12 +225,14 @@ fn check_memory(threads: usize) -> io::Result<()> {
 pub(super) struct FuserInvalidator(Notifier);
 
 impl Invalidate for FuserInvalidator {
-    fn entry(&self, parent: Ino, name: &str) -> io::Result<()> {
-        self.0.inval_entry(INodeNo(parent), OsStr::new(name))
+    fn node(&self, ino: Ino) -> io::Result<()> {
+        // Before its beginning: its attributes only. Of content the kernel has none, and looking for it takes locks.
+        self.0.inval_inode(INodeNo(ino), -1, 0)
     }
 }
 
 /// Translates requests and answers.
+#[derive(Clone)]
 struct Adapter {
     server: Arc<Server>,
     ttl: Duration,
@@ -265,8 +389,8 @@ impl fuser::Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
@@ -275,7 +399,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.server().read(
-            handle.0,
+            Handle { number: handle.0, ino: ino.0, caller: caller(request) },
             offset,
             size,
             move |result: Result<&[u8], Errno>| match result {
@@ -287,8 +411,8 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -298,7 +422,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let append = flags.0 & libc::O_APPEND != 0;
-        match self.server().write(handle.0, offset, append, data) {
+        let handle = Handle { number: handle.0, ino: ino.0, caller: caller(request) };
+        match self.server().write(handle, offset, append, data) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(errno(error)),
         }

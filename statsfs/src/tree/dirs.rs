@@ -12,7 +12,6 @@ use super::numbers::PLACE_BITS;
 use super::processes::Identity;
 use super::sweep::Account;
 use super::{GroupId, Owner, SourceKey, State, TreeOptions};
-use crate::fs::Gone;
 use crate::segment::layout::ROOT_ID;
 use crate::segment::process::SourceRecord;
 
@@ -429,9 +428,9 @@ impl State {
         if let Some(uid) = dir.brought_by {
             self.users.bring(uid).directories -= 1;
         }
-        self.gone.push(Gone { parent: Node::Dir(dir.parent).ino(), name: dir.name.into() });
-        if let Some(link) = self.links.remove(id) {
-            self.gone.push(Gone { parent: Node::Dir(BY_NAME_DIR).ino(), name: link.into() });
+        self.gone.push(Node::Dir(id).ino());
+        if self.links.remove(id).is_some() {
+            self.gone.push(Node::Link(id).ino());
         }
     }
 
@@ -496,9 +495,8 @@ impl State {
             && let Some(files) = dir.forget_files()
             && !add
         {
-            let parent = Node::Dir(at).ino();
-            let names = files.names().map(|name| Gone { parent, name: name.to_owned() });
-            self.gone.extend(names);
+            let nodes = files.iter().map(|file| Node::Value(at, false, file.identity, file.part));
+            self.gone.extend(nodes.map(Node::ino));
         }
         true
     }

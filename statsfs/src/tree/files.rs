@@ -233,10 +233,6 @@ impl Files {
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, File> {
         self.all.iter()
     }
-
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.all.iter().map(|file| &*file.name)
-    }
 }
 
 /// The files of a value in a directory that has it itself, or has something below that has it, or both.

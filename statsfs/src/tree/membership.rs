@@ -20,6 +20,33 @@ impl Tree {
     /// [`TreeError`]: the segments can not be had, are refused, or are in the tree already, whether by this
     /// process or by another that has got hold of them.
     pub fn join(&self, feed: impl Feed, identity: Identity) -> Result<ProcessKey, TreeError> {
+        self.join_as(feed, identity, |_| {})
+    }
+
+    /// As [`join`](Self::join). Calls `record` when nothing more is in the way, and has what that records
+    /// [kept](super::Keeper) before anybody sees the process. Everybody is kept out of the tree meanwhile, so
+    /// whoever records must not look into it.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join); rarely `record` was called.
+    pub fn join_recorded(
+        &self,
+        feed: impl Feed,
+        identity: Identity,
+        record: impl FnOnce(),
+    ) -> Result<ProcessKey, TreeError> {
+        self.join_as(feed, identity, |state| {
+            record();
+            state.must_keep();
+        })
+    }
+
+    fn join_as(
+        &self,
+        feed: impl Feed,
+        identity: Identity,
+        record: impl FnOnce(&mut State),
+    ) -> Result<ProcessKey, TreeError> {
         let fds = feed.segments().map_err(TreeError::Feed)?;
         feed.wake_by(self.sleeper.waker());
         // This may take long, and is nobody else's concern.
@@ -33,6 +60,7 @@ impl Tree {
         if let Some(key) = state.processes.of_publisher(process.publisher()) {
             return Err(TreeError::Joined(key));
         }
+        record(&mut state);
         let key = state.processes.next_key();
         let budget = state.is_host.then(|| {
             let now = Instant::now();
@@ -131,8 +159,11 @@ impl Tree {
         })
     }
 
-    /// Takes over all sources of a process that is gone, whatever that costs; others may look in between.
-    fn adopt_all(&self, process: ProcessKey) -> Result<ProcessId, TreeError> {
+    /// Takes over all sources of a process, whatever that costs; others may look in between.
+    ///
+    /// # Errors
+    /// [`TreeError::NoProcess`].
+    pub(crate) fn adopt_all(&self, process: ProcessKey) -> Result<ProcessId, TreeError> {
         loop {
             let mut state = self.lock();
             let id = state.processes.id(process).ok_or(TreeError::NoProcess)?;

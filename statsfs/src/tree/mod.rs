@@ -53,7 +53,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use crate::fs::{Errno, Gone};
+use crate::fs::{Errno, Ino};
 use crate::repeats::Repeats;
 use crate::segment::layout::ROOT_ID;
 use crate::share::{Share, thread_time};
@@ -81,7 +81,7 @@ use self::users::Users;
 use self::wake::Sleeper;
 pub use self::wake::{Wake, Waker};
 
-/// Names that the kernel must forget are collected up to about this number.
+/// Nodes that the kernel must doubt are collected up to about this number.
 const MAX_GONE: usize = 1 << 16;
 
 /// A process's place in the tree.
@@ -97,7 +97,7 @@ pub struct Tree {
     options: TreeOptions,
     sleeper: Sleeper,
     refused: Mutex<Vec<Refused>>,
-    gone: Mutex<Vec<Gone>>,
+    gone: Mutex<Vec<Ino>>,
     /// Whether somebody ever waited for `gone`.
     awaited: AtomicBool,
     seen: Mutex<u64>,
@@ -137,8 +137,8 @@ pub(crate) struct State {
     clashes: Clashes,
     /// Users whose processes were let go.
     let_go: Repeats<u32>,
-    /// Names that the kernel must forget, collected by a refresh.
-    gone: Vec<Gone>,
+    /// Nodes that the kernel must doubt, collected by a refresh.
+    gone: Vec<Ino>,
     /// Processes that were let go, collected by a refresh, and how many there were so far.
     refused: Vec<Refused>,
     refused_so_far: u64,
@@ -287,8 +287,8 @@ impl Tree {
         let gone = std::mem::take(&mut state.gone);
         if !gone.is_empty() {
             let mut all = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-            // Where nobody waits for them, any more or yet, they would gather for ever. Forgetting them
-            // costs a kernel that does know the names a round trip each: what is not there answers ESTALE.
+            // Where nobody waits for them, any more or yet, they would gather for ever. A kernel that does know
+            // them is told when it opens them: what is not there answers ESTALE.
             if self.awaited.load(Ordering::Relaxed) && all.len() < MAX_GONE {
                 all.extend(gone);
             }
@@ -443,8 +443,8 @@ impl Tree {
         self.poke();
     }
 
-    /// Waits for changes and brings the tree up to date; appends what the kernel must forget.
-    pub(crate) fn wait(&self, timeout: Duration, gone: &mut Vec<Gone>) {
+    /// Waits for changes and brings the tree up to date; appends what the kernel must doubt.
+    pub(crate) fn wait(&self, timeout: Duration, gone: &mut Vec<Ino>) {
         self.awaited.store(true, Ordering::Relaxed);
         let end = Instant::now() + timeout;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ use super::inode::{Bulk, DirId, Field, Node, Part};
 use super::membership::Look;
 use super::sweep::{Request, Sweep};
 use super::{Cleared, State, Tree};
-use crate::fs::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Nodes};
+use crate::fs::{Attr, Caller, Entry, Errno, Ino, Kind, Nodes};
 
 const DEPARTED: &str = ".departed";
 const STATS: &str = ".stats";
@@ -380,7 +380,7 @@ impl Nodes for Tree {
         if state.links.has(dir) { Ok(format!("../{}", state.path(dir))) } else { Err(STALE) }
     }
 
-    fn wait_gone(&self, timeout: Duration, gone: &mut Vec<Gone>) {
+    fn wait_gone(&self, timeout: Duration, gone: &mut Vec<Ino>) {
         self.wait(timeout, gone);
     }
 }

@@ -229,6 +229,11 @@ impl State {
         self.unkept_by = Some(self.processes[process].key);
     }
 
+    /// Something is to be kept before anybody sees what comes.
+    pub(super) fn must_keep(&mut self) {
+        self.unkept = true;
+    }
+
     /// Whether something was granted that is to be kept, and was not yet.
     pub(super) fn has_unkept(&self) -> bool {
         self.unkept && self.keeper.is_some()

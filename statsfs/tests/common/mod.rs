@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use statsfs::fs::{Attr, Caller, Entry, Errno, Gone, Ino, Kind, Mount, MountOptions, Nodes, ROOT};
+use statsfs::fs::{Attr, Caller, Entry, Errno, Ino, Kind, Mount, MountOptions, Nodes, ROOT};
 
 /// A node of the tree.
 enum Node {
@@ -36,7 +36,7 @@ struct Placed {
 struct State {
     nodes: HashMap<Ino, Placed>,
     next: u64,
-    gone: Vec<Gone>,
+    gone: Vec<Ino>,
     interrupted: bool,
 }
 
@@ -150,7 +150,7 @@ impl Tree {
             }
         }
         if announce {
-            state.gone.push(Gone { parent, name: name.to_owned() });
+            state.gone.push(ino);
             self.wake.notify_all();
         }
     }
@@ -263,7 +263,7 @@ impl Nodes for Tree {
         })?
     }
 
-    fn wait_gone(&self, timeout: Duration, gone: &mut Vec<Gone>) {
+    fn wait_gone(&self, timeout: Duration, gone: &mut Vec<Ino>) {
         let state = self.state.lock().unwrap();
         let waiting = |state: &mut State| state.gone.is_empty() && !state.interrupted;
         let mut state = self.wake.wait_timeout_while(state, timeout, waiting).unwrap().0;

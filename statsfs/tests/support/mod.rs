@@ -105,6 +105,11 @@ pub fn until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
+/// Has the kernel forget the names that it remembers and nobody uses, as it does when it needs room.
+pub fn forget_names() {
+    std::fs::write("/proc/sys/vm/drop_caches", "2").expect("root may");
+}
+
 /// Runs `f` in another thread, which must end: what is tested here deadlocks where it fails.
 pub fn ends<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = channel();
@@ -188,4 +193,5 @@ pub fn rounds(n: usize) -> usize {
 
 pub mod child;
 pub mod churn;
+pub mod holder;
 pub mod ledger;

@@ -12,6 +12,7 @@ use statsfs::host::ask_status;
 use statsfs::host::server::Status;
 use tempfile::TempDir;
 
+use super::support::holder::Holder;
 use super::until;
 
 /// A running server. Ended, and its mount taken away, when dropped.
@@ -19,6 +20,7 @@ pub struct Server {
     child: Child,
     directory: Arc<TempDir>,
     args: Vec<String>,
+    holder: Option<Arc<Holder>>,
 }
 
 impl Server {
@@ -29,15 +31,20 @@ impl Server {
 
     /// Starts one with more arguments.
     pub fn with(args: &[&str]) -> Self {
-        Self::with_log(args, None)
+        Self::made(args, None, None)
     }
 
     /// Starts one that says what it says to this.
     pub fn logging_to(log: OwnedFd) -> Self {
-        Self::with_log(&[], Some(log))
+        Self::made(&[], Some(log), None)
     }
 
-    fn with_log(args: &[&str], log: Option<OwnedFd>) -> Self {
+    /// Starts one of which descriptors are kept.
+    pub fn kept() -> Self {
+        Self::made(&[], None, Some(Arc::new(Holder::start())))
+    }
+
+    fn made(args: &[&str], log: Option<OwnedFd>, holder: Option<Arc<Holder>>) -> Self {
         // SAFETY: a plain system call.
         assert_eq!(unsafe { libc::geteuid() }, 0, "the server mounts: `sudo -E cargo test`");
         let directory = tempfile::Builder::new().prefix("statsfs-test-").tempdir().unwrap();
@@ -47,8 +54,8 @@ impl Server {
         std::fs::set_permissions(directory.path(), open).unwrap();
         let args: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
         let log = log.map_or_else(|| log_in(directory.path()), Stdio::from);
-        let child = spawn(directory.path(), &args, log);
-        let server = Self { child, directory, args };
+        let child = spawn(directory.path(), &args, log, holder.as_deref());
+        let server = Self { child, directory, args, holder };
         server.wait_served();
         server
     }
@@ -56,7 +63,7 @@ impl Server {
     /// Starts another one in the place of one that was told to end, whether or not its process has ended.
     pub fn beside(other: &Self) -> Self {
         let (directory, args) = (&other.directory, &other.args);
-        let start = || spawn(directory.path(), args, log_in(directory.path()));
+        let start = || spawn(directory.path(), args, log_in(directory.path()), None);
         let mut child = start();
         let socket = directory.path().join("socket");
         until("another server", || {
@@ -66,17 +73,28 @@ impl Server {
             }
             ask_status(&socket, Duration::from_secs(60)).is_ok()
         });
-        Self { child, directory: directory.clone(), args: args.clone() }
+        Self { child, directory: directory.clone(), args: args.clone(), holder: None }
+    }
+
+    /// Who keeps its descriptors.
+    pub fn holder(&self) -> &Arc<Holder> {
+        self.holder.as_ref().expect("somebody keeps its descriptors")
     }
 
     /// Starts it again after it was killed.
     pub fn start_again(&mut self) {
-        let directory = self.directory.path();
-        self.child = spawn(directory, &self.args, log_in(directory));
+        self.begin_again();
         self.wait_served();
     }
 
-    fn wait_served(&self) {
+    /// Starts it again, and does not wait for it.
+    pub fn begin_again(&mut self) {
+        let directory = self.directory.path();
+        self.child = spawn(directory, &self.args, log_in(directory), self.holder.as_deref());
+    }
+
+    /// Waits until it can be asked something.
+    pub fn wait_served(&self) {
         let is_served = || ask_status(&self.socket(), Duration::from_secs(60)).is_ok();
         until(&format!("a server:\n{}", self.log()), is_served);
     }
@@ -147,6 +165,11 @@ impl Server {
         self.child.wait().unwrap();
     }
 
+    /// Kills it, and does not wait: [`kill`](Self::kill) does.
+    pub fn strike(&mut self) {
+        self.child.kill().unwrap();
+    }
+
     /// Ends it as systemd does.
     pub fn stop(&mut self) -> ExitStatus {
         // SAFETY: a plain system call; the child has not been waited for, so the process id is its.
@@ -159,13 +182,26 @@ fn log_in(directory: &Path) -> Stdio {
     File::options().create(true).append(true).open(directory.join("log")).unwrap().into()
 }
 
-fn spawn(directory: &Path, args: &[String], log: Stdio) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_statsfs"));
+fn spawn(directory: &Path, args: &[String], log: Stdio, holder: Option<&Holder>) -> Child {
+    let program = env!("CARGO_BIN_EXE_statsfs");
+    let mut command = match holder {
+        // A shell tells it its process id, which systemd knows.
+        Some(_) => {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", r#"LISTEN_PID=$$ exec "$0" "$@""#, program]);
+            shell
+        }
+        None => Command::new(program),
+    };
     command.arg("serve");
     for name in ["mount", "socket", "state"] {
         command.arg(format!("--{name}")).arg(directory.join(name));
     }
-    command.args(args).stderr(log).spawn().unwrap()
+    command.args(args).stderr(log);
+    match holder {
+        Some(holder) => holder.spawn(command),
+        None => command.spawn().unwrap(),
+    }
 }
 
 impl Drop for Server {

@@ -21,8 +21,6 @@ const KVM_GET_REGS: Ioctl =
 /// KVM_GET_SREGS: `_IOR(KVMIO, 0x83, struct kvm_sregs)`.
 const KVM_GET_SREGS: Ioctl =
     ioctl_expr(_IOC_READ, KVMIO, 0x83, size_of::<kvm_bindings::kvm_sregs>() as c_uint) as Ioctl;
-/// FUSE_DEV_IOC_CLONE of linux/fuse.h: `_IOR(229, 0, uint32_t)`.
-const FUSE_DEV_IOC_CLONE: Ioctl = ioctl_expr(_IOC_READ, 229, 0, 4) as Ioctl;
 /// From linux/futex.h: the operation without its flags.
 const FUTEX_CMD: c_int = !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
 /// From asm-generic/mman-common.h, since Linux 6.13.
@@ -225,12 +223,9 @@ fn statsfs(kind: ThreadKind) -> Vec<Rule> {
         ThreadKind::Keeper => vec![any(SYS_pread64)],
         ThreadKind::Session => {
             let mut rules = requests();
-            // A device for each thread that answers requests.
-            rules.extend(opening(!LARGE_FILE, O_RDWR | O_CLOEXEC));
             rules.extend([
-                ioctl(FUSE_DEV_IOC_CLONE),
-                // Starting those threads. What clone3(2) is to make is behind a pointer. Their stacks'
-                // guards are made by mprotect(2), or by newer C libraries in another way.
+                // Starting the thread that answers requests. What clone3(2) is to make is behind a pointer. Its
+                // stack's guard is made by mprotect(2), or by newer C libraries in another way.
                 any(SYS_clone3),
                 when(SYS_madvise, [is(2, MADV_GUARD_INSTALL)]),
                 when(SYS_clone, [set(0, CLONE_VM | CLONE_THREAD | CLONE_SIGHAND)]),
@@ -238,7 +233,7 @@ fn statsfs(kind: ThreadKind) -> Vec<Rule> {
                 any(SYS_rseq),
                 any(SYS_sched_getaffinity),
                 when(SYS_prctl, [is(0, PR_SET_NAME)]),
-                // Their own policies.
+                // Its own policy.
                 when(SYS_prctl, [is(0, PR_SET_NO_NEW_PRIVS), is(1, 1)]),
                 when(SYS_seccomp, [is(0, SECCOMP_SET_MODE_FILTER as c_int), is(1, 0)]),
             ]);

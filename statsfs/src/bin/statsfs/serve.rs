@@ -7,7 +7,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Group;
 use statsfs::fs::MountOptions;
-use statsfs::host::server::{Amounts, ServeOptions, Server};
+use statsfs::host::server::{Amounts, FdStore, ServeOptions, Server};
 use statsfs::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
 use statsfs::tree::Owner;
 use tracing_subscriber::EnvFilter;
@@ -99,8 +99,9 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
     signals.thread_block()?;
     let ended = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
 
+    let (store, inherited) = FdStore::of_this_process();
     let this = Owner::this_process();
-    let mut server = Server::start(ServeOptions {
+    let options = ServeOptions {
         mount: args.mount,
         socket: args.socket,
         state: args.state,
@@ -118,8 +119,10 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
             .max_user_open_files(args.max_user_open_files)
             .max_user_open_bytes(args.max_user_open_mib << 20)
             .max_user_bulk_reads(args.max_user_bulk_reads),
+        gives_up_rights: true,
         ..ServeOptions::default()
-    })?;
+    };
+    let mut server = Server::start_again(options, store, inherited)?;
     tracing::info!(
         mount = %server.mount().path().display(),
         socket = %server.options().socket.display(),

@@ -67,6 +67,7 @@ impl std::fmt::Display for Text<'_> {
             let state = match client.state {
                 ClientState::Joining => "joining",
                 ClientState::Published => "published",
+                ClientState::Awaited => "awaited",
                 ClientState::Lost => "lost",
                 ClientState::Leaving => "leaving",
             };

@@ -56,3 +56,5 @@ pub use message::{
 };
 pub use peer::{Life, Peer, PeerError};
 pub use socket::{Buffer, Incoming, Listener, ReceiveError, SendError, Socket};
+#[cfg(feature = "server")]
+pub(super) use sys::{inherited, set_capabilities};

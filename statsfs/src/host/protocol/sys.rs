@@ -143,6 +143,41 @@ unsafe fn new_fd(result: libc::c_long) -> io::Result<OwnedFd> {
     }
 }
 
+/// The descriptors that a service manager has passed to this process, by name; to be asked once. See
+/// sd_listen_fds(3).
+#[cfg(feature = "server")]
+pub(in crate::host) fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
+    let all = sd_notify::listen_fds_with_names(true)?;
+    // SAFETY: the environment, which is changed by that, says that they are this process's, and nobody else
+    // asks; nothing else of this process has been given these numbers since it was executed with them open.
+    Ok(all.map(|(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) })).collect())
+}
+
+/// Has this thread give up all capabilities but those of a set, as far as it has them: capset(2).
+#[cfg(feature = "server")]
+pub(in crate::host) fn set_capabilities(these: u64) -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
+    const VERSION: u32 = 0x2008_0522;
+    // The version and this thread; effective, permitted and inheritable ones, the lower 32 of each and the upper.
+    let mut header = [VERSION, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: the pointers are to a live header and sets as this version has them.
+    if unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for (at, set) in sets.iter_mut().enumerate() {
+        let half = if at < 3 { these } else { these >> 32 };
+        *set &= half as u32;
+    }
+    // Nobody inherits any.
+    (sets[2], sets[5]) = (0, 0);
+    // SAFETY: as above.
+    if unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// The next connection, if there is one: accept4(2).
 pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;

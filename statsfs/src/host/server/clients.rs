@@ -13,6 +13,9 @@ use crate::tree::ProcessKey;
 /// How long a client may take until it has said who it is and sent its segments.
 pub(super) const GREETING: Duration = Duration::from_secs(5);
 
+/// How long a client of the server before may take to come back until it is taken for lost.
+pub(super) const COMING_BACK: Duration = Duration::from_secs(10);
+
 /// A process, as the kernel knows it: never another one of the same boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Who {
@@ -41,6 +44,8 @@ pub(super) enum Phase {
     Joining,
     /// It is in the tree.
     Published(ProcessKey),
+    /// It is in the tree, and was that of the server before; it has not come back to this one yet.
+    Awaited(ProcessKey),
     /// It is in the tree, detached: its connection is lost.
     Lost(ProcessKey),
     /// It is detached and being folded, or will be as soon as what it leaves can be kept.
@@ -77,7 +82,10 @@ impl Client {
     pub(super) fn process(&self) -> Option<ProcessKey> {
         match self.phase {
             Phase::Silent | Phase::Greeting(_) | Phase::Joining => None,
-            Phase::Published(key) | Phase::Lost(key) | Phase::Leaving(key) => Some(key),
+            Phase::Published(key)
+            | Phase::Awaited(key)
+            | Phase::Lost(key)
+            | Phase::Leaving(key) => Some(key),
         }
     }
 
@@ -85,6 +93,14 @@ impl Client {
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         // Who only asks for the status and reads the answer slowly is no publisher, but holds a connection.
         matches!(self.phase, Phase::Silent | Phase::Greeting(_)) && now > self.since + GREETING
+    }
+
+    /// The process, if it was awaited for long enough.
+    pub(super) fn is_missed(&self, now: Instant) -> Option<ProcessKey> {
+        match self.phase {
+            Phase::Awaited(process) if now > self.since + COMING_BACK => Some(process),
+            _ => None,
+        }
     }
 }
 

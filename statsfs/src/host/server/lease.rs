@@ -121,6 +121,7 @@ impl Server {
             // It is kept; or it was let go meanwhile, which is said where that is seen.
             Ok(()) | Err(TreeError::NoProcess) => {
                 if let Some(client) = self.clients.remove(id) {
+                    self.keep.has_let_go(client.received.publisher());
                     self.own.server_folded.inc();
                     if let Some(socket) = &client.socket {
                         let _ = socket.send(&ServerMessage::Bye, &[]);
@@ -143,7 +144,11 @@ impl Server {
                 }
                 return;
             }
-            Phase::Joining | Phase::Published(_) | Phase::Lost(_) | Phase::Leaving(_) => {}
+            Phase::Joining
+            | Phase::Published(_)
+            | Phase::Awaited(_)
+            | Phase::Lost(_)
+            | Phase::Leaving(_) => {}
         }
         if let Some(socket) = client.socket.take() {
             let _ = self.epoll.delete(&socket);
@@ -163,14 +168,16 @@ impl Server {
         // What it said before it died comes first: segments, perhaps.
         self.hear_out(id);
         match self.clients.get(id).map(|client| client.phase) {
-            Some(Phase::Published(process) | Phase::Lost(process)) => self.leave(id, process),
+            Some(Phase::Published(process) | Phase::Awaited(process) | Phase::Lost(process)) => {
+                self.leave(id, process);
+            }
             Some(Phase::Silent | Phase::Greeting(_) | Phase::Joining | Phase::Leaving(_))
             | None => {}
         }
     }
 
     /// Takes its directories away.
-    fn detach(&mut self, id: ClientId, process: ProcessKey, phase: Phase) {
+    pub(super) fn detach(&mut self, id: ClientId, process: ProcessKey, phase: Phase) {
         let start = Instant::now();
         // If it is not there any more, it was let go, which is seen at the next tick.
         let _ = self.tree.detach(process);
@@ -183,7 +190,9 @@ impl Server {
     pub(super) fn leave(&mut self, id: ClientId, process: ProcessKey) {
         match self.clients.get(id).map(|client| client.phase) {
             // Now, and not when the worker comes to it.
-            Some(Phase::Published(_)) => self.detach(id, process, Phase::Leaving(process)),
+            Some(Phase::Published(_) | Phase::Awaited(_)) => {
+                self.detach(id, process, Phase::Leaving(process));
+            }
             _ => self.clients.enter(id, Phase::Leaving(process)),
         }
         if let Some(client) = self.clients.get(id) {
@@ -205,9 +214,13 @@ impl Server {
         match client.phase {
             Phase::Joining => client.is_over = true,
             // It may come back, and goes on counting.
-            Phase::Published(process) if again => self.detach(id, process, Phase::Lost(process)),
+            Phase::Published(process) | Phase::Awaited(process) if again => {
+                self.detach(id, process, Phase::Lost(process));
+            }
             Phase::Lost(_) if again => {}
-            Phase::Published(process) | Phase::Lost(process) => self.leave(id, process),
+            Phase::Published(process) | Phase::Awaited(process) | Phase::Lost(process) => {
+                self.leave(id, process);
+            }
             Phase::Leaving(_) => {}
             Phase::Silent | Phase::Greeting(_) => {
                 if let Some(client) = self.clients.remove(id) {

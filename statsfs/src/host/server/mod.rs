@@ -13,10 +13,19 @@
 //! since that may never end; and the mount has its own. `limits` says what one user may have, `turns` how much of
 //! the first thread's time, `refusals` remembers who was refused and why, `keep` what must outlast the server.
 //! `stats` are the server's own statistics, of which the mount's threads count theirs in `counts`.
+//!
+//! # When it is killed
+//! What it keeps (`keep`) says what every process left and which process there is, and a service manager keeps
+//! the mount's devices and the processes' segments (`fd_store`). The next server finds both (`inherited`), takes all
+//! processes in again, folds those that have died since, and carries on with the mount: readers have waited, and
+//! notice nothing. Processes come back to it in their own time. Without a service manager the mount is a new one,
+//! and what a process counted that died meanwhile is lost.
 
 mod clients;
 mod closer;
 mod counts;
+mod fd_store;
+mod inherited;
 mod keep;
 mod lease;
 mod limits;
@@ -24,6 +33,7 @@ mod listen;
 mod options;
 mod received;
 mod refusals;
+mod rights;
 mod run;
 mod stats;
 mod status;
@@ -31,6 +41,7 @@ mod talk;
 mod turns;
 mod worker;
 
+pub use self::fd_store::{FdStore, Inherited};
 pub use self::limits::{Amounts, Exceeded, Limited};
 pub use self::options::{ServeError, ServeOptions};
 pub use self::refusals::Refusal;

@@ -30,6 +30,9 @@ pub struct ServeOptions {
     pub process_limits: Limits,
     /// How the mount is served. What happens in it is told to the server, which counts it.
     pub mount_options: MountOptions,
+    /// Whether the thread that starts the server, and the server's own, give up the capabilities that they do
+    /// not need any more, for good.
+    pub gives_up_rights: bool,
 }
 
 impl Default for ServeOptions {
@@ -43,6 +46,7 @@ impl Default for ServeOptions {
             limits: Amounts::DEFAULT,
             process_limits: Limits::default(),
             mount_options: MountOptions::default(),
+            gives_up_rights: false,
         }
     }
 }

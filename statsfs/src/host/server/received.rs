@@ -2,16 +2,31 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::fd_store::FdStore;
+use super::inherited::segments_name;
 use crate::tree::{Feed, Waker};
+
+#[derive(Debug, Default)]
+struct Segments {
+    all: Vec<OwnedFd>,
+    /// Where they are kept, once it is known that they are the publisher's.
+    store: Option<Arc<FdStore>>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
     /// Whose the client says they are.
     publisher: u128,
-    fds: Mutex<Vec<OwnedFd>>,
+    segments: Mutex<Segments>,
     waker: Mutex<Option<Waker>>,
+}
+
+impl Inner {
+    fn segments(&self) -> MutexGuard<'_, Segments> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What came from one client so far. The tree reads it; the server adds to it.
@@ -24,6 +39,19 @@ impl Received {
         Self(Arc::new(Inner { publisher, ..Inner::default() }))
     }
 
+    /// What the store has kept of this publisher.
+    pub(super) fn kept(publisher: u128, all: Vec<OwnedFd>, store: Arc<FdStore>) -> Self {
+        let segments = Mutex::new(Segments { all, store: Some(store) });
+        Self(Arc::new(Inner { publisher, segments, ..Inner::default() }))
+    }
+
+    /// Has them kept for the next server, and those that are still to come.
+    pub(super) fn keep_in(&self, store: &Arc<FdStore>) {
+        let mut segments = self.0.segments();
+        store.put(&segments_name(self.0.publisher), &segments.all);
+        segments.store = Some(store.clone());
+    }
+
     /// Whose the client says the segments are; the tree finds out whether that is so.
     pub(super) fn publisher(&self) -> u128 {
         self.0.publisher
@@ -31,19 +59,24 @@ impl Received {
 
     /// How many segments there are.
     pub(super) fn len(&self) -> usize {
-        self.0.fds.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.0.segments().all.len()
     }
 
     /// Adds segments, and has the tree look.
     pub(super) fn add(&self, fds: Vec<OwnedFd>) {
-        self.0.fds.lock().unwrap_or_else(PoisonError::into_inner).extend(fds);
+        let mut segments = self.0.segments();
+        // Before anything that is counted there can be seen.
+        if let Some(store) = &segments.store {
+            store.put(&segments_name(self.0.publisher), &fds);
+        }
+        segments.all.extend(fds);
+        drop(segments);
         self.wake();
     }
 
     /// Takes over what another connection of the same publisher brought beyond what came here.
     pub(super) fn take_over(&self, other: &Self) {
-        let mut theirs =
-            std::mem::take(&mut *other.0.fds.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut theirs = std::mem::take(&mut other.0.segments().all);
         let more = theirs.split_off(theirs.len().min(self.len()));
         self.add(more);
     }
@@ -58,8 +91,7 @@ impl Received {
 
 impl Feed for Received {
     fn segments(&self) -> io::Result<Vec<OwnedFd>> {
-        let fds = self.0.fds.lock().unwrap_or_else(PoisonError::into_inner);
-        fds.iter().map(OwnedFd::try_clone).collect()
+        self.0.segments().all.iter().map(OwnedFd::try_clone).collect()
     }
 
     fn publisher(&self) -> Option<u128> {

@@ -12,19 +12,22 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::clients::{Client, Clients, GREETING, Phase, Who};
 use super::closer::{self, Closer};
-use super::keep::Keep;
+use super::fd_store::{FdStore, Inherited};
+use super::inherited::{self, Found, KeptDevices};
+use super::keep::{Keep, Resumed};
 use super::limits::{self, Accounts, Amounts};
 use super::listen::Listening;
 use super::options::{ServeError, ServeOptions};
 use super::received::Received;
 use super::refusals::Refusals;
+use super::rights;
 use super::stats::{Own, RefusedFor};
 use super::turns::{self, Turns};
 use super::worker::{ClientId, Job, Worker};
 use crate::fs::Mount;
 use crate::host::protocol::{Buffer, PeerError, ServerMessage, Socket};
 use crate::share::thread_time;
-use crate::tree::{Identity, Tree};
+use crate::tree::{Identity, ProcessUsage, Tree};
 
 /// What an event is about.
 const LISTENER: u64 = 0;
@@ -54,8 +57,11 @@ pub struct Server {
     // sent is closed, also those that were not accepted, and that can take as long as they like.
     pub(super) worker: Worker,
     pub(super) mount: Mount,
+    /// Of no use without it.
+    _devices: Option<KeptDevices>,
     pub(super) tree: Arc<Tree>,
     pub(super) keep: Arc<Keep>,
+    pub(super) store: Arc<FdStore>,
     pub(super) options: ServeOptions,
     pub(super) epoll: Epoll,
     pub(super) clients: Clients,
@@ -83,23 +89,49 @@ impl Server {
     /// # Errors
     /// [`ServeError`] says what is in the way and what to do; nothing is left behind.
     pub fn start(options: ServeOptions) -> Result<Self, ServeError> {
+        Self::start_again(options, FdStore::default(), Inherited::default())
+    }
+
+    /// As [`start`](Self::start), and has kept in a store what another server needs to carry on when this one is
+    /// killed; and carries on itself with what was kept there.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start). What was kept is no reason: what is of no use is let go, and made anew.
+    pub fn start_again(
+        mut options: ServeOptions,
+        store: FdStore,
+        inherited: Inherited,
+    ) -> Result<Self, ServeError> {
+        let store = Arc::new(store);
+        let found = Found::sort(inherited, &store);
         let own = Own::new()?;
         // First what only one server can have.
-        let (keep, tree) = Keep::open(&options, &own)?;
+        let (keep, tree) = Keep::open(&options, &own, store.clone())?;
         let listening = Listening::at(&options.socket, options.socket_group)?;
         let tree = Arc::new(tree);
         own.registry.join(&tree, Identity { is_host: true, ..Identity::this_process() })?;
-        let mount_options = options.mount_options.clone().events(own.counts.clone());
-        let mount = Mount::new(tree.clone(), &options.mount, mount_options)?;
-        let worker = Worker::start(tree.clone(), keep.clone()).map_err(ServeError::Wait)?;
+        // Before anybody is answered: all is there that was.
+        let resumed = keep.resume(&tree, found.segments, &options);
+        options.mount_options = options.mount_options.events(own.counts.clone());
+        if options.gives_up_rights {
+            options.mount_options = options.mount_options.map_thread_start(rights::given_up_by);
+        }
+        let (mount, devices) = inherited::mount(&tree, &options, &keep, &store, found.mounts)?;
+        if options.gives_up_rights {
+            rights::give_up_those_to_begin();
+        }
+        let worker = Worker::start(tree.clone(), keep.clone(), options.gives_up_rights)
+            .map_err(ServeError::Wait)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
         let accounts = Accounts::new(options.limits, limits::mappable());
-        let server = Self {
+        let mut server = Self {
             listening,
             worker,
             mount,
+            _devices: devices,
             tree,
             keep,
+            store,
             options,
             epoll,
             clients: Clients::default(),
@@ -114,7 +146,41 @@ impl Server {
         };
         server.watch(server.listening.listener(), LISTENER, EpollFlags::EPOLLIN)?;
         server.watch(server.worker.signal(), DONE, EpollFlags::EPOLLIN)?;
+        resumed.into_iter().for_each(|resumed| server.await_back(resumed));
         Ok(server)
+    }
+
+    /// A process that the server before had may come back.
+    fn await_back(&mut self, resumed: Resumed) {
+        let Resumed { who, pidfd, process, received, is_over } = resumed;
+        let mut has = Amounts::default();
+        if let Some(usage) = self.tree.usage_of(process) {
+            let ProcessUsage { segments, bytes, sources } = usage;
+            // It has no connection. If it has more than it may, that is seen in the next round.
+            let of_it = Amounts { segments, bytes, sources, ..has };
+            let _ = self.accounts.change(who.uid, &mut has, of_it);
+        }
+        let id = self.clients.add(Client {
+            who,
+            pidfd,
+            socket: None,
+            phase: Phase::Silent,
+            is_over,
+            received,
+            has,
+            since: Instant::now(),
+            outgoing: None,
+        });
+        self.clients.enter(id, Phase::Awaited(process));
+        let watched = self.clients.get(id).and_then(|client| client.pidfd.as_ref()).map(|pidfd| {
+            self.epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, pidfd_token(id)))
+        });
+        if let Some(Err(error)) = watched {
+            tracing::warn!(%error, pid = who.pid, "nobody will tell when a process ends");
+        }
+        if is_over {
+            self.leave(id, process);
+        }
     }
 
     /// What it was started with.
@@ -346,6 +412,7 @@ impl Server {
         if !self.mount.is_mounted() {
             return Err(ServeError::Unmounted(self.options.mount.clone()));
         }
+        self.store.send();
         for refused in self.tree.refused() {
             if let Some(id) = self.clients.of_process(refused.process) {
                 if let Some(client) = self.clients.get(id) {
@@ -355,6 +422,11 @@ impl Server {
                 let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
                 self.refuse(id, reason, refused.error.to_string(), again);
             }
+        }
+        let missed =
+            self.clients.iter().filter_map(|(id, client)| Some((id, client.is_missed(now)?)));
+        for (id, process) in missed.collect::<Vec<_>>() {
+            self.detach(id, process, Phase::Lost(process));
         }
         let overdue = self.clients.iter().filter(|(_, client)| client.is_overdue(now));
         for id in overdue.map(|(id, _)| id).collect::<Vec<_>>() {

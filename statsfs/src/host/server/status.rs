@@ -17,6 +17,8 @@ pub enum ClientState {
     Joining,
     /// It is in the tree.
     Published,
+    /// It is in the tree, and was that of the server before this one, to which it has not come back yet.
+    Awaited,
     /// Its connection is lost, and it lives: what it counted is in the totals.
     Lost,
     /// What it counted is being kept.
@@ -45,6 +47,7 @@ impl ClientStatus {
         let state = match client.phase {
             Phase::Silent | Phase::Greeting(_) | Phase::Joining => ClientState::Joining,
             Phase::Published(_) => ClientState::Published,
+            Phase::Awaited(_) => ClientState::Awaited,
             Phase::Lost(_) => ClientState::Lost,
             Phase::Leaving(_) => ClientState::Leaving,
         };

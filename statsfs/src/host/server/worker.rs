@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 use super::clients::Who;
 use super::keep::{JoinError, Keep};
 use super::received::Received;
+use super::rights;
 use crate::share::{Share, thread_time};
 use crate::tree::{ProcessKey, Tree, TreeError};
 
@@ -117,12 +118,22 @@ pub(super) struct Worker {
 impl Worker {
     /// # Errors
     /// If the thread, or what it says it has done with, can not be had.
-    pub(super) fn start(tree: Arc<Tree>, keep: Arc<Keep>) -> io::Result<Self> {
+    pub(super) fn start(
+        tree: Arc<Tree>,
+        keep: Arc<Keep>,
+        gives_up_rights: bool,
+    ) -> io::Result<Self> {
         let desk =
             Arc::new(Desk { queue: Mutex::default(), wake: Condvar::new(), done: EventFd::new()? });
         let its = desk.clone();
         let thread = thread::Builder::new().name("statsfs-worker".into());
-        let thread = Some(thread.spawn(move || work(&its, &tree, &keep))?);
+        let work = move || {
+            if gives_up_rights {
+                rights::give_up_those_to_end();
+            }
+            work(&its, &tree, &keep);
+        };
+        let thread = Some(thread.spawn(work)?);
         Ok(Self { desk, thread })
     }
 

@@ -224,6 +224,11 @@ impl Store {
         Ok((Self { path, file, boot, newest, buffer: Vec::new(), on_step: None }, found))
     }
 
+    /// What tells this store from others that are there at the same time: its file's inode number.
+    pub fn number(&self) -> u64 {
+        self.file.metadata().map_or(0, |file| file.ino())
+    }
+
     /// Has a function called before each step of a commit, and at its end: for tests that end the process
     /// there.
     pub fn on_step(&mut self, on_step: impl FnMut(Step) + Send + 'static) {

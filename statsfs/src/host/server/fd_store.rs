@@ -1,0 +1,147 @@
+//! Descriptors that the service manager keeps while no server is there: systemd's file descriptor store.
+//!
+//! What a server puts there it finds again when it is started the next time, by name, whatever ended it before
+//! (sd_notify(3), `FDSTORE=1`; sd_listen_fds(3)). Nobody answers, and nothing here waits: what finds no room now is
+//! sent later, in order. Without a service manager all this does nothing.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use crate::host::protocol::inherited;
+
+/// Descriptors in one message; the kernel passes at most 253.
+const AT_ONCE: usize = 64;
+/// Messages that wait before it is given up: so many that nobody is going to read them.
+const MOST_WAITING: usize = 1 << 14;
+
+#[derive(Debug)]
+struct Message {
+    text: String,
+    fds: Vec<OwnedFd>,
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    /// `None` where there is no store, or none that is of use.
+    socket: Option<UnixDatagram>,
+    waiting: VecDeque<Message>,
+}
+
+/// The service manager's store.
+#[derive(Debug, Default)]
+pub struct FdStore(Mutex<Outbox>);
+
+/// What a store held when this process was started: names and descriptors.
+#[derive(Debug, Default)]
+pub struct Inherited(pub Vec<(String, OwnedFd)>);
+
+impl FdStore {
+    /// The store of whoever started this process, and what it has kept; to be asked once. There is none unless
+    /// the environment says so.
+    pub fn of_this_process() -> (Self, Inherited) {
+        // What was inherited is let go in any case: what nobody serves must not seem to be served.
+        let inherited = inherited().unwrap_or_else(|error| {
+            tracing::error!(%error, "what the service manager kept is of no use");
+            Vec::new()
+        });
+        let store = match std::env::var_os("NOTIFY_SOCKET").map(connect) {
+            None => Self::default(),
+            Some(Ok(socket)) => {
+                Self(Mutex::new(Outbox { socket: Some(socket), waiting: VecDeque::new() }))
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the service manager keeps nothing for the next server");
+                Self::default()
+            }
+        };
+        (store, Inherited(inherited))
+    }
+
+    /// Has these kept under a name, with what is kept under it already.
+    pub(super) fn put(&self, name: &str, fds: &[impl AsFd]) {
+        let mut outbox = self.lock();
+        if outbox.socket.is_none() {
+            return;
+        }
+        for some in fds.chunks(AT_ONCE) {
+            let fds = some.iter().map(|fd| fd.as_fd().try_clone_to_owned()).collect();
+            match fds {
+                Ok(fds) => {
+                    let text = format!("FDSTORE=1\nFDNAME={name}\n");
+                    outbox.waiting.push_back(Message { text, fds });
+                }
+                Err(error) => tracing::warn!(%error, name, "not kept for the next server"),
+            }
+        }
+        outbox.send();
+    }
+
+    /// Has nothing kept any more under a name.
+    pub(super) fn remove(&self, name: &str) {
+        let mut outbox = self.lock();
+        if outbox.socket.is_some() {
+            let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
+            outbox.waiting.push_back(Message { text, fds: Vec::new() });
+            outbox.send();
+        }
+    }
+
+    /// Sends what has found no room so far; to be called from time to time.
+    pub(super) fn send(&self) {
+        self.lock().send();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outbox> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outbox {
+    fn send(&mut self) {
+        while let (Some(socket), Some(message)) = (&self.socket, self.waiting.front()) {
+            match send(socket, message) {
+                Ok(()) => {
+                    self.waiting.pop_front();
+                }
+                // Not read yet; or, of descriptors, too many not received yet.
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ETOOMANYREFS)
+                    if self.waiting.len() < MOST_WAITING =>
+                {
+                    return;
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the service manager keeps nothing more for the next server");
+                    *self = Self::default();
+                }
+            }
+        }
+    }
+}
+
+fn connect(path: OsString) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+        None => socket.connect(path)?,
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn send(socket: &UnixDatagram, message: &Message) -> nix::Result<()> {
+    let fds: Vec<_> = message.fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let rights = if fds.is_empty() { &[] } else { &rights[..] };
+    let text = [IoSlice::new(message.text.as_bytes())];
+    sendmsg::<()>(socket.as_raw_fd(), &text, rights, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+}

@@ -1,0 +1,609 @@
+//! A real server that is killed, and carried on by another one with what a service manager kept: readers wait
+//! and see no error, files stay open, and nothing that anybody counted is lost, also of those who end
+//! meanwhile.
+
+#[path = "support/publishing.rs"]
+mod publishing;
+#[path = "support/server.rs"]
+mod server;
+mod support;
+#[path = "support/trace.rs"]
+mod trace;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use publishing::{AT_ONCE, Publishing};
+use server::Server;
+use statsfs::host::server::ClientState;
+use statsfs::host::{PublishOptions, Publisher};
+use statsfs::{Registry, Slot};
+use support::child::Shared;
+use support::ledger::{FILES, Ledger, TOPS, Totals, add, bound, held};
+use support::{Random, StopAtEnd, Work, below, rounds, seed, until};
+
+#[test]
+#[ignore = "a process that the others start"]
+fn publishing_process() {
+    publishing::process();
+}
+
+/// The line of the mount table that is about a server's mount: its number is another one once it was mounted
+/// anew.
+fn mounted(server: &Server) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let point = format!(" {} ", server.mount().display());
+    table.lines().find(|line| line.contains(&point)).map(str::to_owned)
+}
+
+/// What an open file says now.
+fn number_in(file: &File) -> u64 {
+    let mut text = [0; 64];
+    let len = file.read_at(&mut text, 0).unwrap_or_else(|error| panic!("an open file: {error}"));
+    let text = std::str::from_utf8(&text[..len]).unwrap();
+    text.trim().parse().unwrap_or_else(|_| panic!("{text:?}"))
+}
+
+/// Ends the connection when something fails: else whoever waits for an answer would wait for ever, since this
+/// process itself keeps the devices.
+struct AbortAtPanic<'a>(&'a std::path::Path);
+
+impl Drop for AbortAtPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::MNT_FORCE;
+            let _ = nix::mount::umount2(self.0, flags);
+        }
+    }
+}
+
+/// One that counts only when told, so that what was cleared of it can be seen.
+struct Quiet {
+    slot: Slot<Work>,
+    directory: String,
+    _publisher: Publisher,
+    _registry: Registry,
+}
+
+impl Quiet {
+    fn start(server: &Server) -> Self {
+        let registry = Registry::new().unwrap();
+        let top = support::top(&registry);
+        let slot = below(&registry, &top, "below").add_values().unwrap();
+        let options = PublishOptions { socket: Some(server.socket()), ..PublishOptions::default() };
+        let publisher = registry.publish(options).unwrap();
+        let directory = format!("top/{}-below", std::process::id());
+        until("the quiet one", || server.path(&directory).exists());
+        Self { slot, directory, _publisher: publisher, _registry: registry }
+    }
+
+    fn count(&self, n: u64) {
+        self.slot.update(|counters| counters.work_done.add(n));
+    }
+
+    fn file(&self, server: &Server) -> File {
+        let path = server.path(&format!("{}/work_done", self.directory));
+        File::options().read(true).write(true).open(path).unwrap()
+    }
+}
+
+/// What readers know of.
+struct Run<'a> {
+    server: &'a std::path::Path,
+    ledger: &'static Ledger,
+    stop: AtomicBool,
+    checks: AtomicU64,
+    longest_us: AtomicU64,
+}
+
+impl Run<'_> {
+    /// Reads totals over and over, by path or from files that were opened once.
+    fn read(&self, seed: u64, open_once: bool) {
+        let mut random = Random::new(seed);
+        let path = |top: usize, file: usize| self.server.join(TOPS[top]).join(FILES[file]);
+        let files = [0, 1].map(|top| [0, 1, 2].map(|file| File::open(path(top, file)).unwrap()));
+        let mut last = [[0; 3]; 2];
+        while !self.stop.load(SeqCst) {
+            let (top, file) = (random.below(2) as usize, random.below(3) as usize);
+            let low = bound(self.ledger, top, file, false);
+            let start = Instant::now();
+            let there = if open_once {
+                number_in(&files[top][file])
+            } else {
+                let text = std::fs::read_to_string(path(top, file))
+                    .unwrap_or_else(|error| panic!("{}: {error}", path(top, file).display()));
+                text.trim().parse().unwrap_or_else(|_| panic!("{text:?}"))
+            };
+            self.longest_us.fetch_max(start.elapsed().as_micros() as u64, SeqCst);
+            let high = bound(self.ledger, top, file, true);
+            let path = path(top, file);
+            assert!(low <= there && there <= high, "{path:?}: {low} ≤ {there} ≤ {high}");
+            let last = &mut last[top][file];
+            assert!(*last <= there, "{path:?} went back from {last} to {there}");
+            *last = there;
+            self.checks.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// Clears what only this thread counts, and reads that nothing else is there.
+    fn clear(&self, quiet: &Quiet, server: &std::path::Path) {
+        let total = server.join("top/work_done");
+        let own = server.join(&quiet.directory).join("work_done");
+        let open = File::options().read(true).write(true).open(&own).unwrap();
+        let number = |path: &std::path::Path| {
+            std::fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap()
+        };
+        let mut n = 1;
+        while !self.stop.load(SeqCst) {
+            quiet.count(n);
+            assert_eq!((number(&total), number(&own), number_in(&open)), (n, n, n));
+            match n % 3 {
+                0 => open.write_all_at(b"0\n", 0).unwrap(),
+                1 => std::fs::write(&own, "0\n").unwrap(),
+                _ => std::fs::write(server.join("top/.stats/clear"), "0\n").unwrap(),
+            }
+            assert_eq!((number(&total), number(&own), number_in(&open)), (0, 0, 0));
+            n += 1;
+            self.checks.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_is_carried_on_and_nobody_notices() {
+    let seed = seed();
+    let mut random = Random::new(seed);
+    let memory = Shared::<Ledger>::new();
+    let mut server = Server::kept();
+    let ledger = memory.value;
+    let quiet = Mutex::new(Quiet::start(&server));
+    let mount = server.mount();
+    let run = &Run {
+        server: &mount,
+        ledger,
+        stop: AtomicBool::new(false),
+        checks: AtomicU64::new(0),
+        longest_us: AtomicU64::new(0),
+    };
+    let mut sums = Totals::default();
+    let mut all: Vec<Publishing> = Vec::new();
+    let (mut started, mut killed, mut ended_meanwhile, mut in_start) = (0, 0, 0, 0);
+    let first = mounted(&server).unwrap();
+    // One that stays, whose own file is open all along.
+    let stays = Publishing::start(&server, &memory, 0, seed, false);
+    started += 1;
+    let own = File::open(server.path(&format!("{}/work_done", stays.directory())));
+    thread::scope(|scope| {
+        let _stop = StopAtEnd(&run.stop);
+        let _abort = AbortAtPanic(&mount);
+        until("its file", || number_in(own.as_ref().unwrap()) > 0);
+        until("the other one", || server.path("net/work_time/count").exists());
+        scope.spawn(move || run.read(seed + 1, false));
+        scope.spawn(move || run.read(seed + 2, true));
+        scope.spawn(|| run.clear(&quiet.lock().unwrap(), &mount));
+        let mut last = 0;
+        while killed < rounds(10) {
+            while all.len() < AT_ONCE / 2 {
+                let (n, seed) = (started, seed + started as u64);
+                all.push(Publishing::start(&server, &memory, n, seed, false));
+                started += 1;
+            }
+            let end_one = |all: &mut Vec<Publishing>, random: &mut Random| {
+                let mut one = all.swap_remove(random.below(all.len() as u64) as usize);
+                if random.one_in(2) {
+                    one.writer.signal(libc::SIGKILL);
+                } else {
+                    one.writer.socket.write_all(&[1]).unwrap();
+                }
+                one
+            };
+            // Some end just before the server does: it has heard of that, or not, or is about to keep what
+            // they counted.
+            let mut ended = Vec::new();
+            if random.one_in(2) {
+                ended.push(end_one(&mut all, &mut random));
+            }
+            let inode = |one: &Publishing| {
+                (server.path(&one.directory()).metadata().unwrap().ino(), one.writer.pid())
+            };
+            let inodes: Vec<_> = all.iter().map(inode).collect();
+            thread::sleep(Duration::from_micros(random.below(20_000)));
+            server.kill();
+            killed += 1;
+            for _ in 0..random.below(3) {
+                ended.push(end_one(&mut all, &mut random));
+                ended_meanwhile += 1;
+            }
+            for one in &mut ended {
+                one.writer.wait();
+                add(&mut sums, &held(&one.segments));
+            }
+            while random.one_in(3) {
+                // One that does not come far.
+                server.begin_again();
+                thread::sleep(Duration::from_micros(random.below(60_000)));
+                server.kill();
+                in_start += 1;
+            }
+            server.start_again();
+            assert_eq!(mounted(&server).as_ref(), Some(&first), "it is the same mount");
+            for (ino, pid) in
+                inodes.iter().filter(|(_, pid)| all.iter().any(|one| one.writer.pid() == *pid))
+            {
+                let path = server.path(&format!("kvm/{pid}-vm"));
+                assert_eq!(path.metadata().unwrap().ino(), *ino, "{}", path.display());
+            }
+            let shown = number_in(own.as_ref().unwrap());
+            assert!(last <= shown, "{last} ≤ {shown}");
+            last = shown;
+            if random.one_in(2) {
+                until("all have come back", || {
+                    let clients = server.status().clients;
+                    clients.len() == all.len() + 2
+                        && clients.iter().all(|client| client.state == ClientState::Published)
+                });
+            }
+        }
+        let before = run.checks.load(SeqCst);
+        until("readers have seen the last one", || run.checks.load(SeqCst) > before + 20);
+    });
+    assert!(started > AT_ONCE / 2 && ended_meanwhile > 0);
+    drop(own);
+    all.push(stays);
+    for mut one in all {
+        one.writer.signal(libc::SIGKILL);
+        one.writer.wait();
+        add(&mut sums, &held(&one.segments));
+    }
+    until("all are folded", || server.status().clients.len() == 1);
+    for (top, name) in TOPS.iter().enumerate() {
+        for (file, file_name) in FILES.iter().enumerate() {
+            let shown = server.number(&format!("{name}/{file_name}"));
+            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by segments");
+            assert_eq!(server.number(&format!("{name}/.departed/{file_name}")), shown);
+            let (low, high) = (bound(ledger, top, file, false), bound(ledger, top, file, true));
+            assert!(low <= shown && shown <= high, "{low} ≤ {shown} ≤ {high}");
+        }
+    }
+    println!(
+        "{started} processes, {killed} servers killed and {in_start} that had just begun, {ended_meanwhile} \
+         processes ended meanwhile; {} checks, the longest took {:?}",
+        run.checks.load(SeqCst),
+        Duration::from_micros(run.longest_us.load(SeqCst)),
+    );
+    // The mount's devices, and the segments of the one that is there.
+    let names = server.holder().names();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(names[0].starts_with("fuse.") && names[1] == names[0], "{names:?}");
+    assert!(names[2].starts_with("seg."), "{names:?}");
+    assert!(!server.log().contains("ERROR"), "{}", server.log());
+    assert!(!server.log().contains("WARN"), "{}", server.log());
+    // In the end it is unmounted, as ever.
+    assert!(server.stop().success());
+    assert_eq!(mounted(&server), None);
+    assert!(!server.mount().exists(), "it was made for it");
+    let names = server.holder().names();
+    assert!(names.iter().all(|name| name.starts_with("seg.")), "{names:?}");
+}
+
+#[test]
+fn what_was_asked_of_a_server_that_was_killed_is_answered() {
+    let mut server = Server::kept();
+    let quiet = Quiet::start(&server);
+    let file = &quiet.file(&server);
+    for round in 0..rounds(4) as u64 {
+        quiet.count(1);
+        let mount = server.mount();
+        let mut traced = Vec::new();
+        // Threads have their names a little later.
+        until("its threads", || {
+            traced = trace::threads(server.pid(), "fuser-0");
+            traced.len() == 2
+        });
+        thread::scope(|scope| {
+            let _abort = AbortAtPanic(&mount);
+            let (told, asks) = std::sync::mpsc::channel();
+            // A clear or a read, which the server gets, and never answers.
+            let held = trace::Held::after_read(&traced, || {
+                scope.spawn(move || {
+                    if round % 2 == 0 {
+                        file.write_all_at(b"0\n", 0).unwrap();
+                    }
+                    told.send(number_in(file)).unwrap();
+                });
+            });
+            assert!(asks.try_recv().is_err());
+            server.strike();
+            held.have_ended();
+            server.kill();
+            server.start_again();
+            let shown = asks.recv_timeout(support::PATIENCE).expect("it is answered");
+            assert_eq!(shown, round % 2);
+        });
+    }
+}
+
+#[test]
+fn what_a_bulk_file_shows_is_for_who_opened_it() {
+    let mut server = Server::kept();
+    let quiet = Quiet::start(&server);
+    quiet.count(7);
+    let value = quiet.file(&server);
+    let open = |path: &str, write: bool| {
+        File::options().read(!write).write(write).open(server.path(path)).unwrap()
+    };
+    let (flat, clear) = (open(".stats/flat", false), open("top/.stats/clear", true));
+    let read_only = open(&format!("{}/work_failed", quiet.directory), false);
+    let mut text = vec![0; 1 << 16];
+    assert!(flat.read_at(&mut text, 0).unwrap() > 0);
+    server.kill();
+    server.start_again();
+    for offset in [0, 5] {
+        let error = flat.read_at(&mut text, offset).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{error}");
+    }
+    // Values are the same for all.
+    assert_eq!(number_in(&value), 7);
+    assert_eq!(number_in(&read_only), 0);
+    // Who goes on where something was read before that nobody knows any more finds its end.
+    server.kill();
+    server.start_again();
+    assert_eq!(value.read_at(&mut text, 1).unwrap(), 0);
+    assert_eq!(number_in(&value), 7);
+    assert_eq!(value.read_at(&mut text, 1).unwrap(), 1, "the newline");
+    clear.write_all_at(b"0\n", 0).unwrap();
+    assert_eq!(number_in(&value), 0);
+    assert_eq!(value.write_at(b"1", 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    // Opened again it shows all of it.
+    assert!(std::fs::read_to_string(server.path(".stats/flat")).unwrap().contains("below"));
+}
+
+/// Kills the server, does something to what is kept, and starts it again: what that says of it.
+fn kept_in_vain(harm: impl FnOnce(&Server)) -> String {
+    let mut server = Server::kept();
+    let quiet = Quiet::start(&server);
+    quiet.count(3);
+    let before = mounted(&server).unwrap();
+    let file = quiet.file(&server);
+    assert_eq!(number_in(&file), 3);
+    server.kill();
+    harm(&server);
+    let log = server.log().len();
+    server.start_again();
+    assert_ne!(mounted(&server).as_ref(), Some(&before), "it is mounted anew");
+    let error = file.read_at(&mut [0; 8], 0).unwrap_err();
+    assert!(matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)), "{error}");
+    until("the client is back", || server.path(&quiet.directory).exists());
+    assert_eq!(server.number(&format!("{}/work_done", quiet.directory)), 3);
+    until("nothing else is kept", || {
+        let names = server.holder().names();
+        names.iter().filter(|name| name.starts_with("fuse.")).count() == 2
+            && names.iter().filter(|name| name.starts_with("seg.")).count() == 1
+            && names.len() == 3
+    });
+    // It is kept, too.
+    let again = mounted(&server);
+    server.kill();
+    server.start_again();
+    assert_eq!(mounted(&server), again);
+    server.log()[log..].to_owned()
+}
+
+fn pipe() -> OwnedFd {
+    std::io::pipe().unwrap().0.into()
+}
+
+/// A file that has no seals.
+fn unsealed() -> OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the name is a C string; the descriptor is new and ours.
+    unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"unsealed".as_ptr(), libc::MFD_CLOEXEC)) }
+}
+
+#[test]
+fn a_mount_whose_connection_has_ended_is_made_anew() {
+    let log = kept_in_vain(|server| {
+        // By force what is in use is not unmounted, but nobody can answer any more.
+        let busy = nix::mount::umount2(&server.mount(), nix::mount::MntFlags::MNT_FORCE);
+        assert_eq!(busy, Err(nix::errno::Errno::EBUSY));
+    });
+    assert!(log.contains("it has no live connection"), "{log}");
+}
+
+#[test]
+fn a_mount_that_was_taken_away_is_made_anew() {
+    let log = kept_in_vain(|server| {
+        nix::mount::umount2(&server.mount(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    });
+    assert!(log.contains("it is not mounted there any more"), "{log}");
+}
+
+#[test]
+fn a_mount_of_another_state_is_made_anew() {
+    let log = kept_in_vain(|server| {
+        server.holder().rename(|name| match name.split('.').collect::<Vec<_>>()[..] {
+            ["fuse", _, place, source] => format!("fuse.1.{place}.{source}"),
+            _ => name.to_owned(),
+        });
+    });
+    assert!(log.contains("inode numbers are of another state"), "{log}");
+}
+
+#[test]
+fn a_mount_under_another_name_is_made_anew() {
+    let log = kept_in_vain(|server| {
+        server.holder().rename(|name| name.replace("fuse.", "fuse-"));
+    });
+    assert!(log.contains("kept what is of no use here"), "{log}");
+}
+
+#[test]
+fn a_mount_whose_state_is_lost_is_made_anew() {
+    let log = kept_in_vain(|server| {
+        // The same file.
+        let state = server.mount().with_file_name("state").join("state");
+        std::fs::write(state, [0x5a; 30_000]).unwrap();
+    });
+    assert!(log.contains("inode numbers are of another state"), "{log}");
+}
+
+#[test]
+fn what_was_kept_and_is_of_no_use_harms_nobody() {
+    let mut server = Server::kept();
+    let quiet = Quiet::start(&server);
+    quiet.count(3);
+    let (before, file) = (mounted(&server), quiet.file(&server));
+    server.kill();
+    let holder = server.holder();
+    let names = holder.names();
+    for name in ["", "stored", "seg", "seg.x", "seg.5", "fuse.1", "fuse.1.made.statsfs-1"] {
+        holder.hold(name, pipe());
+        holder.hold(name, unsealed());
+    }
+    // Among what is of use.
+    for name in &names {
+        holder.hold(name, pipe());
+        holder.hold(name, File::options().read(true).write(true).open("/dev/fuse").unwrap().into());
+        holder.hold(name, unsealed());
+    }
+    server.start_again();
+    assert_eq!(mounted(&server), before);
+    assert_eq!(number_in(&file), 3);
+    quiet.count(4);
+    assert_eq!(server.number("top/work_done"), 7);
+    let is_of_use = |name: &String| names.contains(name);
+    until("the rest is let go", || server.holder().names().iter().all(is_of_use));
+}
+
+#[test]
+fn a_process_whose_segments_were_kept_in_vain_comes_by_itself() {
+    let mut server = Server::kept();
+    let quiet = Quiet::start(&server);
+    quiet.count(3);
+    server.kill();
+    let holder = server.holder();
+    let segments = holder.names().into_iter().find(|name| name.starts_with("seg.")).unwrap();
+    holder.rename(|name| name.replace("seg.", "lost."));
+    holder.hold(&segments, unsealed());
+    server.start_again();
+    until("it has come", || server.try_number("top/work_done").is_ok_and(|there| there == 3));
+    until("its segments are kept again", || {
+        let names = server.holder().names();
+        names.len() == 3 && names[2] == segments
+    });
+    assert!(server.log().contains("what was kept of a process is not taken in"));
+}
+
+/// Kills the server when the thread that takes processes in and folds them has begun `n` system calls since it
+/// was given something to do, or when all is done: how many it has begun then.
+fn killed_at(
+    n: usize,
+    server: &mut Server,
+    act: impl FnOnce(),
+    is_done: impl FnMut() -> bool,
+) -> Option<usize> {
+    let mut worker = Vec::new();
+    until("the thread", || {
+        worker = trace::threads(server.pid(), "statsfs-worker");
+        worker.len() == 1
+    });
+    let worker = trace::Traced::stop(worker[0]);
+    worker.go_on();
+    act();
+    let begun = worker.run_to_call(n, is_done);
+    server.strike();
+    worker.reap();
+    server.kill();
+    begun
+}
+
+/// How many segments are kept.
+fn segments_kept(server: &Server) -> usize {
+    server.holder().names().iter().filter(|name| name.starts_with("seg.")).count()
+}
+
+#[test]
+fn a_process_counts_once_whatever_step_of_its_coming_the_server_is_killed_at() {
+    let mut server = Server::kept();
+    let stays = Quiet::start(&server);
+    stays.count(1);
+    let open = File::open(server.path("top/work_done")).unwrap();
+    let mut n = 0;
+    loop {
+        n += 1;
+        let registry = Registry::new().unwrap();
+        let top = support::top(&registry);
+        let slot = below(&registry, &top, "comes").add_values::<Work>().unwrap();
+        slot.update(|counters| counters.work_done.add(5));
+        let before = 1 + 5 * (n as u64 - 1);
+        assert_eq!(number_in(&open), before);
+        let options = PublishOptions { socket: Some(server.socket()), ..PublishOptions::default() };
+        let publisher = std::cell::OnceCell::new();
+        let is_there = || {
+            let state = publisher.get().map(Publisher::state);
+            matches!(state, Some(statsfs::host::PublishState::Published { .. }))
+        };
+        let act = || publisher.set(registry.publish(options).unwrap()).unwrap();
+        let begun = killed_at(n, &mut server, act, is_there);
+        server.start_again();
+        // Seen at once if it was seen before, and else when it has come.
+        let seen = number_in(&open);
+        assert!(seen == before + 5 || (seen == before && begun.is_none()), "step {n}: {seen}");
+        until("it has come", || number_in(&open) == before + 5);
+        let directory = server.path(&format!("top/{}-comes", std::process::id()));
+        until("its directory", || directory.exists());
+        until("it is published", is_there);
+        until("its segment is kept", || segments_kept(&server) == 2);
+        // It leaves.
+        drop(publisher);
+        until("it is folded", || segments_kept(&server) == 1);
+        assert_eq!(number_in(&open), before + 5, "step {n}");
+        assert_eq!(server.number("top/.departed/work_done"), before + 4);
+        if let Some(begun) = begun {
+            println!("killed at each of {begun} steps of a coming");
+            assert!(begun > 4);
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_process_counts_once_whatever_step_of_its_fold_the_server_is_killed_at() {
+    let memory = Shared::<Ledger>::new();
+    let mut server = Server::kept();
+    let (mut sums, mut n) = (Totals::default(), 0);
+    loop {
+        n += 1;
+        let mut one = Publishing::start(&server, &memory, n, n as u64, false);
+        let open = File::open(server.path("kvm/work_done")).unwrap();
+        until("it has counted", || number_in(&open) > sums[0][0] + 10);
+        assert_eq!(segments_kept(&server), one.segments.len());
+        let act = || one.writer.signal(libc::SIGKILL);
+        let holder = server.holder().clone();
+        let is_folded = || holder.names_now().iter().all(|name| !name.starts_with("seg."));
+        let begun = killed_at(n, &mut server, act, is_folded);
+        one.writer.wait();
+        add(&mut sums, &held(&one.segments));
+        server.start_again();
+        assert_eq!(number_in(&open), sums[0][0], "killed at step {n}");
+        until("it is folded", || segments_kept(&server) == 0);
+        for (top, name) in TOPS.iter().enumerate() {
+            for (file, file_name) in FILES.iter().enumerate() {
+                let shown = server.number(&format!("{name}/{file_name}"));
+                assert_eq!(shown, sums[top][file], "step {n}: {name}/{file_name}");
+                assert_eq!(server.number(&format!("{name}/.departed/{file_name}")), shown);
+            }
+        }
+        if let Some(begun) = begun {
+            println!("killed at each of {begun} steps of a fold");
+            assert!(begun > 4);
+            break;
+        }
+    }
+}

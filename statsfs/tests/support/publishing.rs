@@ -1,0 +1,118 @@
+//! Processes that publish, count at random, and keep a ledger in memory that outlives them, as in `host_kill`.
+//! A test that starts them has an ignored one called `publishing_process`, which is what they run.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use statsfs::host::{PublishOptions, PublishState};
+use statsfs::{Registry, RegistryOptions};
+
+use super::server::Server;
+use super::support::PATIENCE;
+use super::support::child::{self, Shared, Writer};
+use super::support::churn::{Churner, Exchange};
+use super::support::ledger::{Ledger, TOPS};
+
+/// Processes at a time.
+pub const AT_ONCE: usize = 8;
+
+/// What the process does that [`Publishing`] starts.
+pub fn process() {
+    let (ledger, mut socket, mode) = child::in_child::<Ledger>();
+    let [at, seed, forks, to] = mode.splitn(4, ' ').collect::<Vec<_>>().try_into().unwrap();
+    let (at, seed): (usize, u64) = (at.parse().unwrap(), seed.parse().unwrap());
+    let options = RegistryOptions { segment_size: 64 << 10, max_segments: 4, ..Default::default() };
+    let registry = Registry::with_options(options).unwrap();
+    let [kvm, net] = TOPS.map(|name| {
+        let top = registry.create_source(name).unwrap();
+        top.register().unwrap();
+        top
+    });
+    let vm = registry.source("vm").private().create().unwrap();
+    kvm.add_subordinate(&vm).unwrap();
+    let pools = [vm, net];
+    let exchange: Exchange = Mutex::new(Vec::new());
+    let mut churner = Churner::new(0, seed, &registry, &pools, &ledger[at], &exchange);
+    let options = PublishOptions { socket: Some(PathBuf::from(to)), ..PublishOptions::default() };
+    let publisher = registry.publish(options).unwrap();
+    let state = publisher.wait_tried(PATIENCE);
+    assert!(matches!(state, PublishState::Published { .. }), "{state:?}");
+    if forks == "1" {
+        // A child that holds the connection, and whatever else there is, until it is told to end.
+        // SAFETY: the child runs nothing but plain system calls.
+        if unsafe { libc::fork() } == 0 {
+            // SAFETY: as above. It is not to keep the test's own socket, which tells when this one ended.
+            unsafe {
+                libc::close(std::os::fd::AsRawFd::as_raw_fd(&socket));
+                libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+                libc::alarm(5);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+    }
+    child::send_segments(&socket, &registry);
+    // Nothing is counted before somebody looks.
+    socket.read_exact(&mut [0]).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let mut n = 0u64;
+    while !n.is_multiple_of(32) || socket.read_exact(&mut [0]).is_err() {
+        churner.step();
+        n += 1;
+        if n.is_multiple_of(32) {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    // It says goodbye, and ends without tidying up.
+    drop(publisher);
+    std::process::exit(0);
+}
+
+/// A process that publishes, and its segments.
+pub struct Publishing {
+    pub writer: Writer,
+    pub segments: Vec<OwnedFd>,
+}
+
+impl Publishing {
+    /// Starts one, which is published when this returns.
+    pub fn start(
+        server: &Server,
+        memory: &Shared<Ledger>,
+        n: usize,
+        seed: u64,
+        forks: bool,
+    ) -> Self {
+        let mode = format!("{n} {seed} {} {}", u8::from(forks), server.socket().display());
+        let mut writer = Writer::start("publishing_process", memory, &mode);
+        let segments = writer.segments();
+        writer.socket.write_all(&[1]).unwrap();
+        Self { writer, segments }
+    }
+
+    /// Its private directory.
+    pub fn directory(&self) -> String {
+        format!("kvm/{}-vm", self.writer.pid())
+    }
+
+    /// Waits for the end of its own socket, which comes with the end of the one to the server, and then until
+    /// its directory is gone; answers how long after it that was.
+    pub fn gone(&mut self, server: &Server) -> Duration {
+        let mut byte = [0];
+        let end = self.writer.socket.read(&mut byte);
+        assert!(matches!(end, Ok(0) | Err(_)), "it says nothing");
+        let start = Instant::now();
+        let directory = server.path(&self.directory());
+        while directory.exists() {
+            assert!(start.elapsed() < PATIENCE, "{} is still there", directory.display());
+            thread::sleep(Duration::from_micros(200));
+        }
+        start.elapsed()
+    }
+}
