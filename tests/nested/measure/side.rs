@@ -12,7 +12,7 @@ use tests::memory::Memory;
 use tests::nested::LINUX;
 
 /// How long a guest may say nothing. Many times what the longest of its measurements takes.
-const PATIENCE_MS: i32 = 120_000;
+const PATIENCE_MS: i32 = 60_000;
 
 /// A virtual machine monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
