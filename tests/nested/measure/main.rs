@@ -17,8 +17,10 @@ const SUITE: Suite = Suite {
     functions: &[
         ("measure::starting", compare::starting),
         ("measure::memory", compare::memory),
-        ("measure::throughput", compare::throughput),
+        ("measure::disk", compare::disk),
+        ("measure::net", compare::net),
     ],
+    commands: &["vmm"],
     patience: 1800,
     packages: &["qemu-system-x86"],
     live: true,

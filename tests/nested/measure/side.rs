@@ -1,6 +1,7 @@
 //! One of the two that are compared: how it is started, and what can be seen of it from outside.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,9 @@ use tests::binary;
 use tests::linux::CMDLINE;
 use tests::memory::Memory;
 use tests::nested::LINUX;
+
+/// How long a guest may say nothing. Many times what the longest of its measurements takes.
+const PATIENCE_MS: i32 = 60_000;
 
 /// A virtual machine monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +95,7 @@ impl Side {
         let started = Instant::now();
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let console = BufReader::new(child.stdout.take().expect("it is a pipe"));
-        Run { started, child, console, _mount: mount }
+        Run { started, child, console, mount }
     }
 }
 
@@ -101,7 +105,7 @@ pub struct Run {
     started: Instant,
     child: Child,
     console: BufReader<ChildStdout>,
-    _mount: tempfile::TempDir,
+    mount: tempfile::TempDir,
 }
 
 impl Run {
@@ -111,12 +115,34 @@ impl Run {
         let mut all = Vec::new();
         loop {
             let mut line = Vec::new();
+            self.wait_said(&all);
             let n = self.console.read_until(b'\n', &mut line).expect("a pipe can be read");
             assert!(n > 0, "it ended without {text:?}: {}", String::from_utf8_lossy(&all));
             all.extend_from_slice(&line);
             if let Some(rest) = String::from_utf8_lossy(&line).strip_prefix(text) {
                 return (rest.trim().to_string(), self.started.elapsed());
             }
+        }
+    }
+
+    /// Waits until it says something. One that does not hangs: what can be known of it is shown.
+    fn wait_said(&self, all: &[u8]) {
+        if !self.console.buffer().is_empty() {
+            return;
+        }
+        let fd = self.console.get_ref().as_raw_fd();
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: the pointer is to one live pollfd.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, PATIENCE_MS) };
+        if ready == 0 {
+            let flat = std::fs::read_to_string(self.mount.path().join(".stats/flat"));
+            let flat = flat.unwrap_or_default();
+            let told: Vec<_> = flat.lines().filter(|line| !line.ends_with(" 0")).collect();
+            let said = String::from_utf8_lossy(all);
+            panic!(
+                "it says nothing any more, after:\n{said}\nits statistics:\n{}",
+                told.join("\n")
+            );
         }
     }
 

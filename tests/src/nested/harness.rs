@@ -189,11 +189,12 @@ pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !cases.tests.is_empty() {
-        let vmm = say("vmm, optimised", || Ok(cargo.command("vmm", &["--release"])))?;
-        image.command(&vmm)?;
-        // Tests of its own package have this path built in.
-        let built = cargo.command("vmm", &[]);
-        image.link(&built, &Path::new(super::BIN).join("vmm"));
+        for name in suite.commands {
+            let what = format!("{name}, optimised");
+            image.command(&say(&what, || Ok(cargo.command(name, &["--release"])))?)?;
+            // Tests of its own package have this path built in.
+            image.link(&cargo.command(name, &[]), &Path::new(super::BIN).join(name));
+        }
         image.guests()?;
     }
     if !suite.packages.is_empty() {

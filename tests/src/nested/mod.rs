@@ -32,6 +32,8 @@ pub struct Suite {
     pub excluded: &'static [(&'static str, &'static str)],
     /// Functions of this executable, which fail by a panic.
     pub functions: &'static [Function],
+    /// Commands of the workspace that are there.
+    pub commands: &'static [&'static str],
     /// How many seconds each test may take: several times what the slowest takes on a quiet machine.
     pub patience: u32,
     /// Debian's packages that the functions need besides what is always there.
