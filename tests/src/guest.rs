@@ -1,9 +1,11 @@
 //! Guests that do what a table of steps says: see `guests/exits64.s` and `exits16.s`. And one that sends
-//! back what it receives: `guests/echo64.s`.
+//! back what it receives: `guests/echo64.s`. And a kernel that uses and abuses virtio devices:
+//! `guests/virtio64.s`.
 
 std::arch::global_asm!(include_str!("../guests/exits16.s"));
 std::arch::global_asm!(include_str!("../guests/exits64.s"));
 std::arch::global_asm!(include_str!("../guests/echo64.s"));
+std::arch::global_asm!(include_str!("../guests/virtio64.s"));
 
 unsafe extern "C" {
     static tests_guest_exits16_start: u8;
@@ -12,6 +14,8 @@ unsafe extern "C" {
     static tests_guest_exits64_end: u8;
     static tests_guest_echo64_start: u8;
     static tests_guest_echo64_end: u8;
+    static tests_guest_virtio64_start: u8;
+    static tests_guest_virtio64_end: u8;
 }
 
 /// The mode that a guest is entered in.
@@ -164,6 +168,33 @@ pub fn program(mode: Mode, steps: &[Step]) -> Vec<u8> {
 pub fn echo() -> Vec<u8> {
     between(&raw const tests_guest_echo64_start, &raw const tests_guest_echo64_end)
 }
+
+/// Where a kernel of ours is loaded and entered.
+const KERNEL: u64 = 1 << 20;
+
+/// An ELF kernel that writes nonsense to the registers of four virtio devices, so many times over, makes the
+/// last of them ready, notifies it [`NOTIFICATIONS`] times, and powers off.
+pub fn virtio_kernel(passes: u32) -> Vec<u8> {
+    let mut code =
+        between(&raw const tests_guest_virtio64_start, &raw const tests_guest_virtio64_end);
+    code.extend(passes.to_le_bytes());
+    let size = code.len() as u64;
+    // One segment, right behind the headers of 64 and 56 bytes: an executable for x86-64.
+    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 62, 0];
+    elf.extend(1_u32.to_le_bytes());
+    [KERNEL, 64, 0].iter().for_each(|word| elf.extend(word.to_le_bytes()));
+    elf.extend(0_u32.to_le_bytes());
+    [64_u16, 56, 1, 0, 0, 0].iter().for_each(|half| elf.extend(half.to_le_bytes()));
+    [1_u32, 7].iter().for_each(|word| elf.extend(word.to_le_bytes()));
+    [120, KERNEL, KERNEL, size, size, 8].iter().for_each(|word| elf.extend(word.to_le_bytes()));
+    elf.extend(code);
+    elf
+}
+
+/// How often the last of the devices is notified.
+pub const NOTIFICATIONS: u64 = 1000;
+/// How many writes of its registers make it ready.
+pub const SET_UP: u64 = 12;
 
 /// What is between two labels of a guest.
 fn between(start: *const u8, end: *const u8) -> Vec<u8> {

@@ -82,6 +82,14 @@ impl Vmm {
         vmm.args(["--flat".as_ref(), file.as_os_str()])
     }
 
+    /// Of a guest with this kernel, mounted, with the final statistics written.
+    pub fn of_kernel(bytes: &[u8]) -> Self {
+        let vmm = Self::of_nothing();
+        let file = vmm.directory().join("kernel");
+        std::fs::write(&file, bytes).expect("a kernel");
+        vmm.args(["--kernel".as_ref(), file.as_os_str()])
+    }
+
     /// Of no guest yet, mounted, with the final statistics written.
     pub(crate) fn of_nothing() -> Self {
         require_host();

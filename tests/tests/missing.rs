@@ -358,6 +358,28 @@ fn the_program_or_the_statistics_file_is_no_good() {
 }
 
 #[test]
+fn a_kernel_and_what_it_is_to_have_are_no_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    let (kernel, empty, missing) = (path("kernel"), path("empty"), path("missing"));
+    fs::write(&kernel, tests::guest::virtio_kernel(0)).unwrap();
+    fs::write(&empty, "").unwrap();
+    let large = path("large");
+    fs::File::create(&large).unwrap().set_len(5 << 30).unwrap();
+    let wrong = |args: &[&str], status: i32, parts: &[&str]| {
+        let args = [&["run", "--no-publish", "--kernel"], args].concat();
+        assert_wrong(directory.path(), &args, status, parts);
+    };
+    wrong(&[&missing], 125, &["missing", "check the path"]);
+    wrong(&[&empty], 125, &["empty", "give a bzImage"]);
+    wrong(&[&kernel, "--initrd", &missing], 125, &["missing", "check the path"]);
+    wrong(&[&kernel, "--initrd", &empty], 125, &["empty", "leave --initrd out"]);
+    wrong(&[&kernel, "--initrd", &large], 125, &["too large", "make it smaller"]);
+    wrong(&[&kernel, "--disk", &missing], 125, &["missing", "truncate -s 1G"]);
+    wrong(&[&kernel, "--cmdline", "quiet\nro"], 2, &["--cmdline", "one line"]);
+}
+
+#[test]
 fn the_largest_memory_is_one_that_kvm_takes() {
     let ended = Vmm::new(Mode::Long, &[end(9)]).args(["--memory", "8192G"]).run();
     // The host may not promise as much.

@@ -113,7 +113,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "flat")]
     pub initrd: Option<PathBuf>,
     /// What to add to the kernel's command line
-    #[arg(long, value_name = "STRING", conflicts_with = "flat", allow_hyphen_values = true)]
+    #[arg(long, value_name = "STRING", conflicts_with = "flat", allow_hyphen_values = true, value_parser = parse_cmdline)]
     pub cmdline: Option<String>,
     /// Disk of the guest: a file, read-only with ,ro after it; may be repeated, for /dev/vda and so on
     #[arg(long, value_name = "FILE[,ro]", conflicts_with = "flat")]
@@ -277,6 +277,14 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
         return Err(format!("memory comes in whole pages of {PAGE_SIZE} bytes"));
     }
     Ok(size)
+}
+
+fn parse_cmdline(text: &str) -> Result<String, String> {
+    // The kernel would take some of them for the end of a word, others for a part of it.
+    if text.chars().any(char::is_control) {
+        return Err("a command line is one line, without control characters".to_string());
+    }
+    Ok(text.to_string())
 }
 
 fn parse_name(text: &str) -> Result<String, String> {
@@ -466,6 +474,17 @@ mod tests {
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_is_one_line() {
+        let parse =
+            |text: &str| Cli::try_parse_from(["vmm", "run", "--kernel", "k", "--cmdline", text]);
+        assert!(parse("quiet  root=/dev/vda init=/ü -- -x").is_ok());
+        for text in ["quiet\nro", "a\tb", "\u{1b}[m", "ro\r", "a\0b"] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("--cmdline") && error.contains("one line"), "{text:?}: {error}");
         }
     }
 

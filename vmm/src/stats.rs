@@ -101,7 +101,8 @@ statsfs::stats! {
         pub vm_memory_bytes: Gauge<u64, Bytes>,
         /// The guest's vCPUs.
         pub vm_vcpus: Gauge<u32>,
-        /// Where the machine is in its life: 0 created, 1 running, 2 paused, 3 stopped.
+        /// Where the machine is in its life: 0 created, 1 running, 2 paused (kept free: no machine can be
+        /// paused yet), 3 stopped.
         pub vm_state: Gauge<u8> { aggregate: none },
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread::{self, JoinHandle};
 
 use devices::BusDevice;
@@ -449,6 +449,42 @@ impl Queue {
     pub fn want_interrupt_for(&self, number: u16) {
         assert!(self.event_idx);
         self.store16(self.available + 4 + 2 * u64::from(self.size), number);
+    }
+
+    /// Number of chains that were made available so far, modulo 2^16.
+    pub fn offered(&self) -> u16 {
+        self.next_available
+    }
+
+    /// Whether the device asks to be notified of those that were made available since there were `before`
+    /// of them. It sees them before this looks.
+    pub fn is_notification_due(&self, before: u16) -> bool {
+        fence(Ordering::SeqCst);
+        if !self.event_idx {
+            return self.load16(self.used) & 1 == 0;
+        }
+        let event = self.load16(self.used + 4 + 8 * u64::from(self.size));
+        let now = self.next_available;
+        now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
+    }
+
+    /// Asks for an interrupt for whatever is used next. Whether there is something already: then there may
+    /// be no interrupt.
+    pub fn arm(&self) -> bool {
+        if self.event_idx {
+            self.want_interrupt_for(self.next_used);
+        } else {
+            self.want_interrupts(true);
+        }
+        fence(Ordering::SeqCst);
+        self.load16(self.used + 2) != self.next_used
+    }
+
+    /// Asks for no interrupts, as far as a driver can.
+    pub fn disarm(&self) {
+        if !self.event_idx {
+            self.want_interrupts(false);
+        }
     }
 
     /// Whether the device asks to be notified of the next chain.

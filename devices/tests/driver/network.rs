@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -108,6 +109,14 @@ impl Wire {
         // SAFETY: an address of this size.
         check(unsafe { libc::bind(fd, (&raw const address).cast(), size) }).unwrap();
         Self(socket)
+    }
+
+    /// Waits for a frame, up to this long. Whether there may be one.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let mut wanted = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, which is valid for the call.
+        let ready = unsafe { libc::poll(&raw mut wanted, 1, patience.as_millis() as libc::c_int) };
+        check(ready).unwrap() > 0
     }
 
     /// Sends a frame out of the interface.

@@ -41,9 +41,9 @@ pub fn kernels_and_ram_disks() {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
     let changed = |name: &str, change: fn(&mut Vec<u8>)| changed(directory.path(), name, change);
 
-    refused(&[&path("missing")], &["missing", "No such file"]);
+    refused(&[&path("missing")], &["missing", "No such file", "check the path"]);
     refused(&["/proc"], &["/proc", "is a directory"]);
-    refused(&[&changed("empty", Vec::clear)], &["is empty"]);
+    refused(&[&changed("empty", Vec::clear)], &["is empty", "bzImage"]);
     let noise = changed("noise", |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 0x5a));
     refused(&[&noise], &["is not a kernel", "bzImage"]);
     refused(&[&changed("cut", |bytes| bytes.truncate(bytes.len() / 2))], &["is truncated"]);
@@ -56,17 +56,17 @@ pub fn kernels_and_ram_disks() {
         *bytes = fs::read("/init").unwrap();
         bytes.truncate(0x100);
     });
-    refused(&[&elf], &["elf"]);
+    refused(&[&elf], &["is truncated"]);
 
     refused(&[LINUX, "--initrd", &path("missing")], &["RAM disk", "No such file"]);
     let empty = changed("initrd", Vec::clear);
-    refused(&[LINUX, "--initrd", &empty], &["RAM disk", "is empty"]);
+    refused(&[LINUX, "--initrd", &empty], &["RAM disk", "is empty", "leave --initrd out"]);
     // Of holes.
     let large = path("large");
     File::create(&large).unwrap().set_len(600 << 20).unwrap();
     refused(&[LINUX, "--initrd", &large], &["RAM disk", "--memory"]);
     File::create(&large).unwrap().set_len(5 << 30).unwrap();
-    refused(&[LINUX, "--initrd", &large, "--memory", "8G"], &["RAM disk", "too large"]);
+    refused(&[LINUX, "--initrd", &large, "--memory", "8G"], &["RAM disk", "too large", "--disk"]);
     let long = "x".repeat(4096);
     refused(&[LINUX, "--cmdline", &long], &["command line", "shorten"]);
 }
@@ -74,7 +74,7 @@ pub fn kernels_and_ram_disks() {
 pub fn disks_and_interfaces() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
-    refused(&[LINUX, "--disk", &path("missing")], &["missing", "No such file"]);
+    refused(&[LINUX, "--disk", &path("missing")], &["missing", "No such file", "truncate -s 1G"]);
     refused(
         &[LINUX, "--disk", directory.path().to_str().unwrap()],
         &[directory.path().to_str().unwrap()],
@@ -83,7 +83,7 @@ pub fn disks_and_interfaces() {
     fs::write(&odd, vec![0; 1000]).unwrap();
     refused(&[LINUX, "--disk", &odd], &["odd", "512"]);
     refused(&[LINUX, "--net", "tap=none0"], &["none0", "ip tuntap add none0"]);
-    refused(&[LINUX, "--net", "tap=lo"], &["lo", "no tap"]);
+    refused(&[LINUX, "--net", "tap=lo"], &["interface lo ", "no tap", "ip tuntap add"]);
     // One interface for two.
     tap::set_up();
     let net = format!("tap={}", tap::NAME);

@@ -6,11 +6,21 @@ use std::path::PathBuf;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
+/// What to do about a file that can not be read.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => ": check the path",
+        io::ErrorKind::PermissionDenied => ": let this user read it",
+        io::ErrorKind::IsADirectory => ": give a file in it",
+        _ => "",
+    }
+}
+
 /// Why a kernel can not be opened or loaded.
 #[derive(Debug, Error)]
 pub enum KernelError {
     /// A file can not be read.
-    #[error("the {what} {} can not be read: {error}", .path.display())]
+    #[error("the {what} {} can not be read: {error}{}", .path.display(), hint(.error))]
     Read {
         /// What it is to be.
         what: &'static str,
@@ -21,7 +31,10 @@ pub enum KernelError {
         error: io::Error,
     },
     /// There is nothing in the kernel's file.
-    #[error("the kernel {} is empty", .0.display())]
+    #[error(
+        "the kernel {} is empty: give a bzImage (such as /boot/vmlinuz-*) or an uncompressed ELF image (vmlinux)",
+        .0.display()
+    )]
     Empty(PathBuf),
     /// It is something else.
     #[error(
@@ -96,11 +109,14 @@ pub enum KernelError {
         memory: u64,
     },
     /// There is nothing in the RAM disk's file.
-    #[error("the RAM disk {} is empty", .0.display())]
+    #[error(
+        "the RAM disk {} is empty: make it anew, or leave --initrd out",
+        .0.display()
+    )]
     InitrdEmpty(PathBuf),
     /// The RAM disk fits into no memory.
     #[error(
-        "the RAM disk {} is too large: it has {size} bytes, and the kernel can take {room}",
+        "the RAM disk {} is too large: it has {size} bytes, and the kernel can take {room}: make it smaller, or put what is in it on a --disk",
         .path.display()
     )]
     InitrdTooLarge {

@@ -64,6 +64,7 @@ fn hint(error: &io::Error, read_only: bool) -> &'static str {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem if !read_only => {
             " for writing: add ,ro to only read it"
         }
+        ErrorKind::NotFound => ": check the path, or make a new disk with `truncate -s 1G FILE`",
         _ => "",
     }
 }

@@ -87,7 +87,13 @@ impl Receiver {
         for _ in 0..MAX_STALE {
             match sys::read(backend, iter::empty(), &mut self.overflow) {
                 Ok(len) => events.receive_dropped(len.saturating_sub(HEADER)),
-                Err(_) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    events.receive_failed();
+                    if is_lasting(&error) {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -132,9 +138,14 @@ impl Receiver {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                             return Ok(Progress::Done);
                         }
-                        Err(_) => {
+                        Err(error) => {
                             events.receive_failed();
-                            return Ok(Progress::Done);
+                            if is_lasting(&error) {
+                                return Ok(Progress::Done);
+                            }
+                            // The packet is lost, but there may be others behind it, and the backend
+                            // tells of what is there only once.
+                            continue;
                         }
                     }
                 }
@@ -244,6 +255,12 @@ impl Receiver {
         }
         turn.publish()
     }
+}
+
+/// Whether a backend that could not be read can not be read again at once: its interface is down (EIO of
+/// a tap interface) or gone (EBADFD). It tells when it is back.
+fn is_lasting(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADFD | libc::EBADF | libc::ENODEV))
 }
 
 /// The first `len` bytes of the buffers.

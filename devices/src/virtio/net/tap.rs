@@ -29,7 +29,9 @@ pub enum TapError {
     )]
     Missing(String),
     /// It is of another kind.
-    #[error("the network interface {0} is no tap interface with a single queue")]
+    #[error(
+        "the network interface {0} is no tap interface with a single queue: make one of another name with `ip tuntap add NAME mode tap` and `ip link set NAME up`"
+    )]
     Kind(String),
     /// Another process uses it.
     #[error("the tap interface {0} is in use by another process")]

@@ -1,0 +1,50 @@
+//! A guest that writes nonsense to its virtio devices, and one that only notifies them, on real KVM.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use tests::flat::Flat;
+use tests::guest::{NOTIFICATIONS, SET_UP, virtio_kernel};
+use tests::soak::rounds;
+use tests::tap;
+use tests::tracepoint::KvmReturns;
+use tests::vmm::Vmm;
+
+/// Runs the kernel with two disks and an interface, to its power-off.
+fn run(passes: u32) -> Flat {
+    tap::set_up();
+    let kernel = KvmReturns::watch_all();
+    let mut vmm = Vmm::of_kernel(&virtio_kernel(passes)).unmounted();
+    for name in ["a", "b"] {
+        let disk = vmm.directory().join(name);
+        File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+        vmm = vmm.args(["--disk".as_ref(), disk.as_os_str()]);
+    }
+    let ended = vmm.args(["--net", &format!("tap={}", tap::NAME)]).run().assert(0);
+    ended.assert_clean();
+    let flat = ended.flat();
+    flat.assert_sums();
+    kernel.assert_agrees(&flat);
+    flat
+}
+
+#[test]
+fn nonsense_in_registers_and_queues_is_counted_and_harms_nobody() {
+    let flat = run(rounds(20));
+    let machine = flat.machine();
+    for device in ["blk0", "blk1", "net0", "rng0"] {
+        let get = |name: &str| flat.get(&format!("{machine}/{device}/{name}"));
+        assert!(get("virtio_bad_accesses") > 1000, "{device}: {}", get("virtio_bad_accesses"));
+        assert!(get("virtio_queue_errors") >= 1, "{device}: {}", get("virtio_queue_errors"));
+    }
+    println!("{} accesses refused", flat.get("kvm/virtio_bad_accesses"));
+}
+
+#[test]
+fn notifications_are_no_exits() {
+    let flat = run(0);
+    let machine = flat.machine();
+    assert_eq!(flat.get(&format!("{machine}/rng0/virtio_notifications")), NOTIFICATIONS);
+    assert_eq!(flat.exits("kvm"), BTreeMap::from([("mmio_write", SET_UP), ("io_out", 1)]));
+    assert_eq!(flat.get(&format!("{machine}/vcpu0/rng0/io_writes")), SET_UP);
+}
