@@ -448,7 +448,7 @@ fn who_may_not_read_reads_nothing_not_even_in_bulk() {
                 continue;
             }
             let mut text = Vec::new();
-            tree.render(node(&tree, &bulk).unwrap(), caller, &mut text).unwrap();
+            tree.render(node(&tree, &bulk).unwrap(), caller, usize::MAX, &mut text).unwrap();
             let text = String::from_utf8(text).unwrap();
             let shown: BTreeSet<_> =
                 text.lines().map(|line| line.split_once(' ').unwrap().0.to_owned()).collect();

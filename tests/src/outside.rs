@@ -64,7 +64,7 @@ impl Outside {
         });
         let mut text = Vec::new();
         let caller = Caller { uid: 0, gid: 0, pid: 0 };
-        let rendered = found.and_then(|ino| self.0.render(ino, caller, &mut text));
+        let rendered = found.and_then(|ino| self.0.render(ino, caller, usize::MAX, &mut text));
         rendered.unwrap_or_else(|error| panic!("{path}: {error:?}"));
         let text = String::from_utf8(text).expect("numbers are text");
         text.trim_end().parse().unwrap_or_else(|_| panic!("{path} says {text:?}"))

@@ -38,6 +38,14 @@ impl Budget {
         Arc::new(Budget { most, used: AtomicUsize::new(0) })
     }
 
+    /// How many bytes more a user may have now, and what says so.
+    pub(super) fn room(&self, user: &User) -> (usize, Limit) {
+        let left = |most: usize, used: &AtomicUsize| most.saturating_sub(used.load(Relaxed));
+        let all = (left(self.most.all, &self.used), Limit::OpenBytes);
+        let own = (left(self.most.user, &user.bytes), Limit::UserOpenBytes);
+        if user.is_exempt || all.0 <= own.0 { all } else { own }
+    }
+
     fn take(&self, user: &User, bytes: usize) -> Result<(), Limit> {
         let most = if user.is_exempt { usize::MAX } else { self.most.user };
         add(&user.bytes, bytes, most).ok_or(Limit::UserOpenBytes)?;

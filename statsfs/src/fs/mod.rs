@@ -137,11 +137,13 @@ pub trait Nodes: Send + Sync + 'static {
     /// `EACCES` for writing to what can not be cleared, for root too; `ESTALE` if it is gone.
     fn open(&self, ino: Ino, caller: Caller, write: bool) -> Result<(), Errno>;
 
-    /// Appends a file's content, as of now, to `out`.
+    /// Appends a file's content, as of now, to `out`. There is room for `most` bytes: one that is long stops not
+    /// far beyond, and so never takes all memory.
     ///
     /// # Errors
-    /// `ENODEV` if its source is gone.
-    fn render(&self, ino: Ino, caller: Caller, out: &mut Vec<u8>) -> Result<(), Errno>;
+    /// `ENODEV` if its source is gone, `EFBIG` if it is longer.
+    fn render(&self, ino: Ino, caller: Caller, most: usize, out: &mut Vec<u8>)
+    -> Result<(), Errno>;
 
     /// Takes what was written to a file at its beginning, in one piece.
     ///

@@ -345,7 +345,11 @@ impl Server {
 
     fn render(&self, file: &OpenFile) -> Result<Arc<Rendering>, Errno> {
         let mut bytes = Vec::with_capacity(24);
-        guarded(|| self.nodes.render(file.ino, file.caller, &mut bytes))?;
+        let (most, limit) = self.budget.room(&file.user);
+        match guarded(|| self.nodes.render(file.ino, file.caller, most, &mut bytes)) {
+            Err(Errno(libc::EFBIG)) => return Err(self.refuse(file.caller, limit)),
+            rendered => rendered?,
+        }
         let rendering = Rendering::new(&self.budget, &file.user, bytes);
         rendering.map_err(|limit| self.refuse(file.caller, limit))
     }

@@ -116,7 +116,7 @@ pub(super) mod tests {
     fn number(tree: &Tree, path: &str) -> u64 {
         let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
         let mut out = Vec::new();
-        tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, &mut out).unwrap();
+        tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out).unwrap();
         std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
     }
 

@@ -131,8 +131,16 @@ impl<'a> Leaf<'a> {
 
 impl State {
     /// Appends `path value` for every file in and below a directory, of which the sweep is; those in
-    /// directories below only as far as these may be entered.
-    pub(crate) fn write_flat(&self, dir: DirId, access: &Access, sweep: &Sweep, out: &mut Vec<u8>) {
+    /// directories below only as far as these may be entered. Stops after the directory with which there are more
+    /// than `most` bytes.
+    pub(crate) fn write_flat(
+        &self,
+        dir: DirId,
+        access: &Access,
+        sweep: &Sweep,
+        most: usize,
+        out: &mut Vec<u8>,
+    ) {
         let Some(directory) = self.dirs.get(&dir) else { return };
         let by_dir = ByDir::new(self, sweep);
         let mut sums = HashMap::new();
@@ -140,7 +148,7 @@ impl State {
             by_dir.sum_up(dir, directory, &mut sums);
         }
         let path = self.path(dir);
-        Text { by_dir, sums, access, leaf: Leaf::default(), path, out }.write(dir, directory);
+        Text { by_dir, sums, access, leaf: Leaf::default(), path, most, out }.write(dir, directory);
     }
 
     /// Appends `path value` for every file of a directory's `.departed`.
@@ -191,6 +199,7 @@ struct Text<'a> {
     access: &'a Access,
     leaf: Leaf<'a>,
     path: String,
+    most: usize,
     out: &'a mut Vec<u8>,
 }
 
@@ -202,6 +211,9 @@ impl Text<'_> {
         }
         self.write_files(dir);
         for &child in &directory.children {
+            if self.out.len() > self.most {
+                break;
+            }
             let Some(below) = self.by_dir.state.dirs.get(&child) else { continue };
             if self.access.may_enter(below) {
                 let len = self.path.len();

@@ -139,7 +139,7 @@ impl Tree {
     /// shows its owner.
     pub fn flat(&self, out: &mut Vec<u8>) {
         self.show(Request::WHOLE, &mut Sweep::default(), |state, sweep| {
-            state.write_flat(ROOT_DIR, &Access::all(), sweep, out);
+            state.write_flat(ROOT_DIR, &Access::all(), sweep, usize::MAX, out);
         });
     }
 
@@ -314,7 +314,13 @@ impl Nodes for Tree {
         Ok(())
     }
 
-    fn render(&self, ino: Ino, caller: Caller, out: &mut Vec<u8>) -> Result<(), Errno> {
+    fn render(
+        &self,
+        ino: Ino,
+        caller: Caller,
+        most: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Errno> {
         let node = Node::of(ino).ok_or(NO_DEVICE)?;
         let request = match node {
             Node::Value(dir, departed, identity, part) => {
@@ -336,9 +342,9 @@ impl Nodes for Tree {
                     state.write_flat_departed(dir, &files, sweep, out);
                 }
                 _ if !state.dirs.contains_key(&request.dir) => return Err(NO_DEVICE),
-                _ => state.write_flat(request.dir, &access, sweep, out),
+                _ => state.write_flat(request.dir, &access, sweep, most, out),
             }
-            Ok(())
+            if out.len() <= most { Ok(()) } else { Err(Errno(libc::EFBIG)) }
         })
     }
 

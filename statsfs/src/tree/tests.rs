@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::dirs::ROOT_DIR;
 use super::sweep::{Request, Sweep};
 use super::{Identity, Owner, Tree, TreeOptions};
-use crate::fs::{Caller, Nodes, ROOT};
+use crate::fs::{Caller, Errno, Nodes, ROOT};
 use crate::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType};
 use crate::{DynSlot, Registry, Source};
 
@@ -35,7 +35,7 @@ fn flat(tree: &Tree) -> BTreeMap<String, String> {
 fn number(tree: &Tree, path: &str) -> u64 {
     let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
     let mut out = Vec::new();
-    tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, &mut out).unwrap();
+    tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out).unwrap();
     std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
 }
 
@@ -539,6 +539,30 @@ fn directories_of_a_kind_have_their_files_in_common() {
     assert!(std::ptr::eq(files("a"), files("b")));
     assert!(!std::ptr::eq(files("a"), files("c")));
     assert_eq!(files("c").iter().map(|file| &*file.name).collect::<Vec<_>>(), ["m"]);
+}
+
+#[test]
+fn a_bulk_file_that_is_too_long_stops_where_there_is_no_room() {
+    let registry = Registry::new().unwrap();
+    let kvm = top(&registry);
+    let of = group("vm", &[counter("n", ValueType::U64)]);
+    let names: Vec<_> = (0..100).map(|n| format!("vm{n}")).collect();
+    let _slots: Vec<_> = names.iter().map(|name| publish(&kvm, &registry, name, &of)).collect();
+    let tree = tree(&[&registry]);
+    let flat =
+        [".stats", "flat"].iter().fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
+    let render = |most| {
+        let mut out = Vec::new();
+        let result = tree.render(flat, Caller { uid: 0, gid: 0, pid: 0 }, most, &mut out);
+        (result, out)
+    };
+    let (result, all) = render(usize::MAX);
+    assert!(result.is_ok() && all.len() > 1000);
+    assert_eq!(render(all.len()), (Ok(()), all.clone()));
+    let (result, part) = render(500);
+    assert_eq!(result, Err(Errno(libc::EFBIG)));
+    assert!(part.len() > 500 && part.len() < 550, "{}: it stops in time", part.len());
+    assert_eq!(render(all.len() - 1).0, Err(Errno(libc::EFBIG)));
 }
 
 #[test]

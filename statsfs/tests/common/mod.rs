@@ -229,7 +229,13 @@ impl Nodes for Tree {
         if write && !writable { Err(Errno(libc::EACCES)) } else { Ok(()) }
     }
 
-    fn render(&self, ino: Ino, _caller: Caller, out: &mut Vec<u8>) -> Result<(), Errno> {
+    fn render(
+        &self,
+        ino: Ino,
+        _caller: Caller,
+        _most: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Errno> {
         self.rendered.fetch_add(1, Relaxed);
         let (text, time) = self.with(ino, libc::ENODEV, |placed| match &placed.node {
             Node::Cumulative(cell) => (format!("{}\n", cell.load(Relaxed)), Duration::ZERO),

@@ -67,7 +67,7 @@ pub fn node(tree: &Tree, path: &str) -> Result<Ino, Errno> {
 pub fn try_number(tree: &Tree, path: &str) -> Result<i128, Errno> {
     let ino = node(tree, path)?;
     let mut out = Vec::new();
-    tree.render(ino, ROOT_CALLER, &mut out)?;
+    tree.render(ino, ROOT_CALLER, usize::MAX, &mut out)?;
     Ok(std::str::from_utf8(&out).unwrap().trim().parse().unwrap())
 }
 

@@ -60,8 +60,8 @@ pub struct Args {
     /// Files of the mount that one user may have open
     #[arg(long, value_name = "N", default_value_t = 1 << 14)]
     max_user_open_files: usize,
-    /// MiB of text that one user's open files may hold
-    #[arg(long, value_name = "MIB", default_value_t = 32)]
+    /// MiB of text that one user's open files may hold: by default the whole tree of such a host, once
+    #[arg(long, value_name = "MIB", default_value_t = 320)]
     max_user_open_mib: usize,
     /// Bulk files that one user may read at once
     #[arg(long, value_name = "N", default_value_t = 64)]
