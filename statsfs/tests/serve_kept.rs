@@ -10,6 +10,7 @@ mod support;
 #[path = "support/trace.rs"]
 mod trace;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -25,7 +26,7 @@ use statsfs::host::server::ClientState;
 use statsfs::host::{PublishOptions, Publisher};
 use statsfs::{Registry, Slot};
 use support::child::Shared;
-use support::ledger::{FILES, Ledger, TOPS, Totals, add, bound, held};
+use support::ledger::{FILES, Ledger, Reader, TOPS, Totals, add, bound, held};
 use support::{Random, StopAtEnd, Work, below, rounds, seed, until};
 
 #[test]
@@ -105,28 +106,27 @@ struct Run<'a> {
 impl Run<'_> {
     /// Reads totals over and over, by path or from files that were opened once.
     fn read(&self, seed: u64, open_once: bool) {
-        let mut random = Random::new(seed);
-        let path = |top: usize, file: usize| self.server.join(TOPS[top]).join(FILES[file]);
-        let files = [0, 1].map(|top| [0, 1, 2].map(|file| File::open(path(top, file)).unwrap()));
-        let mut last = [[0; 3]; 2];
+        let (mut random, mut reader) = (Random::new(seed), Reader::default());
+        let paths = TOPS.iter().flat_map(|top| FILES.map(|file| format!("{top}/{file}")));
+        let open: HashMap<_, _> = paths
+            .map(|path| {
+                let file = File::open(self.server.join(&path)).unwrap();
+                (path, file)
+            })
+            .collect();
         while !self.stop.load(SeqCst) {
-            let (top, file) = (random.below(2) as usize, random.below(3) as usize);
-            let low = bound(self.ledger, top, file, false);
-            let start = Instant::now();
-            let there = if open_once {
-                number_in(&files[top][file])
-            } else {
-                let text = std::fs::read_to_string(path(top, file))
-                    .unwrap_or_else(|error| panic!("{}: {error}", path(top, file).display()));
-                text.trim().parse().unwrap_or_else(|_| panic!("{text:?}"))
-            };
-            self.longest_us.fetch_max(start.elapsed().as_micros() as u64, SeqCst);
-            let high = bound(self.ledger, top, file, true);
-            let path = path(top, file);
-            assert!(low <= there && there <= high, "{path:?}: {low} ≤ {there} ≤ {high}");
-            let last = &mut last[top][file];
-            assert!(*last <= there, "{path:?} went back from {last} to {there}");
-            *last = there;
+            reader.check(self.ledger, &mut random, |path| {
+                let start = Instant::now();
+                let there = if open_once {
+                    number_in(&open[path])
+                } else {
+                    let text = std::fs::read_to_string(self.server.join(path))
+                        .unwrap_or_else(|error| panic!("{path}: {error}"));
+                    text.trim().parse().unwrap_or_else(|_| panic!("{text:?}"))
+                };
+                self.longest_us.fetch_max(start.elapsed().as_micros() as u64, SeqCst);
+                there
+            });
             self.checks.fetch_add(1, SeqCst);
         }
     }

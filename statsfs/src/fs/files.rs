@@ -26,6 +26,9 @@ pub(super) struct User {
     bytes: AtomicUsize,
 }
 
+/// Bytes of what is short: a value, or a histogram's buckets.
+const SHORT: usize = 4096;
+
 /// The memory that renderings may take.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -38,18 +41,22 @@ impl Budget {
         Arc::new(Budget { most, used: AtomicUsize::new(0) })
     }
 
-    /// How many bytes more a user may have now, and what says so.
+    /// How many bytes more a user may have now, and what says so. What is short is not worth asking: it is
+    /// charged when it is there.
     pub(super) fn room(&self, user: &User) -> (usize, Limit) {
         let left = |most: usize, used: &AtomicUsize| most.saturating_sub(used.load(Relaxed));
-        let all = (left(self.most.all, &self.used), Limit::OpenBytes);
-        let own = (left(self.most.user, &user.bytes), Limit::UserOpenBytes);
+        let most = self.most.all - self.most.all / 8;
+        let all = (left(most, &self.used).max(SHORT), Limit::OpenBytes);
+        let own = (left(self.most.user, &user.bytes).max(SHORT), Limit::UserOpenBytes);
         if user.is_exempt || all.0 <= own.0 { all } else { own }
     }
 
     fn take(&self, user: &User, bytes: usize) -> Result<(), Limit> {
         let most = if user.is_exempt { usize::MAX } else { self.most.user };
         add(&user.bytes, bytes, most).ok_or(Limit::UserOpenBytes)?;
-        add(&self.used, bytes, self.most.all).ok_or_else(|| {
+        // What is long leaves room for values, which all must be able to read.
+        let reserve = if bytes > SHORT { self.most.all / 8 } else { 0 };
+        add(&self.used, bytes, self.most.all - reserve).ok_or_else(|| {
             user.bytes.fetch_sub(bytes, Relaxed);
             Limit::OpenBytes
         })
@@ -211,8 +218,8 @@ impl OpenFiles {
         handle < self.first
     }
 
-    /// Takes over what a server before this one had open. It is its user's, whatever that has beside: it was let
-    /// in before. Beyond the limit for all it is served, and forgotten.
+    /// Takes over what a server before this one had open. Beyond a limit it is served all the same, since it
+    /// was let in before, and forgotten.
     pub(super) fn take_over(
         &self,
         handle: u64,
@@ -226,7 +233,8 @@ impl OpenFiles {
         }
         let user = table.user(caller.uid, self.owner);
         let file = OpenFile::new(ino, is_bulk, caller, user, true);
-        if table.files.len() < self.most.all {
+        let is_room = file.user.is_exempt || file.user.files.load(Relaxed) < self.most.user;
+        if is_room && table.files.len() < self.most.all {
             table.add(handle, Arc::clone(&file));
         }
         file

@@ -162,6 +162,17 @@ impl Keep {
         for process in processes {
             let Some(fds) = segments.remove(&process.publisher) else { continue };
             let fds = in_order(fds, &options.process_limits);
+            if fds.len() < process.segments as usize {
+                // Its baselines are of all of them.
+                let state::Process { publisher, pid, uid, .. } = process;
+                tracing::warn!(
+                    pid,
+                    uid,
+                    "what was kept of a process is not taken in: not all of it is there"
+                );
+                self.store.remove(&segments_name(publisher));
+                continue;
+            }
             match self.take_over(tree, &process, fds) {
                 Ok(Some(process)) => resumed.push(process),
                 Ok(None) => {}

@@ -45,7 +45,7 @@ pub struct Amounts {
 impl Amounts {
     /// What a user may have unless told: a thousand machines of 64 vCPUs.
     pub const DEFAULT: Self =
-        Self { connections: 2048, segments: 8192, bytes: 4 << 30, sources: 1 << 20 };
+        Self { connections: 2048, segments: 8192, bytes: 4 << 30, sources: 1 << 18 };
 
     const KINDS: [Limited; 4] =
         [Limited::Connections, Limited::Segments, Limited::Bytes, Limited::Sources];
