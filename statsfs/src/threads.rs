@@ -26,7 +26,7 @@ pub enum ThreadKind {
     /// Of a [publisher](crate::host::Publisher), `statsfs-publish`: connects to the host's server, sends it
     /// the segments, and waits for changes and for what the server says.
     Publish,
-    /// Of a mount, `statsfs-inval`: tells the kernel which names to forget.
+    /// Of a mount, `statsfs-inval`: tells the kernel which files to doubt.
     Invalidation,
 }
 

@@ -500,6 +500,23 @@ fn a_process_whose_segments_were_kept_in_vain_comes_by_itself() {
     assert!(server.log().contains("what was kept of a process is not taken in"));
 }
 
+#[test]
+fn a_process_that_has_all_that_it_may_comes_back() {
+    let mut server = Server::kept_with(&["--max-segments", "1"]);
+    let quiet = Quiet::start(&server);
+    for n in 1..4 {
+        server.kill();
+        server.start_again();
+        until("it has come back", || {
+            let clients = server.status().clients;
+            clients.len() == 1 && clients[0].state == ClientState::Published
+        });
+        quiet.count(1);
+        assert_eq!(server.number("top/work_done"), n);
+        assert_eq!(server.status().used.segments, 1);
+    }
+}
+
 /// Kills the server when the thread that takes processes in and folds them has begun `n` system calls since it
 /// was given something to do, or when all is done: how many it has begun then.
 fn killed_at(

@@ -62,8 +62,8 @@ impl MountOptions {
         self
     }
 
-    /// How long the kernel may remember names and attributes. Entries that go are invalidated at once
-    /// in any case.
+    /// How long the kernel may remember names and attributes. It is told at once which are to be doubted, since
+    /// what they are of has gone.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;

@@ -41,7 +41,12 @@ impl Server {
 
     /// Starts one of which descriptors are kept.
     pub fn kept() -> Self {
-        Self::made(&[], None, Some(Arc::new(Holder::start())))
+        Self::kept_with(&[])
+    }
+
+    /// Starts one with more arguments of which descriptors are kept.
+    pub fn kept_with(args: &[&str]) -> Self {
+        Self::made(args, None, Some(Arc::new(Holder::start())))
     }
 
     fn made(args: &[&str], log: Option<OwnedFd>, holder: Option<Arc<Holder>>) -> Self {

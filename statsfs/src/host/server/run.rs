@@ -153,13 +153,9 @@ impl Server {
     /// A process that the server before had may come back.
     fn await_back(&mut self, resumed: Resumed) {
         let Resumed { who, pidfd, process, received, is_over } = resumed;
-        let mut has = Amounts::default();
-        if let Some(usage) = self.tree.usage_of(process) {
-            let ProcessUsage { segments, bytes, sources } = usage;
-            // It has no connection. If it has more than it may, that is seen in the next round.
-            let of_it = Amounts { segments, bytes, sources, ..has };
-            let _ = self.accounts.change(who.uid, &mut has, of_it);
-        }
+        // It is charged with what it has when it comes back, which would else be twice at that time; or when it
+        // does not.
+        let has = Amounts::default();
         let id = self.clients.add(Client {
             who,
             pidfd,
@@ -427,6 +423,13 @@ impl Server {
             self.clients.iter().filter_map(|(id, client)| Some((id, client.is_missed(now)?)));
         for (id, process) in missed.collect::<Vec<_>>() {
             self.detach(id, process, Phase::Lost(process));
+            if let (Some(client), Some(usage)) = (self.clients.get(id), self.tree.usage_of(process))
+            {
+                let ProcessUsage { segments, bytes, sources } = usage;
+                let has = Amounts { segments, bytes, sources, ..client.has };
+                // It is here, whether or not that is too much.
+                let _ = self.accounts.change(client.who.uid, &mut client.has, has);
+            }
         }
         let overdue = self.clients.iter().filter(|(_, client)| client.is_overdue(now));
         for id in overdue.map(|(id, _)| id).collect::<Vec<_>>() {
