@@ -382,11 +382,11 @@ fn a_kernel_and_what_it_is_to_have_are_no_good() {
 #[test]
 fn the_largest_memory_is_one_that_kvm_takes() {
     let ended = Vmm::new(Mode::Long, &[end(9)]).args(["--memory", "8192G"]).run();
-    // The host may not promise as much.
+    // The host may not promise as much, or have no such addresses.
     if ended.code() == 9 {
         assert_eq!(ended.flat().get("kvm/vm_memory_bytes"), 8 << 40);
     } else {
-        assert_refused(&ended, &["bytes of guest memory can not be mapped", "--memory"]);
+        assert_refused(&ended, &["bytes of guest memory", "--memory"]);
     }
 }
 

@@ -76,6 +76,10 @@ struct Tally {
     /// Those that ran when a host ended.
     interrupted: BTreeSet<String>,
     ended: BTreeMap<String, Outcome>,
+    /// Those that have failed once, in whatever host.
+    failed: BTreeSet<String>,
+    /// Those that have failed in this host, and are to be run in the next one.
+    again: BTreeSet<String>,
     /// What is known about the failures besides their outputs.
     remarks: BTreeMap<String, String>,
 }
@@ -83,6 +87,17 @@ struct Tally {
 impl Tally {
     fn begin(&mut self, test: &str) {
         self.running.insert(test.to_string());
+    }
+
+    /// A test has failed that may have done so because of the host, whose emulated processors now and then crash
+    /// guests, whoever runs them, and themselves: whether it is to be run once more, in another host.
+    fn is_to_run_again(&mut self, test: &str) -> bool {
+        self.running.remove(test);
+        let is_first = self.failed.insert(test.to_string());
+        if is_first {
+            self.again.insert(test.to_string());
+        }
+        is_first
     }
 
     fn end(&mut self, test: &str, outcome: Outcome) {
@@ -97,6 +112,7 @@ impl Tally {
     /// ran is run once more, in the next one, and has failed if that ends, too. If nothing ran, nothing that
     /// waits ever will.
     fn host_ended(&mut self, waiting: &[Planned]) {
+        self.again.clear();
         let mut stopped: Vec<_> = std::mem::take(&mut self.running).into_iter().collect();
         if stopped.is_empty() {
             stopped.extend(waiting.iter().map(|test| test.name.clone()));
@@ -118,7 +134,8 @@ impl Tally {
     /// The host is done: what has not reported never will.
     fn host_done(&mut self, waiting: &[Planned]) {
         self.running.clear();
-        for test in waiting {
+        let again = std::mem::take(&mut self.again);
+        for test in waiting.iter().filter(|test| !again.contains(&test.name)) {
             self.remarks
                 .insert(test.name.clone(), "the host was done without a report of it".into());
             self.ended.insert(test.name.clone(), Outcome::Failed);
@@ -207,6 +224,12 @@ pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
     }
     let tally = run_all(&mut image, suite.live, &cases.tests, &place, &files)?;
     tell_failures(&tally, &files);
+    let at_second = tally.failed.iter().filter(|test| tally.ended[*test] == Outcome::Passed);
+    for test in at_second {
+        println!(
+            "test {test} passed when it was run once more; what it left before is in {test}.first"
+        );
+    }
     let (passed, failed) = (tally.count(true), tally.count(false));
     println!(
         "\ntest result: {}. {passed} passed; {failed} failed; {} ignored; 0 measured; {} filtered out; \
@@ -302,7 +325,7 @@ fn run_all(
             files.display()
         );
         let mut host = Host::boot(image.kernel(), &initrd, &directory)?;
-        match follow(&mut host, &mut tally, files) {
+        match follow(&mut host, &mut tally, files, alone) {
             Ok(()) => {
                 host.finish()?;
                 tally.host_done(&tally.waiting(tests));
@@ -317,7 +340,7 @@ fn run_all(
 }
 
 /// Takes what a host reports until it says that it is done.
-fn follow(host: &mut Host, tally: &mut Tally, files: &Path) -> Result<()> {
+fn follow(host: &mut Host, tally: &mut Tally, files: &Path, once: bool) -> Result<()> {
     loop {
         match host.message()? {
             Message::Up(uptime) => println!(
@@ -329,6 +352,14 @@ fn follow(host: &mut Host, tally: &mut Tally, files: &Path) -> Result<()> {
             Message::Begin(test) => tally.begin(&test),
             Message::Line(line) => println!("{line}"),
             Message::File(name, bytes) => keep(files, &name, &bytes)?,
+            Message::End(test, outcome, took)
+                if outcome != Outcome::Passed && !once && tally.is_to_run_again(&test) =>
+            {
+                let took = took.as_secs_f64();
+                println!("test {test} ... failed, to be run once more <{took:.3}s>");
+                // What it left is not what it leaves the next time.
+                let _ = fs::rename(kept(files, &test), kept(files, &format!("{test}.first")));
+            }
             Message::End(test, outcome, took) => {
                 let told = match outcome {
                     Outcome::Passed => "ok",
@@ -464,6 +495,30 @@ mod tests {
         tally.host_done(&tally.waiting(&tests));
         assert!(tally.waiting(&tests).is_empty() && tally.running.is_empty());
         assert_eq!((tally.count(true), tally.count(false)), (1, 1));
+    }
+
+    #[test]
+    fn what_failed_is_run_once_more_in_the_next_host() {
+        let tests = planned(&["a", "b"]);
+        let mut tally = Tally::default();
+        tally.begin("a");
+        assert!(tally.is_to_run_again("a"));
+        tally.begin("b");
+        tally.end("b", Outcome::Passed);
+        tally.host_done(&tally.waiting(&tests));
+        let waiting = tally.waiting(&tests);
+        assert_eq!(waiting.iter().map(|test| &*test.name).collect::<Vec<_>>(), ["a"]);
+        tally.begin("a");
+        assert!(!tally.is_to_run_again("a"), "twice is enough");
+        tally.end("a", Outcome::Failed);
+        assert!(tally.waiting(&tests).is_empty());
+        assert_eq!((tally.count(true), tally.count(false)), (1, 1));
+        // Without a report it has failed, also then.
+        let mut tally = Tally::default();
+        assert!(tally.is_to_run_again("a"));
+        tally.host_done(&tally.waiting(&tests));
+        tally.host_done(&tally.waiting(&tests));
+        assert_eq!((tally.count(true), tally.count(false)), (0, 2));
     }
 
     #[test]

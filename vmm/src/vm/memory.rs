@@ -36,8 +36,10 @@ pub fn map(fd: &VmFd, size: u64) -> Result<GuestMemoryMmap, VmError> {
         };
         // SAFETY: the range is a mapping of ours that stays in place until the machine's file is
         // closed: `Machine` and `Vm` own both, and drop the files first.
-        unsafe { fd.set_user_memory_region(region) }
-            .map_err(kvm(format!("{} bytes of guest memory", region.memory_size)))?;
+        unsafe { fd.set_user_memory_region(region) }.map_err(kvm(format!(
+            "{} bytes of guest memory (give less with --memory)",
+            region.memory_size
+        )))?;
     }
     Ok(memory)
 }
