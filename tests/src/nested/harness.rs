@@ -89,8 +89,9 @@ impl Tally {
         self.running.insert(test.to_string());
     }
 
-    /// A test has failed that may have done so because of the host, whose emulated processors now and then crash
-    /// guests, whoever runs them, and themselves: whether it is to be run once more, in another host.
+    /// A test has failed that may have done so because of the host: on one machine guests crash in it now and then,
+    /// and its own kernel did, for a reason that is not known yet. Whether it is to be run once more, in another
+    /// host; that is told at the end.
     fn is_to_run_again(&mut self, test: &str) -> bool {
         self.running.remove(test);
         let is_first = self.failed.insert(test.to_string());
