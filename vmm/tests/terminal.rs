@@ -201,6 +201,14 @@ fn a_guest_that_does_not_read_can_be_ended() {
 }
 
 #[test]
+fn keys_typed_before_the_start_count() {
+    let (mut pty, kernel) = (Pty::new(), kernel(HANGS));
+    pty.type_keys(b"\x01x");
+    let mut child = pty.spawn(&mut vmm(&kernel));
+    assert_eq!(pty.wait_for_exit(&mut child).code(), Some(130));
+}
+
+#[test]
 fn signals_leave_the_terminal_as_it_was() {
     let kernel = kernel(HANGS);
     for (number, code) in [
