@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,6 +15,7 @@ use super::host::Host;
 use super::image::Image;
 use super::packages::require;
 use super::report::{Message, Outcome};
+use super::tally::Tally;
 use super::{Plan, Planned, Suite};
 use crate::binary::Cargo;
 use crate::soak::rounds;
@@ -49,7 +53,7 @@ impl Arguments {
                 "--exact" => parsed.exact = true,
                 "--ignored" => parsed.ignored = true,
                 "--skip" => parsed.skipped.push(value()?),
-                // One host runs as many at a time as it has CPUs, and output is kept in files.
+                // A host runs one at a time, and output is kept in files.
                 "--test-threads" | "--format" | "--color" | "--logfile" | "-Z" => drop(value()?),
                 "--bench" | "--nocapture" | "--no-capture" | "--show-output"
                 | "--include-ignored" | "--quiet" | "-q" | "--report-time" | "--test" => {}
@@ -65,90 +69,6 @@ impl Arguments {
             |filter: &String| if self.exact { name == filter } else { name.contains(&**filter) };
         (self.filters.is_empty() || self.filters.iter().any(matches))
             && !self.skipped.iter().any(matches)
-    }
-}
-
-/// What came of each test.
-#[derive(Debug, Default)]
-struct Tally {
-    /// Those that have begun and not ended.
-    running: BTreeSet<String>,
-    /// Those that ran when a host ended.
-    interrupted: BTreeSet<String>,
-    ended: BTreeMap<String, Outcome>,
-    /// Those that have failed once, in whatever host.
-    failed: BTreeSet<String>,
-    /// Those that have failed in this host, and are to be run in the next one.
-    again: BTreeSet<String>,
-    /// What is known about the failures besides their outputs.
-    remarks: BTreeMap<String, String>,
-}
-
-impl Tally {
-    fn begin(&mut self, test: &str) {
-        self.running.insert(test.to_string());
-    }
-
-    /// A test has failed that may have done so because of the host: on one machine guests crash in it now and then,
-    /// and its own kernel did, for a reason that is not known yet. Whether it is to be run once more, in another
-    /// host; that is told at the end.
-    fn is_to_run_again(&mut self, test: &str) -> bool {
-        self.running.remove(test);
-        let is_first = self.failed.insert(test.to_string());
-        if is_first {
-            self.again.insert(test.to_string());
-        }
-        is_first
-    }
-
-    fn end(&mut self, test: &str, outcome: Outcome) {
-        self.running.remove(test);
-        self.ended.insert(test.to_string(), outcome);
-        if outcome == Outcome::TimedOut {
-            self.remarks.insert(test.to_string(), "it did not end, and was killed".into());
-        }
-    }
-
-    /// The host has ended before it was done. It is an emulated one, which may stall under load: what still
-    /// ran is run once more, in the next one, and has failed if that ends, too. If nothing ran, nothing that
-    /// waits ever will.
-    fn host_ended(&mut self, waiting: &[Planned]) {
-        self.again.clear();
-        let mut stopped: Vec<_> = std::mem::take(&mut self.running).into_iter().collect();
-        if stopped.is_empty() {
-            stopped.extend(waiting.iter().map(|test| test.name.clone()));
-            self.interrupted.extend(stopped.iter().cloned());
-        }
-        for test in stopped {
-            if self.interrupted.insert(test.clone()) {
-                println!("test {test} ... interrupted by the host's end, to be run once more");
-            } else {
-                self.remarks.insert(
-                    test.clone(),
-                    "the host ended while it ran, not for the first time".into(),
-                );
-                self.ended.insert(test, Outcome::Failed);
-            }
-        }
-    }
-
-    /// The host is done: what has not reported never will.
-    fn host_done(&mut self, waiting: &[Planned]) {
-        self.running.clear();
-        let again = std::mem::take(&mut self.again);
-        for test in waiting.iter().filter(|test| !again.contains(&test.name)) {
-            self.remarks
-                .insert(test.name.clone(), "the host was done without a report of it".into());
-            self.ended.insert(test.name.clone(), Outcome::Failed);
-        }
-    }
-
-    fn waiting(&self, tests: &[Planned]) -> Vec<Planned> {
-        tests.iter().filter(|test| !self.ended.contains_key(&test.name)).cloned().collect()
-    }
-
-    fn count(&self, passed: bool) -> usize {
-        self.ended.values().filter(|outcome| (**outcome == Outcome::Passed) == passed).count()
     }
 }
 
@@ -225,12 +145,6 @@ pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
     }
     let tally = run_all(&mut image, suite.live, &cases.tests, &place, &files)?;
     tell_failures(&tally, &files);
-    let at_second = tally.failed.iter().filter(|test| tally.ended[*test] == Outcome::Passed);
-    for test in at_second {
-        println!(
-            "test {test} passed when it was run once more; what it left before is in {test}.first"
-        );
-    }
     let (passed, failed) = (tally.count(true), tally.count(false));
     println!(
         "\ntest result: {}. {passed} passed; {failed} failed; {} ignored; 0 measured; {} filtered out; \
@@ -301,7 +215,8 @@ fn list(program: &Path, args: &[&str]) -> Result<Vec<String>> {
     Ok(tests)
 }
 
-/// Runs tests, in one host after the other if one ends before it should.
+/// Runs tests, in hosts beside each other, and in new ones what still ran in those that end before they
+/// should.
 fn run_all(
     image: &mut Image,
     alone: bool,
@@ -311,56 +226,95 @@ fn run_all(
 ) -> Result<Tally> {
     let _ = fs::remove_dir_all(files);
     fs::create_dir_all(files)?;
-    let mut tally = Tally::default();
-    for number in 1.. {
-        let waiting = tally.waiting(tests);
-        if waiting.is_empty() {
-            break;
+    let tally = Mutex::new(Tally::default());
+    let waiting = || lock(&tally).waiting(tests);
+    let mut number = 0;
+    while let plans = deal(waiting(), if alone { 1 } else { thread::available_parallelism()?.get() })
+        && !plans.is_empty()
+    {
+        let mut hosts = Vec::new();
+        for tests in plans {
+            number += 1;
+            let directory = files.join(format!("host{number}"));
+            fs::create_dir_all(&directory)?;
+            let initrd = place.join(format!("host{}.cpio", hosts.len()));
+            let plan = Plan { alone, tests };
+            image.write(&plan, &initrd)?;
+            println!(
+                "nested: host {number} boots; consoles and outputs are kept in {}",
+                files.display()
+            );
+            let host = Host::boot(image.kernel(), &initrd, &directory)?;
+            hosts.push((number, host, plan.tests));
         }
-        let directory = files.join(format!("host{number}"));
-        fs::create_dir_all(&directory)?;
-        let initrd = place.join("host.cpio");
-        image.write(&Plan { alone, tests: waiting.clone() }, &initrd)?;
-        println!(
-            "nested: host {number} boots; consoles and outputs are kept in {}",
-            files.display()
-        );
-        let mut host = Host::boot(image.kernel(), &initrd, &directory)?;
-        match follow(&mut host, &mut tally, files, alone) {
-            Ok(()) => {
-                host.finish()?;
-                tally.host_done(&tally.waiting(tests));
-            }
-            Err(error) => {
-                println!("nested: {error:#}");
-                tally.host_ended(&tally.waiting(tests));
-            }
+        thread::scope(|scope| {
+            let threads: Vec<_> = hosts
+                .into_iter()
+                .map(|(number, host, tests)| {
+                    let tally = &tally;
+                    scope.spawn(move || follow_to_its_end(number, host, &tests, tally, files))
+                })
+                .collect();
+            threads.into_iter().for_each(|thread| {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            });
+        });
+    }
+    Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Deals tests to at most so many hosts, neighbours to different ones: those of one program are alike.
+fn deal(tests: Vec<Planned>, hosts: usize) -> Vec<Vec<Planned>> {
+    let hosts = hosts.min(tests.len());
+    let mut plans = vec![Vec::new(); hosts];
+    for (index, test) in tests.into_iter().enumerate() {
+        plans[index % hosts].push(test);
+    }
+    plans
+}
+
+/// Takes what a host reports until its end, as it should be or not.
+fn follow_to_its_end(
+    number: usize,
+    mut host: Host,
+    tests: &[Planned],
+    tally: &Mutex<Tally>,
+    files: &Path,
+) {
+    let mut running = BTreeSet::new();
+    let followed = follow(number, &mut host, &mut running, tally, files);
+    match followed.and_then(|()| host.finish()) {
+        Ok(()) => lock(tally).host_done(tests),
+        Err(error) => {
+            println!("nested: host {number}: {error:#}");
+            lock(tally).host_ended(running, tests);
         }
     }
-    Ok(tally)
 }
 
 /// Takes what a host reports until it says that it is done.
-fn follow(host: &mut Host, tally: &mut Tally, files: &Path, once: bool) -> Result<()> {
+fn follow(
+    number: usize,
+    host: &mut Host,
+    running: &mut BTreeSet<String>,
+    tally: &Mutex<Tally>,
+    files: &Path,
+) -> Result<()> {
     loop {
         match host.message()? {
             Message::Up(uptime) => println!(
-                "nested: host up after {:.1} s, by its own clock {:.1} s",
+                "nested: host {number} up after {:.1} s, by its own clock {:.1} s",
                 host.started().elapsed().as_secs_f64(),
                 uptime.as_secs_f64()
             ),
             Message::Alive => {}
-            Message::Begin(test) => tally.begin(&test),
+            Message::Begin(test) => drop(running.insert(test)),
             Message::Line(line) => println!("{line}"),
             Message::File(name, bytes) => keep(files, &name, &bytes)?,
-            Message::End(test, outcome, took)
-                if outcome != Outcome::Passed && !once && tally.is_to_run_again(&test) =>
-            {
-                let took = took.as_secs_f64();
-                println!("test {test} ... failed, to be run once more <{took:.3}s>");
-                // What it left is not what it leaves the next time.
-                let _ = fs::rename(kept(files, &test), kept(files, &format!("{test}.first")));
-            }
             Message::End(test, outcome, took) => {
                 let told = match outcome {
                     Outcome::Passed => "ok",
@@ -368,7 +322,8 @@ fn follow(host: &mut Host, tally: &mut Tally, files: &Path, once: bool) -> Resul
                     Outcome::TimedOut => "FAILED (timed out)",
                 };
                 println!("test {test} ... {told} <{:.3}s>", took.as_secs_f64());
-                tally.end(&test, outcome);
+                running.remove(&test);
+                lock(tally).end(&test, outcome);
             }
             Message::Done => return Ok(()),
         }
@@ -453,81 +408,16 @@ mod tests {
         assert!(selects("a::b --exact", "a::b") && !selects("--skip b", "a::b"));
     }
 
-    fn planned(names: &[&str]) -> Vec<Planned> {
-        names.iter().map(|name| Planned::function(name, Duration::ZERO)).collect()
-    }
-
     #[test]
-    fn what_ran_when_the_host_ended_is_run_once_more() {
-        let tests = planned(&["a", "b", "c"]);
-        let names = |tally: &Tally| -> Vec<_> {
-            tally.waiting(&tests).into_iter().map(|test| test.name).collect()
+    fn every_test_is_dealt_to_one_host() {
+        let dealt = |names: &[&str], hosts| -> Vec<Vec<String>> {
+            let tests = names.iter().map(|name| Planned::function(name, Duration::ZERO)).collect();
+            let names = |plan: Vec<Planned>| plan.into_iter().map(|test| test.name).collect();
+            deal(tests, hosts).into_iter().map(names).collect()
         };
-        let mut tally = Tally::default();
-        tally.begin("a");
-        tally.begin("b");
-        tally.end("a", Outcome::Passed);
-        tally.host_ended(&tally.waiting(&tests));
-        assert_eq!(names(&tally), ["b", "c"]);
-        tally.begin("b");
-        tally.begin("c");
-        tally.host_ended(&tally.waiting(&tests));
-        assert_eq!(names(&tally), ["c"]);
-        assert_eq!((tally.count(true), tally.count(false)), (1, 1));
-        assert!(tally.remarks["b"].contains("the host ended"));
-    }
-
-    #[test]
-    fn a_host_that_runs_nothing_is_not_tried_again() {
-        let tests = planned(&["a", "b"]);
-        let mut tally = Tally::default();
-        tally.host_ended(&tally.waiting(&tests));
-        assert!(tally.waiting(&tests).is_empty());
-        assert_eq!((tally.count(true), tally.count(false)), (0, 2));
-    }
-
-    #[test]
-    fn what_has_not_reported_when_the_host_is_done_has_failed() {
-        let tests = planned(&["a", "b"]);
-        let mut tally = Tally::default();
-        tally.begin("a");
-        tally.end("a", Outcome::Passed);
-        tally.begin("b");
-        tally.host_done(&tally.waiting(&tests));
-        assert!(tally.waiting(&tests).is_empty() && tally.running.is_empty());
-        assert_eq!((tally.count(true), tally.count(false)), (1, 1));
-    }
-
-    #[test]
-    fn what_failed_is_run_once_more_in_the_next_host() {
-        let tests = planned(&["a", "b"]);
-        let mut tally = Tally::default();
-        tally.begin("a");
-        assert!(tally.is_to_run_again("a"));
-        tally.begin("b");
-        tally.end("b", Outcome::Passed);
-        tally.host_done(&tally.waiting(&tests));
-        let waiting = tally.waiting(&tests);
-        assert_eq!(waiting.iter().map(|test| &*test.name).collect::<Vec<_>>(), ["a"]);
-        tally.begin("a");
-        assert!(!tally.is_to_run_again("a"), "twice is enough");
-        tally.end("a", Outcome::Failed);
-        assert!(tally.waiting(&tests).is_empty());
-        assert_eq!((tally.count(true), tally.count(false)), (1, 1));
-        // Without a report it has failed, also then.
-        let mut tally = Tally::default();
-        assert!(tally.is_to_run_again("a"));
-        tally.host_done(&tally.waiting(&tests));
-        tally.host_done(&tally.waiting(&tests));
-        assert_eq!((tally.count(true), tally.count(false)), (0, 2));
-    }
-
-    #[test]
-    fn a_test_that_timed_out_has_failed() {
-        let mut tally = Tally::default();
-        tally.begin("a");
-        tally.end("a", Outcome::TimedOut);
-        assert_eq!((tally.count(true), tally.count(false)), (0, 1));
-        assert!(tally.running.is_empty() && tally.remarks["a"].contains("killed"));
+        assert_eq!(dealt(&["a", "b", "c"], 2), [vec!["a", "c"], vec!["b"]]);
+        assert_eq!(dealt(&["a", "b"], 1), [["a", "b"]]);
+        assert_eq!(dealt(&["a"], 4), [["a"]]);
+        assert!(dealt(&[], 2).is_empty());
     }
 }

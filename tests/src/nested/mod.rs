@@ -22,6 +22,7 @@ pub mod host;
 pub mod image;
 pub mod packages;
 pub mod report;
+mod tally;
 
 /// What runs in the host.
 #[derive(Clone, Copy, Debug)]
