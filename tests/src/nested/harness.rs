@@ -1,6 +1,6 @@
 //! The test program outside: as those that Rust's own harness makes, with its arguments and its output.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -12,8 +12,9 @@ use super::host::Host;
 use super::image::Image;
 use super::packages::require;
 use super::report::{Message, Outcome};
+use super::tally::Tally;
 use super::{Plan, Planned, Suite};
-use crate::binary::Cargo;
+use crate::binary::{Cargo, Executable};
 use crate::soak::rounds;
 
 /// Variables that tests in the host see as they are outside.
@@ -68,107 +69,31 @@ impl Arguments {
     }
 }
 
-/// What came of each test.
-#[derive(Debug, Default)]
-struct Tally {
-    /// Those that have begun and not ended.
-    running: BTreeSet<String>,
-    /// Those that ran when a host ended.
-    interrupted: BTreeSet<String>,
-    ended: BTreeMap<String, Outcome>,
-    /// Those that have failed once, in whatever host.
-    failed: BTreeSet<String>,
-    /// Those that have failed in this host, and are to be run in the next one.
-    again: BTreeSet<String>,
-    /// What is known about the failures besides their outputs.
-    remarks: BTreeMap<String, String>,
-}
-
-impl Tally {
-    fn begin(&mut self, test: &str) {
-        self.running.insert(test.to_string());
-    }
-
-    /// A test has failed that may have done so because of the host: on one machine guests crash in it now and then,
-    /// and its own kernel did, for a reason that is not known yet. Whether it is to be run once more, in another
-    /// host; that is told at the end.
-    fn is_to_run_again(&mut self, test: &str) -> bool {
-        self.running.remove(test);
-        let is_first = self.failed.insert(test.to_string());
-        if is_first {
-            self.again.insert(test.to_string());
-        }
-        is_first
-    }
-
-    fn end(&mut self, test: &str, outcome: Outcome) {
-        self.running.remove(test);
-        self.ended.insert(test.to_string(), outcome);
-        if outcome == Outcome::TimedOut {
-            self.remarks.insert(test.to_string(), "it did not end, and was killed".into());
-        }
-    }
-
-    /// The host has ended before it was done. It is an emulated one, which may stall under load: what still
-    /// ran is run once more, in the next one, and has failed if that ends, too. If nothing ran, nothing that
-    /// waits ever will.
-    fn host_ended(&mut self, waiting: &[Planned]) {
-        self.again.clear();
-        let mut stopped: Vec<_> = std::mem::take(&mut self.running).into_iter().collect();
-        if stopped.is_empty() {
-            stopped.extend(waiting.iter().map(|test| test.name.clone()));
-            self.interrupted.extend(stopped.iter().cloned());
-        }
-        for test in stopped {
-            if self.interrupted.insert(test.clone()) {
-                println!("test {test} ... interrupted by the host's end, to be run once more");
-            } else {
-                self.remarks.insert(
-                    test.clone(),
-                    "the host ended while it ran, not for the first time".into(),
-                );
-                self.ended.insert(test, Outcome::Failed);
-            }
-        }
-    }
-
-    /// The host is done: what has not reported never will.
-    fn host_done(&mut self, waiting: &[Planned]) {
-        self.running.clear();
-        let again = std::mem::take(&mut self.again);
-        for test in waiting.iter().filter(|test| !again.contains(&test.name)) {
-            self.remarks
-                .insert(test.name.clone(), "the host was done without a report of it".into());
-            self.ended.insert(test.name.clone(), Outcome::Failed);
-        }
-    }
-
-    fn waiting(&self, tests: &[Planned]) -> Vec<Planned> {
-        tests.iter().filter(|test| !self.ended.contains_key(&test.name)).cloned().collect()
-    }
-
-    fn count(&self, passed: bool) -> usize {
-        self.ended.values().filter(|outcome| (**outcome == Outcome::Passed) == passed).count()
-    }
-}
-
 /// The tests of a suite: what there is, and why some of it is not run.
+#[derive(Default)]
 struct Cases {
+    programs: Vec<Executable>,
     tests: Vec<Planned>,
     ignored: BTreeMap<String, String>,
+}
+
+impl Cases {
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.tests.iter().map(|test| &test.name).chain(self.ignored.keys())
+    }
 }
 
 /// Names the tests to be run where no arguments do (measurements are all run), with commas between: what their names contain.
 const FILTERS: &str = "STATSFS_NESTED";
 
-/// Runs a suite as a test program does.
+/// Runs suites as a test program does, each in a host of its kind.
 ///
 /// # Errors
-/// If the host can not be made. Tests that fail are no error of this.
-pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
+/// If a host can not be made. Tests that fail are no error of this.
+pub(super) fn run(suites: &[Suite]) -> Result<ExitCode> {
     let mut arguments = Arguments::parse(std::env::args().skip(1))?;
     if arguments.filters.is_empty()
-        && !suite.live
+        && !suites.iter().any(|suite| suite.live)
         && let Ok(filters) = std::env::var(FILTERS)
     {
         arguments.filters.extend(filters.split(',').map(str::to_string));
@@ -190,40 +115,29 @@ pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
     lock.lock().context("the lock can not be taken")?;
 
     let started = Instant::now();
-    let mut image = say("Debian's packages", || Image::new(&place))?;
-    let mut cases = say("test programs", || programs(suite, &cargo, &mut image))?;
-    for (name, _) in suite.functions {
-        let mut function = Planned::function(name, patience(suite));
-        function.live = suite.live;
-        cases.tests.push(function);
+    let (mut selected, mut all) = (Vec::new(), 0);
+    for suite in suites {
+        let mut cases = cases(suite, &cargo)?;
+        all += cases.tests.len() + cases.ignored.len();
+        cases.tests.retain(|test| arguments.selects(&test.name) && !arguments.ignored);
+        cases.ignored.retain(|name, _| arguments.selects(name));
+        selected.push((suite, cases));
     }
-    let all = cases.tests.len() + cases.ignored.len();
-    cases.tests.retain(|test| arguments.selects(&test.name) && !arguments.ignored);
-    cases.ignored.retain(|name, _| arguments.selects(name));
+    let names: Vec<_> = selected.iter().flat_map(|(_, cases)| cases.names()).collect();
     if arguments.list {
-        for name in cases.tests.iter().map(|test| &test.name).chain(cases.ignored.keys()) {
-            println!("{name}: test");
-        }
+        names.iter().for_each(|name| println!("{name}: test"));
         return Ok(ExitCode::SUCCESS);
     }
-    if !cases.tests.is_empty() {
-        for name in suite.commands {
-            let what = format!("{name}, optimised");
-            image.command(&say(&what, || Ok(cargo.command(name, &["--release"])))?)?;
-            // Tests of its own package have this path built in.
-            image.link(&cargo.command(name, &[]), &Path::new(super::BIN).join(name));
-        }
-        image.guests()?;
+    println!("\nrunning {} tests", names.len());
+    let ignored: Vec<_> = selected.iter().flat_map(|(_, cases)| &cases.ignored).collect();
+    ignored.iter().for_each(|(name, reason)| println!("test {name} ... ignored, {reason}"));
+    let _ = fs::remove_dir_all(&files);
+    fs::create_dir_all(&files)?;
+    let mut tally = Tally::default();
+    for (suite, cases) in selected.iter().filter(|(_, cases)| !cases.tests.is_empty()) {
+        let mut image = prepare(suite, cases, &cargo, &place)?;
+        run_all(&mut image, suite, &cases.tests, &place, &files, &mut tally)?;
     }
-    if !suite.packages.is_empty() {
-        say("more packages", || image.packages(&place, suite.packages))?;
-    }
-
-    println!("\nrunning {} tests", cases.tests.len() + cases.ignored.len());
-    for (name, reason) in &cases.ignored {
-        println!("test {name} ... ignored, {reason}");
-    }
-    let tally = run_all(&mut image, suite.live, &cases.tests, &place, &files)?;
     tell_failures(&tally, &files);
     let at_second = tally.failed.iter().filter(|test| tally.ended[*test] == Outcome::Passed);
     for test in at_second {
@@ -236,12 +150,26 @@ pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
         "\ntest result: {}. {passed} passed; {failed} failed; {} ignored; 0 measured; {} filtered out; \
          finished in {:.2}s\n",
         if failed == 0 { "ok" } else { "FAILED" },
-        cases.ignored.len(),
-        all - cases.tests.len() - cases.ignored.len(),
+        ignored.len(),
+        all - names.len(),
         started.elapsed().as_secs_f64()
     );
-    assert_eq!(passed + failed, cases.tests.len(), "every test has an outcome");
+    assert_eq!(passed + failed + ignored.len(), names.len(), "every test has an outcome");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) })
+}
+
+/// Makes what a host is made of.
+fn prepare(suite: &Suite, cases: &Cases, cargo: &Cargo, place: &Path) -> Result<Image> {
+    let mut image = say("Debian's packages", || Image::new(place, suite))?;
+    cases.programs.iter().try_for_each(|program| image.test(program))?;
+    for name in suite.commands {
+        let what = format!("{name}, optimised");
+        image.command(&say(&what, || Ok(cargo.command(name, &["--release"])))?)?;
+        // Tests of its own package have this path built in.
+        image.link(&cargo.command(name, &[]), &Path::new(super::BIN).join(name));
+    }
+    image.guests()?;
+    Ok(image)
 }
 
 fn patience(suite: &Suite) -> Duration {
@@ -256,17 +184,17 @@ fn say<T>(what: &str, prepare: impl FnOnce() -> Result<T>) -> Result<T> {
     Ok(done)
 }
 
-/// Builds the workspace's test programs, puts those of the suite into the image, and asks them which tests
-/// they have.
-fn programs(suite: &Suite, cargo: &Cargo, image: &mut Image) -> Result<Cases> {
-    let mut cases = Cases { tests: Vec::new(), ignored: BTreeMap::new() };
+/// Builds the workspace's test programs, and asks those of the suite which tests they have.
+fn cases(suite: &Suite, cargo: &Cargo) -> Result<Cases> {
+    let mut cases = Cases::default();
     let mut excluded: BTreeMap<_, _> = suite.excluded.iter().copied().collect();
-    let built = if suite.programs.is_empty() { Vec::new() } else { cargo.integration_tests() };
+    let build = || Ok(cargo.integration_tests());
+    let built = if suite.programs.is_empty() { Vec::new() } else { say("test programs", build)? };
     for (package, target) in suite.programs {
         let program = built.iter().find(|built| built.package == *package && built.name == *target);
         let program =
             program.with_context(|| format!("cargo has not built {package}'s {target}"))?;
-        let path = image.test(program)?;
+        let path = Image::place_of_test(program);
         let ignored = list(&program.path, &["--ignored"])?;
         for test in list(&program.path, &[])? {
             let name = format!("{package}::{target}::{test}");
@@ -278,6 +206,7 @@ fn programs(suite: &Suite, cargo: &Cargo, image: &mut Image) -> Result<Cases> {
                 cases.tests.push(Planned::test(&name, patience(suite), path.clone(), &test));
             }
         }
+        cases.programs.push(program.clone());
     }
     ensure!(excluded.is_empty(), "there are no such tests: {:?}", excluded.keys());
     let soak = std::env::var("STATSFS_SOAK").unwrap_or_else(|_| "1".into());
@@ -287,6 +216,11 @@ fn programs(suite: &Suite, cargo: &Cargo, image: &mut Image) -> Result<Cases> {
             test.environment
                 .extend(std::env::var(name).ok().map(|value| (name.to_string(), value)));
         }
+    }
+    for (name, _) in suite.functions {
+        let mut function = Planned::function(name, patience(suite));
+        function.live = suite.live;
+        cases.tests.push(function);
     }
     Ok(cases)
 }
@@ -304,29 +238,28 @@ fn list(program: &Path, args: &[&str]) -> Result<Vec<String>> {
 /// Runs tests, in one host after the other if one ends before it should.
 fn run_all(
     image: &mut Image,
-    alone: bool,
+    suite: &Suite,
     tests: &[Planned],
     place: &Path,
     files: &Path,
-) -> Result<Tally> {
-    let _ = fs::remove_dir_all(files);
-    fs::create_dir_all(files)?;
-    let mut tally = Tally::default();
-    for number in 1.. {
+    tally: &mut Tally,
+) -> Result<()> {
+    loop {
         let waiting = tally.waiting(tests);
         if waiting.is_empty() {
-            break;
+            return Ok(());
         }
+        let number = tally.next_host();
         let directory = files.join(format!("host{number}"));
         fs::create_dir_all(&directory)?;
         let initrd = place.join("host.cpio");
-        image.write(&Plan { alone, tests: waiting.clone() }, &initrd)?;
+        image.write(&Plan { alone: suite.alone, tests: waiting }, &initrd)?;
         println!(
             "nested: host {number} boots; consoles and outputs are kept in {}",
             files.display()
         );
         let mut host = Host::boot(image.kernel(), &initrd, &directory)?;
-        match follow(&mut host, &mut tally, files, alone) {
+        match follow(&mut host, tally, files, suite.live) {
             Ok(()) => {
                 host.finish()?;
                 tally.host_done(&tally.waiting(tests));
@@ -337,7 +270,6 @@ fn run_all(
             }
         }
     }
-    Ok(tally)
 }
 
 /// Takes what a host reports until it says that it is done.
@@ -451,83 +383,5 @@ mod tests {
         assert!(selects("", "a::b") && selects("b", "a::b") && selects("x b", "a::b"));
         assert!(!selects("c", "a::b") && !selects("b --exact", "a::b"));
         assert!(selects("a::b --exact", "a::b") && !selects("--skip b", "a::b"));
-    }
-
-    fn planned(names: &[&str]) -> Vec<Planned> {
-        names.iter().map(|name| Planned::function(name, Duration::ZERO)).collect()
-    }
-
-    #[test]
-    fn what_ran_when_the_host_ended_is_run_once_more() {
-        let tests = planned(&["a", "b", "c"]);
-        let names = |tally: &Tally| -> Vec<_> {
-            tally.waiting(&tests).into_iter().map(|test| test.name).collect()
-        };
-        let mut tally = Tally::default();
-        tally.begin("a");
-        tally.begin("b");
-        tally.end("a", Outcome::Passed);
-        tally.host_ended(&tally.waiting(&tests));
-        assert_eq!(names(&tally), ["b", "c"]);
-        tally.begin("b");
-        tally.begin("c");
-        tally.host_ended(&tally.waiting(&tests));
-        assert_eq!(names(&tally), ["c"]);
-        assert_eq!((tally.count(true), tally.count(false)), (1, 1));
-        assert!(tally.remarks["b"].contains("the host ended"));
-    }
-
-    #[test]
-    fn a_host_that_runs_nothing_is_not_tried_again() {
-        let tests = planned(&["a", "b"]);
-        let mut tally = Tally::default();
-        tally.host_ended(&tally.waiting(&tests));
-        assert!(tally.waiting(&tests).is_empty());
-        assert_eq!((tally.count(true), tally.count(false)), (0, 2));
-    }
-
-    #[test]
-    fn what_has_not_reported_when_the_host_is_done_has_failed() {
-        let tests = planned(&["a", "b"]);
-        let mut tally = Tally::default();
-        tally.begin("a");
-        tally.end("a", Outcome::Passed);
-        tally.begin("b");
-        tally.host_done(&tally.waiting(&tests));
-        assert!(tally.waiting(&tests).is_empty() && tally.running.is_empty());
-        assert_eq!((tally.count(true), tally.count(false)), (1, 1));
-    }
-
-    #[test]
-    fn what_failed_is_run_once_more_in_the_next_host() {
-        let tests = planned(&["a", "b"]);
-        let mut tally = Tally::default();
-        tally.begin("a");
-        assert!(tally.is_to_run_again("a"));
-        tally.begin("b");
-        tally.end("b", Outcome::Passed);
-        tally.host_done(&tally.waiting(&tests));
-        let waiting = tally.waiting(&tests);
-        assert_eq!(waiting.iter().map(|test| &*test.name).collect::<Vec<_>>(), ["a"]);
-        tally.begin("a");
-        assert!(!tally.is_to_run_again("a"), "twice is enough");
-        tally.end("a", Outcome::Failed);
-        assert!(tally.waiting(&tests).is_empty());
-        assert_eq!((tally.count(true), tally.count(false)), (1, 1));
-        // Without a report it has failed, also then.
-        let mut tally = Tally::default();
-        assert!(tally.is_to_run_again("a"));
-        tally.host_done(&tally.waiting(&tests));
-        tally.host_done(&tally.waiting(&tests));
-        assert_eq!((tally.count(true), tally.count(false)), (0, 2));
-    }
-
-    #[test]
-    fn a_test_that_timed_out_has_failed() {
-        let mut tally = Tally::default();
-        tally.begin("a");
-        tally.end("a", Outcome::TimedOut);
-        assert_eq!((tally.count(true), tally.count(false)), (0, 1));
-        assert!(tally.running.is_empty() && tally.remarks["a"].contains("killed"));
     }
 }
