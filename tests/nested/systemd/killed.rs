@@ -55,6 +55,8 @@ impl Readers {
             assert!(now >= last, "{now} after {last}");
             last = now;
             self.reads.fetch_add(1, SeqCst);
+            // An emulated CPU does not get to much else.
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -79,7 +81,7 @@ impl Readers {
 
     fn wait_for_more(&self) {
         let before = self.reads.load(SeqCst);
-        wait_until("readers go on", || (self.reads.load(SeqCst) > before + 20).then_some(()));
+        wait_until("readers go on", || (self.reads.load(SeqCst) > before + 10).then_some(()));
     }
 }
 
