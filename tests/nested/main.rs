@@ -12,7 +12,6 @@ const SAME_TOOLS: &str = "statsfs::fs_matrix::tool_matrix is run, with the same 
 /// Why a test of many thousands of calls is not run.
 const MINUTES: &str = "it would take minutes there, and depends on nothing that is different there";
 
-#[allow(dead_code)]
 const GUESTS: Suite = Suite {
     programs: &[
         ("tests", "exact"),
@@ -50,5 +49,5 @@ const GUESTS: Suite = Suite {
 };
 
 fn main() -> ExitCode {
-    nested::main(&[systemd::SUITE])
+    nested::main(&[GUESTS, systemd::SUITE])
 }
