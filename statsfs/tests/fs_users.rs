@@ -6,13 +6,14 @@ mod user;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use common::{Tree, eventually, mounted_with};
+use nix::mount::MsFlags;
 use statsfs::fs::{MountOptions, ROOT};
 use user::as_user;
 
@@ -102,42 +103,81 @@ fn bytes_in_open_files() {
     eventually("A's as well", || by(A, || read(small).is_ok()));
 }
 
+/// The kernel's account of a mount's requests: `fusectl`, mounted where nobody else looks.
+struct Control(tempfile::TempDir, PathBuf);
+
+impl Control {
+    fn of(mount: &Path) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let none = None::<&str>;
+        nix::mount::mount(none, place.path(), Some("fusectl"), MsFlags::empty(), none).unwrap();
+        let minor = nix::sys::stat::minor(mount.metadata().unwrap().dev());
+        let waiting = place.path().join(minor.to_string()).join("waiting");
+        Self(place, waiting)
+    }
+
+    /// Requests that are not answered yet.
+    fn waiting(&self) -> usize {
+        std::fs::read_to_string(&self.1).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// Lets what is held go when something fails as well: else its readers would wait for ever.
+struct LetGo<'a>(&'a Tree);
+
+impl Drop for LetGo<'_> {
+    fn drop(&mut self) {
+        self.0.let_go();
+    }
+}
+
 #[test]
 fn bulk_files_in_turns() {
     let (tree, _) = Tree::sample();
-    tree.bulk(ROOT, "slow", 1, Duration::from_secs(1));
-    let options = MountOptions::new().bulk(1, 16).max_user_bulk_reads(3);
+    tree.held(ROOT, "held");
+    // One thread: what it has answered came after all that it had before.
+    let options = MountOptions::new().threads(1).bulk(1, 16).max_user_bulk_reads(3);
     let (_dir, mount) = mounted_with(&tree, options);
-    let slow = &mount.path().join("slow");
-    let (order, refused) = (&Mutex::new(Vec::new()), &Mutex::new(Vec::new()));
+    let held = &mount.path().join("held");
+    held.metadata().unwrap();
+    let control = Control::of(mount.path());
+    let has_got = |n: usize| {
+        // A name that is not there is asked for each time.
+        assert!(mount.path().join("missing").metadata().is_err());
+        control.waiting() == n
+    };
+    let refused = &Mutex::new(Vec::new());
     let read_by = move |uid: u32| {
-        by(uid, || match read(slow) {
-            Ok(text) => {
-                assert_eq!(text, "0 a line\n");
-                order.lock().unwrap().push(uid);
-            }
+        by(uid, || match read(held) {
+            Ok(text) => assert_eq!(text, "a line\n"),
             Err(error) => refused.lock().unwrap().push((uid, error.raw_os_error())),
         });
     };
     std::thread::scope(|scope| {
+        let let_go = LetGo(&tree);
         for _ in 0..6 {
             scope.spawn(move || read_by(A));
         }
         // One is at work and two wait.
         eventually("three do not", || refused.lock().unwrap().len() == 3);
+        eventually("and nobody else does", || has_got(3));
         scope.spawn(move || read_by(B));
         // Root has as many as there is room for.
         for _ in 0..4 {
             scope.spawn(move || read_by(0));
         }
+        eventually("all are there", || has_got(8));
+        assert_eq!(tree.held_for(), [A]);
+        drop(let_go);
     });
     assert_eq!(*refused.lock().unwrap(), vec![(A, Some(libc::EAGAIN)); 3]);
-    let order = order.lock().unwrap();
-    println!("{order:?}");
-    assert_eq!(order.len(), 8);
-    // However late the others came: not after all that was there before them.
-    let last_of = |uid| order.iter().rposition(|who| *who == uid).unwrap();
-    assert!(last_of(B) < last_of(A), "{order:?}");
-    assert!(order.iter().position(|who| *who == 0).unwrap() < last_of(A), "{order:?}");
+    // However late the others came: all have their turns.
+    assert_eq!(tree.held_for(), [A, B, 0, A, 0, A, 0, 0]);
     assert_eq!(tree.rendered.load(Relaxed), 8, "what is refused is not rendered");
 }

@@ -9,6 +9,8 @@ mod server;
 mod support;
 #[path = "support/trace.rs"]
 mod trace;
+#[path = "support/user.rs"]
+mod user;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -28,6 +30,7 @@ use statsfs::{Registry, Slot};
 use support::child::Shared;
 use support::ledger::{FILES, Ledger, Reader, TOPS, Totals, add, bound, held};
 use support::{Random, StopAtEnd, Work, below, rounds, seed, until};
+use user::as_user;
 
 #[test]
 #[ignore = "a process that the others start"]
@@ -362,6 +365,84 @@ fn what_a_bulk_file_shows_is_for_who_opened_it() {
     assert_eq!(value.write_at(b"1", 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     // Opened again it shows all of it.
     assert!(std::fs::read_to_string(server.path(".stats/flat")).unwrap().contains("below"));
+}
+
+#[test]
+fn what_other_users_have_open_stays_open_and_theirs() {
+    let mut server = Server::kept_with(&["--max-user-open-files", "3"]);
+    let quiet = Quiet::start(&server);
+    quiet.count(1);
+    let mount = server.mount();
+    let total = &mount.join("top/work_done");
+    // Neither of them is among the readers.
+    let (private, flat) =
+        (&server.path(&format!("{}/work_done", quiet.directory)), &server.path(".stats/flat"));
+    let (a, b, c) = (20_001, 20_002, 20_003);
+    let fails = |opened: std::io::Result<File>| opened.err().and_then(|error| error.raw_os_error());
+    let of_root = File::open(private).unwrap();
+    let of_a = &as_user(a, a, &[], || [total, total, flat].map(|path| File::open(path).unwrap()));
+    let (stop, reads) = (&AtomicBool::new(false), &[0, 0].map(AtomicU64::new));
+    thread::scope(|scope| {
+        let _stop = StopAtEnd(stop);
+        let _abort = AbortAtPanic(&mount);
+        // One reads what is open, and another one opens it each time.
+        let read_as = move |uid: u32, n: usize, number: &dyn Fn() -> u64| {
+            let mut last = 0;
+            while !stop.load(SeqCst) {
+                let now = number();
+                assert!(last <= now, "user {uid}: {now} after {last}");
+                last = now;
+                reads[n].fetch_add(1, SeqCst);
+            }
+        };
+        scope.spawn(move || as_user(a, a, &[], || read_as(a, 0, &|| number_in(&of_a[0]))));
+        let anew = || number_in(&File::open(total).unwrap());
+        scope.spawn(move || as_user(b, b, &[], || read_as(b, 1, &anew)));
+        for n in 0..rounds(3) as u64 {
+            server.kill();
+            quiet.count(1);
+            server.start_again();
+            let before = reads.each_ref().map(|reads| reads.load(SeqCst));
+            until("both go on", || (0..2).all(|n| reads[n].load(SeqCst) > before[n] + 1));
+            as_user(a, a, &[], || {
+                assert_eq!(number_in(&of_a[1]), n + 2);
+                let error = of_a[2].read_at(&mut [0; 64], 0).unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{error}");
+                assert_eq!(fails(File::open(private)), Some(libc::EACCES));
+                assert_eq!(fails(File::open(total)), Some(libc::EMFILE), "these three are A's");
+                // Who was let in reads on, though that is one more.
+                assert_eq!(number_in(&of_root), n + 2);
+            });
+            as_user(c, c, &[], || {
+                let files = [(); 3].map(|()| File::open(total).unwrap());
+                assert_eq!(fails(File::open(total)), Some(libc::EMFILE));
+                files.iter().for_each(|file| assert_eq!(number_in(file), n + 2));
+            });
+        }
+    });
+    // With what the servers before had opened it is as with what this one has.
+    let more = as_user(a, a, &[], || fails(File::open(total)));
+    assert_eq!(more, Some(libc::EMFILE));
+    let text = as_user(c, c, &[], || std::fs::read_to_string(flat).unwrap());
+    assert!(text.contains("top/work_done") && !text.contains("-below"), "{text}");
+    assert!(std::fs::read_to_string(flat).unwrap().contains("-below"));
+}
+
+#[test]
+fn closed_files_of_a_server_before_make_room() {
+    let mut server = Server::kept_with(&["--max-user-open-files", "3"]);
+    let _quiet = Quiet::start(&server);
+    let (total, uid) = (server.path("top/work_done"), 20_001);
+    let open = || as_user(uid, uid, &[], || File::open(&total));
+    let files = [(); 3].map(|()| open().unwrap());
+    server.kill();
+    server.start_again();
+    as_user(uid, uid, &[], || files.iter().for_each(|file| assert_eq!(number_in(file), 0)));
+    assert!(open().is_err());
+    drop(files);
+    until("they are closed", || open().is_ok());
+    let _files = [(); 3].map(|()| open().unwrap());
+    assert!(open().is_err());
 }
 
 /// Kills the server, does something to what is kept, and starts it again: what that says of it.

@@ -1,6 +1,7 @@
-//! Tests in a stock Debian host with a real `kvm_amd`: see [`tests::nested`].
+//! Tests in stock Debian hosts with a real `kvm_amd`, one of them with a real systemd: see [`tests::nested`].
 
 mod guests;
+mod systemd;
 
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ const SAME_TOOLS: &str = "statsfs::fs_matrix::tool_matrix is run, with the same 
 /// Why a test of many thousands of calls is not run.
 const MINUTES: &str = "it would take minutes there, and depends on nothing that is different there";
 
-const SUITE: Suite = Suite {
+const GUESTS: Suite = Suite {
     programs: &[
         ("tests", "exact"),
         ("tests", "live"),
@@ -44,11 +45,9 @@ const SUITE: Suite = Suite {
     ],
     functions: guests::TESTS,
     commands: &["vmm", "statsfs"],
-    patience: 300,
-    packages: &[],
-    live: false,
+    ..Suite::EMPTY
 };
 
 fn main() -> ExitCode {
-    nested::main(&SUITE)
+    nested::main(&[GUESTS, systemd::SUITE])
 }

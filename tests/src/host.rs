@@ -64,8 +64,7 @@ impl Host {
 
     /// What a file of its mount says, if it can be read.
     pub fn value(&self, path: &str) -> Option<u64> {
-        let text = std::fs::read_to_string(self.mount().join(path)).ok()?;
-        text.trim_end().parse().ok()
+        value(&self.mount(), path)
     }
 
     /// All values, from one sweep.
@@ -75,11 +74,7 @@ impl Host {
 
     /// The directories of machines.
     pub fn machines(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.mount().join("kvm")).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let is_machine =
-            |name: &String| name.split_once('-').is_some_and(|(pid, _)| pid.parse::<u32>().is_ok());
-        names.filter(is_machine).map(|name| format!("kvm/{name}")).collect()
+        machines(&self.mount())
     }
 
     /// Kills it.
@@ -91,6 +86,21 @@ impl Host {
         self.child.kill().expect("it is ours");
         self.child.wait().expect("it is a child");
     }
+}
+
+/// What a file of a host's mount says, if it can be read.
+pub fn value(mount: &Path, path: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(mount.join(path)).ok()?;
+    text.trim_end().parse().ok()
+}
+
+/// The directories of machines in a host's mount.
+pub fn machines(mount: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(mount.join("kvm")).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_machine =
+        |name: &String| name.split_once('-').is_some_and(|(pid, _)| pid.parse::<u32>().is_ok());
+    names.filter(is_machine).map(|name| format!("kvm/{name}")).collect()
 }
 
 fn spawn(directory: &Path) -> Child {

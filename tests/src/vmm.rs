@@ -52,15 +52,25 @@ pub struct Vmm {
     directory: TempDir,
     command: Command,
     cpus: u32,
-    mounted: bool,
+    publishes: Publishes,
     blocked: bool,
     deaf: bool,
     stdin: Option<Stdio>,
     log: Option<File>,
     console: Option<File>,
     mount: PathBuf,
-    /// The host's server, which is published to instead.
-    socket: Option<PathBuf>,
+}
+
+/// Where it publishes.
+#[derive(Debug, PartialEq, Eq)]
+enum Publishes {
+    /// At its own mount.
+    Mounted,
+    /// To the server that listens here.
+    At(PathBuf),
+    /// To the server that it finds by itself.
+    Found,
+    Nowhere,
 }
 
 impl Vmm {
@@ -104,14 +114,13 @@ impl Vmm {
             directory,
             command,
             cpus: 1,
-            mounted: true,
+            publishes: Publishes::Mounted,
             blocked: false,
             deaf: false,
             stdin: None,
             log: None,
             console: None,
             mount,
-            socket: None,
         }
     }
 
@@ -132,15 +141,22 @@ impl Vmm {
     /// Not published.
     #[must_use]
     pub fn unmounted(mut self) -> Self {
-        self.mounted = false;
+        self.publishes = Publishes::Nowhere;
         self
     }
 
     /// Published to a host's server, and not mounted.
     #[must_use]
     pub fn published_to(mut self, host: &Host) -> Self {
-        self.socket = Some(host.socket());
-        self.unmounted()
+        self.publishes = Publishes::At(host.socket());
+        self
+    }
+
+    /// Published to the machine's server, where a VMM that is told nothing else looks for it.
+    #[must_use]
+    pub fn published(mut self) -> Self {
+        self.publishes = Publishes::Found;
+        self
     }
 
     /// With a console that takes nothing until it is released: a vCPU that sends a byte stays there.
@@ -222,15 +238,14 @@ impl Vmm {
 
     /// Starts it, without waiting for anything.
     pub fn start(self) -> Running {
-        let Self { directory, mut command, cpus, mounted, blocked, .. } = self;
-        let Self { deaf, stdin, log, console, mount, socket, .. } = self;
-        if let Some(socket) = socket {
-            command.arg("--socket").arg(socket);
-        } else if mounted {
-            command.arg("--mount").arg(&mount);
-        } else {
-            command.arg("--no-publish");
-        }
+        let Self { directory, mut command, cpus, publishes, blocked, .. } = self;
+        let Self { deaf, stdin, log, console, mount, .. } = self;
+        match publishes {
+            Publishes::Mounted => command.arg("--mount").arg(&mount),
+            Publishes::At(socket) => command.arg("--socket").arg(socket),
+            Publishes::Found => &mut command,
+            Publishes::Nowhere => command.arg("--no-publish"),
+        };
         command.args(["--cpus", &cpus.to_string()]);
         command.stdin(stdin.unwrap_or_else(Stdio::null)).stderr(Stdio::piped());
         let (reader, mut writer) = io::pipe().expect("a pipe");
@@ -269,7 +284,7 @@ impl Vmm {
     /// # Panics
     /// If it ends before.
     pub fn start_mounted(self) -> Running {
-        assert!(self.mounted);
+        assert_eq!(self.publishes, Publishes::Mounted);
         let mut running = self.start();
         // To be read, not just looked at: the kernel remembers what a dead mount looked like.
         let exits = running.mount.join("kvm/user_exits");

@@ -19,6 +19,8 @@ enum Node {
     Floating(Arc<AtomicI64>),
     /// Many lines, made by a worker, which takes a while.
     Bulk { lines: usize, time: Duration },
+    /// One line, made by a worker, which waits until all such are let go.
+    Held,
     /// Panics when it is rendered.
     Broken,
     /// A link.
@@ -38,6 +40,10 @@ struct State {
     next: u64,
     gone: Vec<Ino>,
     interrupted: bool,
+    /// Whether those who make what is held need not wait any more.
+    let_go: bool,
+    /// The users for whom they made it.
+    held_for: Vec<u32>,
 }
 
 /// The tree.
@@ -112,6 +118,21 @@ impl Tree {
 
     pub fn bulk(&self, parent: Ino, name: &str, lines: usize, time: Duration) -> Ino {
         self.add(parent, name, Node::Bulk { lines, time }, 0o444)
+    }
+
+    /// Something that is not made before [`let_go`](Self::let_go).
+    pub fn held(&self, parent: Ino, name: &str) -> Ino {
+        self.add(parent, name, Node::Held, 0o444)
+    }
+
+    pub fn let_go(&self) {
+        self.state.lock().unwrap().let_go = true;
+        self.wake.notify_all();
+    }
+
+    /// The users for whom what is held was made, in this order.
+    pub fn held_for(&self) -> Vec<u32> {
+        self.state.lock().unwrap().held_for.clone()
     }
 
     pub fn broken(&self, parent: Ino, name: &str) -> Ino {
@@ -232,7 +253,7 @@ impl Nodes for Tree {
     fn render(
         &self,
         ino: Ino,
-        _caller: Caller,
+        caller: Caller,
         _most: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), Errno> {
@@ -243,11 +264,17 @@ impl Nodes for Tree {
             Node::Bulk { lines, time } => {
                 ((0..*lines).map(|line| format!("{line} a line\n")).collect(), *time)
             }
+            Node::Held => ("a line\n".to_owned(), Duration::ZERO),
             Node::Broken => (String::new(), Duration::MAX),
             Node::Directory(_) | Node::Symlink(_) => unreachable!("not a file"),
         })?;
         assert!(time != Duration::MAX, "a broken file, on purpose");
         std::thread::sleep(time);
+        if self.with(ino, libc::ENODEV, |placed| matches!(placed.node, Node::Held))? {
+            let mut state = self.state.lock().unwrap();
+            state.held_for.push(caller.uid);
+            drop(self.wake.wait_while(state, |state| !state.let_go));
+        }
         out.extend_from_slice(text.as_bytes());
         Ok(())
     }
@@ -282,7 +309,8 @@ impl Nodes for Tree {
     }
 
     fn is_bulk(&self, ino: Ino) -> bool {
-        self.with(ino, 0, |placed| matches!(placed.node, Node::Bulk { .. })).unwrap_or(false)
+        self.with(ino, 0, |placed| matches!(placed.node, Node::Bulk { .. } | Node::Held))
+            .unwrap_or(false)
     }
 
     fn parent(&self, dir: Ino) -> Ino {

@@ -12,8 +12,6 @@ use std::process::ExitCode;
 use tests::nested::{self, Suite};
 
 const SUITE: Suite = Suite {
-    programs: &[],
-    excluded: &[],
     functions: &[
         ("measure::starting", compare::starting),
         ("measure::memory", compare::memory),
@@ -24,8 +22,10 @@ const SUITE: Suite = Suite {
     patience: 1800,
     packages: &["qemu-system-x86"],
     live: true,
+    alone: true,
+    ..Suite::EMPTY
 };
 
 fn main() -> ExitCode {
-    nested::main(&SUITE)
+    nested::main(&[SUITE])
 }

@@ -1,4 +1,4 @@
-//! What runs in the host: its first process, which sets it up and powers it off, and the agent, which runs
+//! What runs in the host: its first process, which sets it up and powers it off unless systemd does, and the agent, which runs
 //! what is planned and reports.
 
 use std::collections::VecDeque;
@@ -24,18 +24,44 @@ use crate::namespace::mount;
 /// The serial port that reports go to: the second, which nothing else writes to.
 const REPORT: &str = "/dev/ttyS1";
 
-/// Where the control groups are that tests run in, each in its own.
+/// Where control groups are.
 const GROUPS: &str = "/sys/fs/cgroup";
 
-/// The first process: sets the host up, starts the agent, reaps what nobody else does, and powers off.
+/// Is the first process where it is there.
+const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
+/// The agent's environment.
+const ENVIRONMENT: [(&str, &str); 4] = [
+    (ROLE, Role::Agent.name()),
+    ("PATH", "/usr/bin:/usr/sbin"),
+    ("HOME", "/root"),
+    (binary::DIRECTORY, BIN),
+];
+
+/// The unit of the agent, where there is systemd: it begins early, to say that it is alive, and its end is the host's.
+pub(super) fn unit() -> String {
+    let environment: String =
+        ENVIRONMENT.iter().map(|(name, value)| format!("Environment={name}={value}\n")).collect();
+    format!(
+        "[Unit]\nDescription=Tests\nDefaultDependencies=no\n\
+         SuccessAction=poweroff-immediate\nFailureAction=poweroff-immediate\n\
+         [Service]\nExecStart=/init\n{environment}Delegate=yes\n\
+         StandardOutput=tty\nStandardError=tty\n"
+    )
+}
+
+/// The first process: sets the host up, starts the agent, reaps what nobody else does, and powers off. Or, where
+/// there is systemd, leaves all that to it.
 pub(super) fn init() -> ! {
+    if Path::new(SYSTEMD).exists() {
+        let failed = load_modules().map(|()| Command::new(SYSTEMD).exec());
+        // Which is the end of the host.
+        panic!("systemd is not started: {failed:?}");
+    }
     let ran = set_up().and_then(|()| {
         let agent = Command::new("/proc/self/exe")
             .env_clear()
-            .env(ROLE, Role::Agent.name())
-            .env("PATH", "/usr/bin:/usr/sbin")
-            .env("HOME", "/root")
-            .env(binary::DIRECTORY, BIN)
+            .envs(ENVIRONMENT)
             .stdin(Stdio::null())
             .current_dir("/")
             .spawn()
@@ -75,15 +101,20 @@ fn set_up() -> Result<()> {
     {
         std::os::unix::fs::symlink(target, Path::new("/dev").join(link))?;
     }
+    load_modules()?;
+    let loopback =
+        Command::new("/usr/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status();
+    loopback.context("the loop-back interface can not be set up")?;
+    Ok(())
+}
+
+fn load_modules() -> Result<()> {
     let mut modules: Vec<_> =
         fs::read_dir(MODULES)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     modules.sort();
     for module in modules {
         load(&module).with_context(|| format!("{} can not be loaded", module.display()))?;
     }
-    let loopback =
-        Command::new("/usr/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status();
-    loopback.context("the loop-back interface can not be set up")?;
     Ok(())
 }
 
@@ -134,7 +165,7 @@ pub(super) fn run() -> Result<()> {
     let report = Report::open()?;
     report.send(&Message::Up(uptime()?));
     let plan = Plan::from_text(&fs::read_to_string(PLAN).context(PLAN)?)?;
-    // So that each test's group can be killed as a whole, whatever it has started.
+    let groups = &own_group()?;
     let jobs = if plan.alone { 1 } else { thread::available_parallelism()?.get() };
     let queue = Mutex::new(plan.tests.into_iter().enumerate().collect::<VecDeque<_>>());
     thread::scope(|scope| {
@@ -144,7 +175,7 @@ pub(super) fn run() -> Result<()> {
                     loop {
                         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                         let Some((index, test)) = next else { return };
-                        run_one(&report, index, &test);
+                        run_one(&report, groups, index, &test);
                     }
                 })
             })
@@ -166,11 +197,19 @@ fn uptime() -> Result<Duration> {
     Ok(Duration::from_secs_f64(seconds.context("/proc/uptime has changed")?))
 }
 
-fn run_one(report: &Report, index: usize, test: &Planned) {
+/// This process's control group. Each test has one below it, so that it can be killed as a whole, whatever it has
+/// started.
+fn own_group() -> Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let path = text.trim_end().strip_prefix("0::/").context("there is no single hierarchy")?;
+    Ok(Path::new(GROUPS).join(path))
+}
+
+fn run_one(report: &Report, groups: &Path, index: usize, test: &Planned) {
     report.send(&Message::Begin(test.name.clone()));
     let started = Instant::now();
     let directory = Path::new(FILES).join(&test.name);
-    let group = Path::new(GROUPS).join(format!("test{index}"));
+    let group = groups.join(format!("test{index}"));
     let ended = start_and_wait(report, test, &directory, &group);
     let took = started.elapsed();
     let outcome = match ended {

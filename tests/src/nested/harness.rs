@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::panic::resume_unwind;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +16,7 @@ use super::packages::require;
 use super::report::{Message, Outcome};
 use super::tally::Tally;
 use super::{Plan, Planned, Suite};
-use crate::binary::Cargo;
+use crate::binary::{Cargo, Executable};
 use crate::soak::rounds;
 
 /// Variables that tests in the host see as they are outside.
@@ -73,22 +72,30 @@ impl Arguments {
 }
 
 /// The tests of a suite: what there is, and why some of it is not run.
+#[derive(Default)]
 struct Cases {
+    programs: Vec<Executable>,
     tests: Vec<Planned>,
     ignored: BTreeMap<String, String>,
+}
+
+impl Cases {
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.tests.iter().map(|test| &test.name).chain(self.ignored.keys())
+    }
 }
 
 /// Names the tests to be run where no arguments do (measurements are all run), with commas between: what their names contain.
 const FILTERS: &str = "STATSFS_NESTED";
 
-/// Runs a suite as a test program does.
+/// Runs suites as a test program does, each in a host of its kind.
 ///
 /// # Errors
-/// If the host can not be made. Tests that fail are no error of this.
-pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
+/// If a host can not be made. Tests that fail are no error of this.
+pub(super) fn run(suites: &[Suite]) -> Result<ExitCode> {
     let mut arguments = Arguments::parse(std::env::args().skip(1))?;
     if arguments.filters.is_empty()
-        && !suite.live
+        && !suites.iter().any(|suite| suite.live)
         && let Ok(filters) = std::env::var(FILTERS)
     {
         arguments.filters.extend(filters.split(',').map(str::to_string));
@@ -110,52 +117,56 @@ pub(super) fn run(suite: &Suite) -> Result<ExitCode> {
     lock.lock().context("the lock can not be taken")?;
 
     let started = Instant::now();
-    let mut image = say("Debian's packages", || Image::new(&place))?;
-    let mut cases = say("test programs", || programs(suite, &cargo, &mut image))?;
-    for (name, _) in suite.functions {
-        let mut function = Planned::function(name, patience(suite));
-        function.live = suite.live;
-        cases.tests.push(function);
+    let (mut selected, mut all) = (Vec::new(), 0);
+    for suite in suites {
+        let mut cases = cases(suite, &cargo)?;
+        all += cases.tests.len() + cases.ignored.len();
+        cases.tests.retain(|test| arguments.selects(&test.name) && !arguments.ignored);
+        cases.ignored.retain(|name, _| arguments.selects(name));
+        selected.push((suite, cases));
     }
-    let all = cases.tests.len() + cases.ignored.len();
-    cases.tests.retain(|test| arguments.selects(&test.name) && !arguments.ignored);
-    cases.ignored.retain(|name, _| arguments.selects(name));
+    let names: Vec<_> = selected.iter().flat_map(|(_, cases)| cases.names()).collect();
     if arguments.list {
-        for name in cases.tests.iter().map(|test| &test.name).chain(cases.ignored.keys()) {
-            println!("{name}: test");
-        }
+        names.iter().for_each(|name| println!("{name}: test"));
         return Ok(ExitCode::SUCCESS);
     }
-    if !cases.tests.is_empty() {
-        for name in suite.commands {
-            let what = format!("{name}, optimised");
-            image.command(&say(&what, || Ok(cargo.command(name, &["--release"])))?)?;
-            // Tests of its own package have this path built in.
-            image.link(&cargo.command(name, &[]), &Path::new(super::BIN).join(name));
-        }
-        image.guests()?;
+    println!("\nrunning {} tests", names.len());
+    let ignored: Vec<_> = selected.iter().flat_map(|(_, cases)| &cases.ignored).collect();
+    ignored.iter().for_each(|(name, reason)| println!("test {name} ... ignored, {reason}"));
+    let _ = fs::remove_dir_all(&files);
+    fs::create_dir_all(&files)?;
+    let tally = Mutex::new(Tally::default());
+    for (suite, cases) in selected.iter().filter(|(_, cases)| !cases.tests.is_empty()) {
+        let mut image = prepare(suite, cases, &cargo, &place)?;
+        run_all(&mut image, suite, &cases.tests, &place, &files, &tally)?;
     }
-    if !suite.packages.is_empty() {
-        say("more packages", || image.packages(&place, suite.packages))?;
-    }
-
-    println!("\nrunning {} tests", cases.tests.len() + cases.ignored.len());
-    for (name, reason) in &cases.ignored {
-        println!("test {name} ... ignored, {reason}");
-    }
-    let tally = run_all(&mut image, suite.live, &cases.tests, &place, &files)?;
+    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     tell_failures(&tally, &files);
     let (passed, failed) = (tally.count(true), tally.count(false));
     println!(
         "\ntest result: {}. {passed} passed; {failed} failed; {} ignored; 0 measured; {} filtered out; \
          finished in {:.2}s\n",
         if failed == 0 { "ok" } else { "FAILED" },
-        cases.ignored.len(),
-        all - cases.tests.len() - cases.ignored.len(),
+        ignored.len(),
+        all - names.len(),
         started.elapsed().as_secs_f64()
     );
-    assert_eq!(passed + failed, cases.tests.len(), "every test has an outcome");
+    assert_eq!(passed + failed + ignored.len(), names.len(), "every test has an outcome");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) })
+}
+
+/// Makes what a host is made of.
+fn prepare(suite: &Suite, cases: &Cases, cargo: &Cargo, place: &Path) -> Result<Image> {
+    let mut image = say("Debian's packages", || Image::new(place, suite))?;
+    cases.programs.iter().try_for_each(|program| image.test(program))?;
+    for name in suite.commands {
+        let what = format!("{name}, optimised");
+        image.command(&say(&what, || Ok(cargo.command(name, &["--release"])))?)?;
+        // Tests of its own package have this path built in.
+        image.link(&cargo.command(name, &[]), &Path::new(super::BIN).join(name));
+    }
+    image.guests()?;
+    Ok(image)
 }
 
 fn patience(suite: &Suite) -> Duration {
@@ -170,17 +181,17 @@ fn say<T>(what: &str, prepare: impl FnOnce() -> Result<T>) -> Result<T> {
     Ok(done)
 }
 
-/// Builds the workspace's test programs, puts those of the suite into the image, and asks them which tests
-/// they have.
-fn programs(suite: &Suite, cargo: &Cargo, image: &mut Image) -> Result<Cases> {
-    let mut cases = Cases { tests: Vec::new(), ignored: BTreeMap::new() };
+/// Builds the workspace's test programs, and asks those of the suite which tests they have.
+fn cases(suite: &Suite, cargo: &Cargo) -> Result<Cases> {
+    let mut cases = Cases::default();
     let mut excluded: BTreeMap<_, _> = suite.excluded.iter().copied().collect();
-    let built = if suite.programs.is_empty() { Vec::new() } else { cargo.integration_tests() };
+    let build = || Ok(cargo.integration_tests());
+    let built = if suite.programs.is_empty() { Vec::new() } else { say("test programs", build)? };
     for (package, target) in suite.programs {
         let program = built.iter().find(|built| built.package == *package && built.name == *target);
         let program =
             program.with_context(|| format!("cargo has not built {package}'s {target}"))?;
-        let path = image.test(program)?;
+        let path = Image::place_of_test(program);
         let ignored = list(&program.path, &["--ignored"])?;
         for test in list(&program.path, &[])? {
             let name = format!("{package}::{target}::{test}");
@@ -192,6 +203,7 @@ fn programs(suite: &Suite, cargo: &Cargo, image: &mut Image) -> Result<Cases> {
                 cases.tests.push(Planned::test(&name, patience(suite), path.clone(), &test));
             }
         }
+        cases.programs.push(program.clone());
     }
     ensure!(excluded.is_empty(), "there are no such tests: {:?}", excluded.keys());
     let soak = std::env::var("STATSFS_SOAK").unwrap_or_else(|_| "1".into());
@@ -201,6 +213,11 @@ fn programs(suite: &Suite, cargo: &Cargo, image: &mut Image) -> Result<Cases> {
             test.environment
                 .extend(std::env::var(name).ok().map(|value| (name.to_string(), value)));
         }
+    }
+    for (name, _) in suite.functions {
+        let mut function = Planned::function(name, patience(suite));
+        function.live = suite.live;
+        cases.tests.push(function);
     }
     Ok(cases)
 }
@@ -215,52 +232,42 @@ fn list(program: &Path, args: &[&str]) -> Result<Vec<String>> {
     Ok(tests)
 }
 
-/// Runs tests, in hosts beside each other, and in new ones what still ran in those that end before they
-/// should.
+/// Runs tests, in hosts beside each other unless the suite's run alone, and in new ones what still ran in
+/// those that end before they should.
 fn run_all(
     image: &mut Image,
-    alone: bool,
+    suite: &Suite,
     tests: &[Planned],
     place: &Path,
     files: &Path,
-) -> Result<Tally> {
-    let _ = fs::remove_dir_all(files);
-    fs::create_dir_all(files)?;
-    let tally = Mutex::new(Tally::default());
-    let waiting = || lock(&tally).waiting(tests);
-    let mut number = 0;
-    while let plans = deal(waiting(), if alone { 1 } else { thread::available_parallelism()?.get() })
-        && !plans.is_empty()
-    {
+    tally: &Mutex<Tally>,
+) -> Result<()> {
+    let most = if suite.alone { 1 } else { thread::available_parallelism()?.get() };
+    loop {
+        let plans = deal(lock(tally).waiting(tests), most);
+        if plans.is_empty() {
+            return Ok(());
+        }
         let mut hosts = Vec::new();
         for tests in plans {
-            number += 1;
+            let number = lock(tally).next_host();
             let directory = files.join(format!("host{number}"));
             fs::create_dir_all(&directory)?;
             let initrd = place.join(format!("host{}.cpio", hosts.len()));
-            let plan = Plan { alone, tests };
+            let plan = Plan { alone: suite.alone, tests };
             image.write(&plan, &initrd)?;
             println!(
                 "nested: host {number} boots; consoles and outputs are kept in {}",
                 files.display()
             );
-            let host = Host::boot(image.kernel(), &initrd, &directory)?;
-            hosts.push((number, host, plan.tests));
+            hosts.push((number, Host::boot(image.kernel(), &initrd, &directory)?, plan.tests));
         }
         thread::scope(|scope| {
-            let threads: Vec<_> = hosts
-                .into_iter()
-                .map(|(number, host, tests)| {
-                    let tally = &tally;
-                    scope.spawn(move || follow_to_its_end(number, host, &tests, tally, files))
-                })
-                .collect();
-            threads.into_iter().for_each(|thread| {
-                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-            });
+            for (number, host, tests) in hosts {
+                scope.spawn(move || follow_to_its_end(number, host, &tests, tally, files));
+            }
         });
     }
-    Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
@@ -279,7 +286,7 @@ fn deal(tests: Vec<Planned>, hosts: usize) -> Vec<Vec<Planned>> {
 
 /// Takes what a host reports until its end, as it should be or not.
 fn follow_to_its_end(
-    number: usize,
+    number: u32,
     mut host: Host,
     tests: &[Planned],
     tally: &Mutex<Tally>,
@@ -298,7 +305,7 @@ fn follow_to_its_end(
 
 /// Takes what a host reports until it says that it is done.
 fn follow(
-    number: usize,
+    number: u32,
     host: &mut Host,
     running: &mut BTreeSet<String>,
     tally: &Mutex<Tally>,

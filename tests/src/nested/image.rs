@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::packages::{self, Kernel};
-use super::{BIN, GUEST, LINUX, PLAN, Plan, TESTS};
+use super::{BIN, GUEST, Init, LINUX, PLAN, Plan, Suite, TESTS, agent};
 use crate::binary::Executable;
 use crate::newc::Archive;
 
@@ -31,6 +31,26 @@ const USERLAND: [&str; 16] = [
     "sed",
     "tar",
     "util-linux",
+];
+
+/// The oldest kernel that a host takes.
+const LEAST_KERNEL: (u32, u32) = (5, 1);
+/// ... in which the mount of a server that was killed is carried on by the next one.
+const LEAST_KERNEL_TO_CARRY_ON: (u32, u32) = (6, 9);
+
+/// Where there is systemd, this is not the first time that it runs.
+const MACHINE_ID: &str = "5f7a3c1e9b2d4e6f8a0b1c2d3e4f5a6b\n";
+/// Units of Debian's that are of no use in a host without disks, networks and people, and take time there.
+const MASKED: [&str; 9] = [
+    "dbus.service",
+    "getty.target",
+    "ldconfig.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-logind.service",
+    "systemd-random-seed.service",
+    "systemd-udev-trigger.service",
+    "systemd-udevd.service",
 ];
 
 /// The host's kernel modules.
@@ -57,8 +77,12 @@ impl Image {
     ///
     /// # Errors
     /// If they can not be fetched or read.
-    pub fn new(cache: &Path) -> Result<Self> {
-        let kernel = Kernel::fetch(cache)?;
+    pub fn new(cache: &Path, suite: &Suite) -> Result<Self> {
+        let least = match suite.init {
+            Init::Own => LEAST_KERNEL,
+            Init::Systemd => LEAST_KERNEL_TO_CARRY_ON,
+        };
+        let kernel = Kernel::fetch(cache, least)?;
         let root = packages::userland(cache, "userland", &USERLAND)?;
         let mut archive = Archive::new();
         for directory in [".", "dev", "mnt", "proc", "root", "run", "sys"] {
@@ -81,12 +105,29 @@ impl Image {
             0o644,
             "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n",
         );
-        archive.bytes("etc/group", 0o644, "root:x:0:\nkvm:x:104:\nnogroup:x:65534:\n");
+        let groups = match suite.init {
+            Init::Own => "root:x:0:\nkvm:x:104:\nnogroup:x:65534:\n",
+            // It makes the others.
+            Init::Systemd => "root:x:0:\nnogroup:x:65534:\n",
+        };
+        archive.bytes("etc/group", 0o644, groups);
+        if suite.init == Init::Systemd {
+            add_systemd(&mut archive);
+        }
         add_modules(&mut archive, MODULES, &kernel.modules(&HOST_MODULES)?);
         let stripped = cache.join("stripped");
         fs::create_dir_all(&stripped)?;
         let mut image = Self { kernel, archive, stripped };
         image.executable("init", &std::env::current_exe()?)?;
+        if !suite.packages.is_empty() {
+            image.packages(cache, suite.packages)?;
+        }
+        for (path, contents) in suite.files {
+            image.archive.bytes(path, 0o644, *contents);
+        }
+        for (path, target) in suite.links {
+            image.archive.link(path, target);
+        }
         Ok(image)
     }
 
@@ -104,14 +145,17 @@ impl Image {
         self.executable(Path::new(BIN).join(name), path)
     }
 
-    /// Adds a test program, and returns where it will be.
+    /// Where a test program is.
+    pub fn place_of_test(test: &Executable) -> PathBuf {
+        Path::new(TESTS).join(&test.package).join(&test.name)
+    }
+
+    /// Adds a test program.
     ///
     /// # Errors
     /// If it can not be read.
-    pub fn test(&mut self, test: &Executable) -> Result<PathBuf> {
-        let path = Path::new(TESTS).join(&test.package).join(&test.name);
-        self.executable(&path, &test.path)?;
-        Ok(path)
+    pub fn test(&mut self, test: &Executable) -> Result<()> {
+        self.executable(Self::place_of_test(test), &test.path)
     }
 
     /// Adds a symbolic link.
@@ -131,11 +175,8 @@ impl Image {
     }
 
     /// Adds more of Debian's packages, which are fetched and kept in this directory.
-    ///
-    /// # Errors
-    /// If they can not be fetched or read.
-    pub fn packages(&mut self, cache: &Path, packages: &[&str]) -> Result<()> {
-        let root = packages::userland(cache, "packages", packages)?;
+    fn packages(&mut self, cache: &Path, packages: &[&str]) -> Result<()> {
+        let root = packages::userland(cache, packages[0], packages)?;
         Ok(self.archive.tree(&root, &|path| place(path))?)
     }
 
@@ -163,6 +204,18 @@ impl Image {
         }
         self.archive.file(at, 0o755, copy);
         Ok(())
+    }
+}
+
+/// Adds what systemd needs to run the agent, and not much more.
+fn add_systemd(archive: &mut Archive) {
+    const UNITS: &str = "etc/systemd/system";
+    archive.bytes("etc/machine-id", 0o444, MACHINE_ID);
+    archive.bytes(format!("{UNITS}/nested.service"), 0o644, agent::unit());
+    archive.link(format!("{UNITS}/sysinit.target.wants/nested.service"), "../nested.service");
+    archive.link(format!("{UNITS}/default.target"), "/usr/lib/systemd/system/multi-user.target");
+    for unit in MASKED {
+        archive.link(format!("{UNITS}/{unit}"), "/dev/null");
     }
 }
 

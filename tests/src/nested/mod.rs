@@ -3,8 +3,8 @@
 //!
 //! One executable has all roles. Outside, it is a test program that cargo runs ([`harness`]): it fetches
 //! Debian's packages ([`packages`]), composes the host's file system ([`image`]) with itself as the first
-//! process and what is tested, and boots it ([`host`]). Inside, it sets the host up and runs what is planned
-//! ([`agent`]), which reports over a serial port ([`report`]): test programs of the workspace, each test in a
+//! process and what is tested, and boots it ([`host`]). Inside, it sets the host up, or leaves that to systemd,
+//! and runs what is planned ([`agent`]), which reports over a serial port ([`report`]): test programs of the workspace, each test in a
 //! process of its own, and functions of the executable itself.
 //!
 //! A test that does not report has failed. If the host itself ends, what ran and what had not begun is run in
@@ -24,9 +24,20 @@ pub mod packages;
 pub mod report;
 mod tally;
 
-/// What runs in the host.
+/// What a host's first process is, in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// This executable.
+    Own,
+    /// Debian's systemd, which is to be among the packages. The kernel is one of Linux 6.9 or newer.
+    Systemd,
+}
+
+/// What runs in one kind of host.
 #[derive(Clone, Copy, Debug)]
 pub struct Suite {
+    /// The first process.
+    pub init: Init,
     /// Integration tests of the workspace: package and target.
     pub programs: &'static [(&'static str, &'static str)],
     /// Those of their tests that can not hold there, each with the reason.
@@ -37,10 +48,33 @@ pub struct Suite {
     pub commands: &'static [&'static str],
     /// How many seconds each test may take: several times what the slowest takes on a quiet machine.
     pub patience: u32,
-    /// Debian's packages that the functions need besides what is always there.
+    /// Debian's packages that are needed besides what is always there.
     pub packages: &'static [&'static str],
-    /// Whether to run one after the other, with what they print on the terminal: for measurements.
+    /// Text files that are there: path and contents.
+    pub files: &'static [(&'static str, &'static str)],
+    /// Symbolic links that are there: path and target.
+    pub links: &'static [(&'static str, &'static str)],
+    /// Whether what they print goes to the terminal, and arguments alone say what is run: for measurements.
     pub live: bool,
+    /// Whether to run one after the other.
+    pub alone: bool,
+}
+
+impl Suite {
+    /// One of nothing, in a host that has its own first process.
+    pub const EMPTY: Self = Self {
+        init: Init::Own,
+        programs: &[],
+        excluded: &[],
+        functions: &[],
+        commands: &[],
+        patience: 300,
+        packages: &[],
+        files: &[],
+        links: &[],
+        live: false,
+        alone: false,
+    };
 }
 
 /// A function that runs in the host: its name and itself.
@@ -72,7 +106,7 @@ enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self {
             Self::Agent => "agent",
             Self::Function => "function",
@@ -81,7 +115,7 @@ impl Role {
 }
 
 /// The whole test program, in whatever role it was started.
-pub fn main(suite: &Suite) -> ExitCode {
+pub fn main(suites: &[Suite]) -> ExitCode {
     if std::process::id() == 1 {
         agent::init();
     }
@@ -90,9 +124,9 @@ pub fn main(suite: &Suite) -> ExitCode {
     let done = if is(Role::Agent) {
         agent::run().map(|()| ExitCode::SUCCESS)
     } else if is(Role::Function) {
-        run_function(suite.functions).map(|()| ExitCode::SUCCESS)
+        run_function(suites).map(|()| ExitCode::SUCCESS)
     } else {
-        harness::run(suite)
+        harness::run(suites)
     };
     done.unwrap_or_else(|error| {
         eprintln!("nested: {error:#}");
@@ -100,10 +134,11 @@ pub fn main(suite: &Suite) -> ExitCode {
     })
 }
 
-fn run_function(functions: &[Function]) -> Result<()> {
+fn run_function(suites: &[Suite]) -> Result<()> {
     let name = std::env::args().nth(1).unwrap_or_default();
-    let (_, function) = functions
+    let (_, function) = suites
         .iter()
+        .flat_map(|suite| suite.functions)
         .find(|(is, _)| *is == name)
         .with_context(|| format!("no function {name}"))?;
     function();

@@ -1,7 +1,7 @@
 //! Debian's packages: fetched by apt, which knows where from and what depends on what, and unpacked into a
 //! directory. Nothing is installed on this machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The kernel's metapackage: it depends on the package of the kernel that is current.
 const KERNEL: &str = "linux-image-cloud-amd64";
+
+/// Debian's key, in the package debian-archive-keyring.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Fails with the line that fixes it if a command is missing.
 ///
@@ -44,23 +47,88 @@ pub struct Kernel {
     pub release: String,
 }
 
+/// apt, and where it takes packages from.
+#[derive(Clone, Debug, Default)]
+struct Apt(Vec<String>);
+
+impl Apt {
+    /// With what is backported to this machine's release, from where that itself comes from. Its lists are kept in this
+    /// directory; nothing of this machine's own is changed.
+    fn backports(cache: &Path) -> Result<Self> {
+        let format = "$(REPO_URI) $(CODENAME) $(LABEL) $(COMPONENT)";
+        let targets = ["indextargets", "--format", format, "Created-By: Packages"];
+        let targets = output(Command::new("apt-get").args(targets), UPDATE)?;
+        let (uri, release) = targets
+            .lines()
+            .find_map(|line| match *line.split(' ').collect::<Vec<_>>() {
+                [uri, release, "Debian", "main"] if !release.contains('-') => Some((uri, release)),
+                _ => None,
+            })
+            .with_context(|| {
+                format!("apt does not know where Debian's own packages are: {UPDATE}")
+            })?;
+        let place = cache.join("backports");
+        let (lists, list) = (place.join("lists"), place.join("sources.list"));
+        fs::create_dir_all(lists.join("partial"))?;
+        fs::write(&list, format!("deb [signed-by={KEYRING}] {uri} {release}-backports main\n"))?;
+        let options = [
+            ("Dir::Etc::sourcelist", &*list),
+            ("Dir::Etc::sourceparts", Path::new("-")),
+            ("Dir::State::lists", &lists),
+            ("Dir::Cache", &place),
+        ];
+        let options = options.map(|(option, path)| format!("-o{option}={}", path.display()));
+        let apt = Self(options.into());
+        output(apt.command("apt-get").arg("update"), "the backports can not be listed")?;
+        Ok(apt)
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command.args(&self.0);
+        command
+    }
+
+    /// The package of the current kernel.
+    fn kernel(&self) -> Result<String> {
+        let depends = output(self.command("apt-cache").args(["depends", KERNEL]), UPDATE)?;
+        let depends = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let package = depends.into_iter().find(|package| package.starts_with(IMAGE));
+        let package = package
+            .with_context(|| format!("apt knows no kernel that {KERNEL} depends on: {UPDATE}"))?;
+        Ok(package.to_string())
+    }
+}
+
+/// What the names of kernels' packages begin with; the release follows.
+const IMAGE: &str = "linux-image-";
+
+/// The first two numbers of a release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 impl Kernel {
-    /// The current kernel for clouds, from this directory if it is there.
+    /// The current kernel for clouds of this machine's Debian or, if that is older than `least`, of its backports;
+    /// from this directory if it is there.
     ///
     /// # Errors
     /// If apt does not know it or can not fetch it.
-    pub fn fetch(cache: &Path) -> Result<Self> {
-        let depends = output(Command::new("apt-cache").args(["depends", KERNEL]), UPDATE)?;
-        let package = depends
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .find(|package| package.starts_with("linux-image-"))
-            .with_context(|| format!("apt knows no kernel that {KERNEL} depends on: {UPDATE}"))?;
-        let root = unpacked(cache, package, |packages| {
-            let mut fetch = Command::new("apt-get");
-            output(fetch.args(["download", package]).current_dir(packages), UPDATE).map(drop)
+    pub fn fetch(cache: &Path, least: (u32, u32)) -> Result<Self> {
+        let is_new = |package: &str| version(&package[IMAGE.len()..]).is_some_and(|it| it >= least);
+        let mut apt = Apt::default();
+        let mut package = apt.kernel()?;
+        if !is_new(&package) {
+            apt = Apt::backports(cache)?;
+            package = apt.kernel()?;
+            ensure!(is_new(&package), "{package} is the newest kernel, and {least:?} is needed");
+        }
+        let root = unpacked(cache, &package, |packages| {
+            let mut fetch = apt.command("apt-get");
+            output(fetch.args(["download", &package]).current_dir(packages), UPDATE).map(drop)
         })?;
-        Ok(Self { root, release: package["linux-image-".len()..].to_string() })
+        Ok(Self { root, release: package[IMAGE.len()..].to_string() })
     }
 
     /// The kernel's image, a bzImage.
@@ -68,7 +136,8 @@ impl Kernel {
         self.root.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
-    /// Modules and those that they depend on, in the order in which they can be loaded.
+    /// Modules and those that they depend on, in the order in which they can be loaded; but for those that are
+    /// built into this kernel.
     ///
     /// # Errors
     /// If one is not there or can not be read.
@@ -77,10 +146,13 @@ impl Kernel {
         let lib = ["usr/lib", "lib"].map(|lib| self.root.join(lib).join("modules"));
         let modules =
             lib.into_iter().find(|lib| lib.is_dir()).context("the kernel has no modules")?;
+        let modules = modules.join(&self.release);
+        let built_in = fs::read_to_string(modules.join("modules.builtin"))?;
+        let built_in: BTreeSet<_> = built_in.lines().filter_map(named).collect();
         let mut all = BTreeMap::new();
-        find_modules(&modules.join(&self.release).join("kernel"), &mut all)?;
+        find_modules(&modules.join("kernel"), &mut all)?;
         let mut ordered = Vec::new();
-        for name in names {
+        for name in names.iter().filter(|name| !built_in.contains(&module_name(name))) {
             add_with_dependencies(name, &all, &mut ordered)?;
         }
         Ok(ordered)
@@ -92,6 +164,14 @@ fn module_name(name: &str) -> String {
     name.replace('-', "_")
 }
 
+/// The name of the module that is in a file, if one is, compressed or not.
+fn named(file: &str) -> Option<String> {
+    let file = file.rsplit('/').next()?;
+    Some(module_name(file.strip_suffix(COMPRESSED).unwrap_or(file).strip_suffix(".ko")?))
+}
+
+const COMPRESSED: &str = ".xz";
+
 /// Finds all modules below a directory.
 fn find_modules(directory: &Path, all: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     for entry in fs::read_dir(directory)? {
@@ -99,13 +179,22 @@ fn find_modules(directory: &Path, all: &mut BTreeMap<String, PathBuf>) -> Result
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             find_modules(&path, all)?;
-        } else if let Some(name) =
-            entry.file_name().to_str().and_then(|name| name.strip_suffix(".ko"))
-        {
-            all.insert(module_name(name), path);
+        } else if let Some(name) = entry.file_name().to_str().and_then(named) {
+            all.insert(name, path);
         }
     }
     Ok(())
+}
+
+/// The file with a module as it is loaded, made if it is not there.
+fn decompressed(path: &Path) -> Result<PathBuf> {
+    let Some(plain) = path.to_str().and_then(|path| path.strip_suffix(COMPRESSED)) else {
+        return Ok(path.to_path_buf());
+    };
+    if path.exists() {
+        output(Command::new("xz").arg("--decompress").arg(path), "`apt-get install -y xz-utils`")?;
+    }
+    Ok(plain.into())
 }
 
 /// Adds a module, after all that it says it depends on (`depends=` in its section `.modinfo`).
@@ -117,15 +206,16 @@ fn add_with_dependencies(
     const KEY: &[u8] = b"\0depends=";
     let path =
         all.get(&module_name(name)).with_context(|| format!("the kernel has no module {name}"))?;
-    let bytes = fs::read(path)?;
+    let path = decompressed(path)?;
+    let bytes = fs::read(&path)?;
     let at = bytes.windows(KEY.len()).position(|window| window == KEY);
     let value = at.and_then(|at| bytes[at + KEY.len()..].split(|byte| *byte == 0).next());
     let value = std::str::from_utf8(value.with_context(|| format!("{name} is no module"))?)?;
     for dependency in value.split(',').filter(|name| !name.is_empty()) {
         add_with_dependencies(dependency, all, ordered)?;
     }
-    if !ordered.contains(path) {
-        ordered.push(path.clone());
+    if !ordered.contains(&path) {
+        ordered.push(path);
     }
     Ok(())
 }

@@ -8,6 +8,8 @@ use super::report::Outcome;
 /// What came of each test.
 #[derive(Debug, Default)]
 pub struct Tally {
+    /// Hosts so far.
+    hosts: u32,
     /// Those that ran when a host ended.
     interrupted: BTreeSet<String>,
     /// Those that have an outcome.
@@ -17,6 +19,12 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// The number of the host that is booted next.
+    pub fn next_host(&mut self) -> u32 {
+        self.hosts += 1;
+        self.hosts
+    }
+
     /// A test has ended.
     pub fn end(&mut self, test: &str, outcome: Outcome) {
         self.ended.insert(test.to_string(), outcome);

@@ -12,6 +12,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -25,6 +27,8 @@ const AT_ONCE: usize = 64;
 const MOST_NAMES: usize = 96 << 10;
 /// Messages that wait before it is given up: so many that nobody is going to read them.
 const MOST_WAITING: usize = 1 << 14;
+/// How long a server that ends waits for what is still to be sent.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Message {
@@ -121,6 +125,24 @@ impl FdStore {
         self.lock().send();
     }
 
+    /// Sends all that has found no room so far, and waits for that for a moment: there is nobody to send it later.
+    pub(super) fn send_all(&self) {
+        let end = Instant::now() + LAST_MOMENT;
+        loop {
+            let mut outbox = self.lock();
+            outbox.send();
+            if outbox.waiting.is_empty() {
+                return;
+            }
+            drop(outbox);
+            if Instant::now() > end {
+                tracing::warn!("the service manager does not take what is sent: it keeps too much");
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Outbox> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -196,6 +218,7 @@ mod tests {
     fn store() -> (FdStore, UnixDatagram) {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
+        theirs.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let outbox = Outbox { socket: Some(ours), ..Outbox::default() };
         (FdStore(Mutex::new(outbox)), theirs)
     }
@@ -233,5 +256,24 @@ mod tests {
         assert!(told(&theirs).starts_with("FDSTOREREMOVE=1"));
         store.put(&name(0), &fd);
         assert!(told(&theirs).starts_with("FDSTORE=1"));
+    }
+
+    #[test]
+    fn what_finds_no_room_in_the_end_is_waited_for() {
+        let (store, theirs) = store();
+        let fd = [File::open("/dev/null").unwrap()];
+        let mut sent = 0;
+        while store.lock().waiting.is_empty() {
+            store.put("seg.1", &fd);
+            sent += 1;
+        }
+        store.remove("fuse.1");
+        assert!(store.lock().waiting.len() >= 2);
+        thread::scope(|scope| {
+            scope.spawn(|| store.send_all());
+            (0..sent).for_each(|_| assert!(told(&theirs).starts_with("FDSTORE=1")));
+            assert_eq!(told(&theirs), "FDSTOREREMOVE=1\nFDNAME=fuse.1\n");
+        });
+        assert!(store.lock().waiting.is_empty());
     }
 }

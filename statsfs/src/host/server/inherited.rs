@@ -103,6 +103,8 @@ pub(super) struct KeptDevices {
 impl Drop for KeptDevices {
     fn drop(&mut self) {
         self.store.remove(&self.name);
+        // Most likely this process ends.
+        self.store.send_all();
     }
 }
 
