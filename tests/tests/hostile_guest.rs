@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 use tests::flat::Flat;
 use tests::guest::{LAST_GSI, NOTIFICATIONS, SET_UP, virtio_kernel};
@@ -69,4 +70,30 @@ fn interrupts_come_from_the_devices_and_not_from_the_vmms_threads() {
     let writes = SET_UP + requests;
     let expected = [("mmio_write", writes), ("mmio_read", requests), ("io_out", 1)];
     assert_eq!(flat.exits("kvm"), BTreeMap::from(expected));
+}
+
+/// Shows that the counters would find a thread of the VMM's that raised a line by itself.
+#[test]
+fn a_line_that_a_thread_raises_is_told_apart() {
+    // From linux/kvm.h.
+    const KVM_CREATE_VM: libc::Ioctl = 0xae01;
+    const KVM_CREATE_IRQCHIP: libc::Ioctl = 0xae60;
+    const KVM_IRQ_LINE: libc::Ioctl = 0x4008_ae61_u32 as libc::Ioctl;
+    let interrupts = KvmInterrupts::watch(LAST_GSI);
+    let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
+    // SAFETY: the first takes a number and makes a descriptor, which is nobody else's, or fails; the second takes
+    // nothing; the third takes two numbers of 32 bits, the line and its level.
+    let (chip, raised) = unsafe {
+        let vm = libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM, 0);
+        assert!(vm >= 0, "{}", std::io::Error::last_os_error());
+        let vm = File::from_raw_fd(vm);
+        let line = [LAST_GSI, 1];
+        (
+            libc::ioctl(vm.as_raw_fd(), KVM_CREATE_IRQCHIP, 0),
+            libc::ioctl(vm.as_raw_fd(), KVM_IRQ_LINE, line.as_ptr()),
+        )
+    };
+    assert_eq!((chip, raised), (0, 0), "{}", std::io::Error::last_os_error());
+    assert_eq!(interrupts.by_threads(), 1);
+    assert!(interrupts.of_line() >= 1);
 }
