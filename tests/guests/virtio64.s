@@ -1,6 +1,7 @@
 # A kernel for tests of virtio devices: the first three are disks or interfaces, and the next one is the source of
 # random bytes. It first writes nonsense to the registers of all four, as often as the word at the end of the program
-# says, then makes the last one ready, and notifies it 1000 times for nothing. Then it powers off.
+# says, then makes the last one ready, and notifies it 1000 times for nothing. Then it has as many requests as the
+# next word says, one after the other, each of which is done when its interrupt comes. Then it powers off.
 
         .pushsection .rodata.tests_guest_virtio64, "a", @progbits
         .globl  tests_guest_virtio64_start
@@ -59,10 +60,75 @@ tests_guest_virtio64_start:
 2:      mov     dword ptr [rbx + 0x50], 0
         dec     ecx
         jnz     2b
-        mov     edx, 0x600
+        mov     r14d, [rip + tests_guest_virtio64_end + 4]
+        test    r14d, r14d
+        jz      3f
+        call    connect
+        mov     dword ptr [0x200000], 0x220000  # 64 bytes to be written, by the one descriptor
+        mov     dword ptr [0x200008], 64
+        mov     dword ptr [0x20000c], 2
+        xor     r12d, r12d
+        xor     r15d, r15d
+        sti
+2:      inc     r12d
+        mov     [0x201002], r12w
+        mov     dword ptr [rbx + 0x50], 0
+4:      cmp     r15d, r12d                      # the handler counts here
+        jne     4b
+        cmp     [0x202002], r12w                # and finds what is done
+        jne     9f
+        cmp     r12d, r14d
+        jne     2b
+        cli
+3:      mov     edx, 0x600
         mov     al, 0x34
         out     dx, al
 3:      jmp     3b
+9:      lidt    [rip + nothing]                 # a triple fault
+        ud2
+
+# The interrupt of the fourth device, on line 8 of the interrupt controller, becomes vector 0x30 of this processor.
+connect:
+        lea     rax, [rip + handler]
+        mov     edi, 0x210300
+        mov     [rdi], ax
+        mov     word ptr [rdi + 2], 0x10
+        mov     word ptr [rdi + 4], 0x8e00
+        shr     rax, 16
+        mov     [rdi + 6], ax
+        shr     rax, 16
+        mov     [rdi + 8], eax
+        mov     dword ptr [rdi + 12], 0
+        lidt    [rip + vectors]
+        mov     al, 0xff                        # the old controllers are silent
+        out     0x21, al
+        out     0xa1, al
+        mov     eax, 0xfee000f0                 # the local APIC is on
+        mov     dword ptr [rax], 0x1ff
+        mov     eax, 0xfec00000
+        mov     dword ptr [rax], 0x21
+        mov     dword ptr [rax + 0x10], 0
+        mov     dword ptr [rax], 0x20
+        mov     dword ptr [rax + 0x10], 0x30
+        ret
+
+# Two accesses to the device: what the interrupt is for, and that it is known.
+handler:
+        push    rax
+        mov     eax, [rbx + 0x60]
+        mov     [rbx + 0x64], eax
+        inc     r15d
+        mov     eax, 0xfee000b0
+        mov     dword ptr [rax], 0
+        pop     rax
+        iretq
+
+vectors:
+        .word   0x30f
+        .quad   0x210000
+nothing:
+        .word   0
+        .quad   0
 
 # Twelve writes.
 set_up: mov     dword ptr [rbx + 0x70], 0

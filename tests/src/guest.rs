@@ -172,12 +172,14 @@ pub fn echo() -> Vec<u8> {
 /// Where a kernel of ours is loaded and entered.
 const KERNEL: u64 = 1 << 20;
 
-/// An ELF kernel that writes nonsense to the registers of four virtio devices, so many times over, makes the
-/// last of them ready, notifies it [`NOTIFICATIONS`] times, and powers off.
-pub fn virtio_kernel(passes: u32) -> Vec<u8> {
+/// An ELF kernel that writes nonsense to the registers of four virtio devices, so many `passes`, makes the
+/// last of them ready, notifies it [`NOTIFICATIONS`] times, has so many `requests`, each of which waits for its
+/// interrupt, and powers off.
+pub fn virtio_kernel(passes: u32, requests: u32) -> Vec<u8> {
     let mut code =
         between(&raw const tests_guest_virtio64_start, &raw const tests_guest_virtio64_end);
     code.extend(passes.to_le_bytes());
+    code.extend(requests.to_le_bytes());
     let size = code.len() as u64;
     // One segment, right behind the headers of 64 and 56 bytes: an executable for x86-64.
     let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 62, 0];
@@ -195,6 +197,8 @@ pub fn virtio_kernel(passes: u32) -> Vec<u8> {
 pub const NOTIFICATIONS: u64 = 1000;
 /// How many writes of its registers make it ready.
 pub const SET_UP: u64 = 12;
+/// Its interrupt line.
+pub const LAST_GSI: u32 = 8;
 
 /// What is between two labels of a guest.
 fn between(start: *const u8, end: *const u8) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! What the kernel saw: the tracepoint `kvm:kvm_userspace_exit`, which fires at every return of KVM_RUN
-//! with the reason and the error number.
+//! with the reason and the error number, and `kvm:kvm_set_irq`, which fires when a line of a guest's interrupt
+//! controller changes.
 //!
 //! Counters are opened by the thread that will start the VMM, for itself and inherited by everything that
 //! it starts while they are open, so that no exit can happen before they count. The kernel adds a thread's
@@ -46,51 +47,106 @@ const INHERIT: u64 = 1 << 1;
 /// `_IOW('$', 6, char *)`.
 const PERF_EVENT_IOC_SET_FILTER: libc::c_ulong = 0x4008_2406;
 
-/// The tracepoint's id, from the tracing file system. That is seldom mounted, so it is mounted for a moment
-/// where nobody else sees it.
-fn tracepoint_id() -> u64 {
-    static ID: OnceLock<u64> = OnceLock::new();
-    *ID.get_or_init(|| {
-        let read = || -> io::Result<u64> {
-            namespace::unshare_mounts()?;
-            let directory = tempfile::tempdir()?;
-            namespace::mount("tracefs", directory.path(), "tracefs")?;
-            let events = directory.path().join("events/kvm/kvm_userspace_exit");
-            let format = std::fs::read_to_string(events.join("format"))?;
-            for field in ["reason", "errno"] {
-                assert!(format.contains(&format!(" {field};")), "the tracepoint has changed:\n{format}");
-            }
-            let id = std::fs::read_to_string(events.join("id"))?;
-            namespace::unmount(directory.path())?;
-            id.trim().parse().map_err(io::Error::other)
-        };
-        // A thread of its own, so that nothing else of this process moves to the new namespace.
-        thread::spawn(read).join().expect("the tracepoint is as expected").unwrap_or_else(|error| {
-            panic!(
-                "the tracepoint kvm:kvm_userspace_exit can not be found ({error}): run the tests as root, on \
-                 a kernel with CONFIG_FTRACE, and load KVM (`modprobe kvm_intel` or `modprobe kvm_amd`)"
-            )
-        })
-    })
+/// A tracepoint of KVM's.
+#[derive(Debug)]
+struct Tracepoint {
+    name: &'static str,
+    /// Those of its fields that are looked at.
+    fields: &'static [&'static str],
+    id: OnceLock<u64>,
 }
 
-/// Counts the tracepoint's events that a filter lets through.
+static USERSPACE_EXIT: Tracepoint = Tracepoint::new("kvm_userspace_exit", &["reason", "errno"]);
+static SET_IRQ: Tracepoint = Tracepoint::new("kvm_set_irq", &["gsi", "level"]);
+
+impl Tracepoint {
+    const fn new(name: &'static str, fields: &'static [&'static str]) -> Self {
+        Self { name, fields, id: OnceLock::new() }
+    }
+
+    /// Its id, from the tracing file system. That is seldom mounted, so it is mounted for a moment where nobody
+    /// else sees it.
+    fn id(&'static self) -> u64 {
+        *self.id.get_or_init(|| {
+            let name = self.name;
+            // A thread of its own, so that nothing else of this process moves to the new namespace.
+            let read = thread::spawn(|| self.read_id()).join();
+            read.expect("the tracepoint is as expected").unwrap_or_else(|error| {
+                panic!(
+                    "the tracepoint kvm:{name} can not be found ({error}): run the tests as root, on a kernel with \
+                     CONFIG_FTRACE, and load KVM (`modprobe kvm_intel` or `modprobe kvm_amd`)"
+                )
+            })
+        })
+    }
+
+    fn read_id(&self) -> io::Result<u64> {
+        namespace::unshare_mounts()?;
+        let directory = tempfile::tempdir()?;
+        namespace::mount("tracefs", directory.path(), "tracefs")?;
+        let events = directory.path().join("events/kvm").join(self.name);
+        let format = std::fs::read_to_string(events.join("format"))?;
+        for field in self.fields {
+            assert!(
+                format.contains(&format!(" {field};")),
+                "the tracepoint has changed:\n{format}"
+            );
+        }
+        let id = std::fs::read_to_string(events.join("id"))?;
+        namespace::unmount(directory.path())?;
+        id.trim().parse().map_err(io::Error::other)
+    }
+}
+
+/// Whose events are counted.
+#[derive(Clone, Copy, Debug)]
+enum Scope {
+    /// Those of this thread and all that it starts.
+    Heirs,
+    /// Those of everybody on this CPU, the kernel's own threads as well.
+    Cpu(i32),
+}
+
+/// Counts a tracepoint's events that a filter lets through.
 #[derive(Debug)]
 struct Counter(File);
 
 impl Counter {
-    fn open(filter: Option<&str>) -> io::Result<Self> {
+    /// # Panics
+    /// If the kernel does not let us.
+    fn open(tracepoint: &'static Tracepoint, scope: Scope, filter: Option<&str>) -> Self {
+        Self::try_open(tracepoint, scope, filter).unwrap_or_else(|error| {
+            let paranoid = Path::new("/proc/sys/kernel/perf_event_paranoid");
+            let paranoid = std::fs::read_to_string(paranoid).unwrap_or_default();
+            panic!(
+                "perf_event_open of kvm:{}, {scope:?}, filter {filter:?}: {error}: run the tests as root \
+                 (kernel.perf_event_paranoid is {})",
+                tracepoint.name,
+                paranoid.trim()
+            )
+        })
+    }
+
+    fn try_open(
+        tracepoint: &'static Tracepoint,
+        scope: Scope,
+        filter: Option<&str>,
+    ) -> io::Result<Self> {
+        let (thread, cpu, flags) = match scope {
+            Scope::Heirs => (0, -1, INHERIT),
+            Scope::Cpu(cpu) => (-1, cpu, 0),
+        };
         let attr = PerfEventAttr {
             kind: PERF_TYPE_TRACEPOINT,
             size: size_of::<PerfEventAttr>() as u32,
-            config: tracepoint_id(),
-            flags: INHERIT,
+            config: tracepoint.id(),
+            flags,
             ..Default::default()
         };
         const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-        // SAFETY: the structure is as large as it says; this thread, any CPU, no group.
+        // SAFETY: the structure is as large as it says; no group.
         let fd = unsafe {
-            libc::syscall(libc::SYS_perf_event_open, &attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC)
+            libc::syscall(libc::SYS_perf_event_open, &attr, thread, cpu, -1, PERF_FLAG_FD_CLOEXEC)
         };
         if fd < 0 {
             return Err(io::Error::last_os_error());
@@ -132,17 +188,7 @@ impl KvmReturns {
     /// # Panics
     /// If the kernel does not let us.
     pub fn watch(reasons: &[u32]) -> Self {
-        let open = |filter: Option<&str>| {
-            Counter::open(filter).unwrap_or_else(|error| {
-                let paranoid = Path::new("/proc/sys/kernel/perf_event_paranoid");
-                let paranoid = std::fs::read_to_string(paranoid).unwrap_or_default();
-                panic!(
-                    "perf_event_open of kvm:kvm_userspace_exit, filter {filter:?}: {error}: run the tests as root \
-                     (kernel.perf_event_paranoid is {})",
-                    paranoid.trim()
-                )
-            })
-        };
+        let open = |filter: Option<&str>| Counter::open(&USERSPACE_EXIT, Scope::Heirs, filter);
         Self {
             all: open(None),
             failed: open(Some("errno<0")),
@@ -203,5 +249,39 @@ impl KvmReturns {
     pub fn with_reason(&self, reason: u32) -> u64 {
         let found = self.reasons.iter().find(|(watched, _)| *watched == reason);
         found.unwrap_or_else(|| panic!("reason {reason} is not watched")).1.get()
+    }
+}
+
+/// How often lines of guests' interrupt controllers were raised.
+#[derive(Debug)]
+pub struct KvmInterrupts {
+    by_threads: Counter,
+    of_line: Vec<Counter>,
+}
+
+impl KvmInterrupts {
+    /// Counts for what this thread starts from now on, and for one line of all guests.
+    ///
+    /// # Panics
+    /// If the kernel does not let us.
+    pub fn watch(gsi: u32) -> Self {
+        // SAFETY: no pointer and no effects.
+        let cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } as i32;
+        let filter = format!("gsi=={gsi} && level==1");
+        let open = |cpu| Counter::open(&SET_IRQ, Scope::Cpu(cpu), Some(&filter));
+        Self {
+            by_threads: Counter::open(&SET_IRQ, Scope::Heirs, Some("level==1")),
+            of_line: (0..cpus).map(open).collect(),
+        }
+    }
+
+    /// Those of any line that the threads themselves raised, in system calls of theirs.
+    pub fn by_threads(&self) -> u64 {
+        self.by_threads.get()
+    }
+
+    /// Those of the line, of all guests on this machine and whoever raised it.
+    pub fn of_line(&self) -> u64 {
+        self.of_line.iter().map(Counter::get).sum()
     }
 }

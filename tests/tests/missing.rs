@@ -362,7 +362,7 @@ fn a_kernel_and_what_it_is_to_have_are_no_good() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
     let (kernel, empty, missing) = (path("kernel"), path("empty"), path("missing"));
-    fs::write(&kernel, tests::guest::virtio_kernel(0)).unwrap();
+    fs::write(&kernel, tests::guest::virtio_kernel(0, 0)).unwrap();
     fs::write(&empty, "").unwrap();
     let large = path("large");
     fs::File::create(&large).unwrap().set_len(5 << 30).unwrap();

@@ -319,6 +319,7 @@ fn run_command(args: RunArgs, start: Moment) -> Result<u8, RunError> {
         (Some(kernel), _) => {
             let cmdline = cmdline::with_defaults(args.cmdline.as_deref().unwrap_or_default());
             let kernel = Kernel::open(kernel, args.initrd.as_deref(), cmdline)?;
+            kernel.doubt()?.into_iter().for_each(tell);
             let virtio = VirtioConfig { disks: args.disk, nets: args.net, rng: true };
             Guest::Kernel { kernel, virtio }
         }

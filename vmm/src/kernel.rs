@@ -5,6 +5,7 @@
 //! only then does `linux-loader` copy the image's parts to where they belong.
 
 mod bzimage;
+mod checksum;
 pub mod cmdline;
 mod elf;
 mod error;
@@ -94,6 +95,30 @@ impl Kernel {
         }
         let initrd = initrd.map(Initrd::open).transpose()?;
         Ok(Self { path: path.to_path_buf(), file, image, initrd, cmdline })
+    }
+
+    /// What is to be said of the kernel, though it is not refused: a bzImage whose checksum is wrong. All of it is
+    /// read for that.
+    ///
+    /// # Errors
+    /// [`KernelError`] if it can not be read.
+    pub fn doubt(&self) -> Result<Option<String>, KernelError> {
+        if self.image.format != Format::BzImage {
+            return Ok(None);
+        }
+        let path = &self.path;
+        let size = bzimage::size(&self.image.header);
+        let is_right = checksum::is_right(&self.file, size).map_err(|error| KernelError::Read {
+            what: "kernel",
+            path: path.clone(),
+            error,
+        })?;
+        Ok((is_right == Some(false)).then(|| {
+            format!(
+                "the kernel {} has a wrong checksum: if it is damaged, it may hang without a word",
+                path.display()
+            )
+        }))
     }
 
     /// The command line.

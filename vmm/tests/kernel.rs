@@ -121,6 +121,19 @@ fn what_is_wrong_is_one_line_that_names_it() {
 }
 
 #[test]
+fn a_wrong_checksum_is_told_and_no_reason_to_stop() {
+    let dir = Dir::new();
+    let mut image = bzimage(&code(&[&POWER_OFF]));
+    let end = image.len();
+    put(&mut image, end - 4, 4, 0x1234_5678);
+    let (status, message) = run(&mut vmm(&dir.file("changed", &image)));
+    assert_eq!(status, 0, "{message}");
+    assert!(message.starts_with("vmm: the kernel ") && message.ends_with('\n'), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(message.contains("changed has a wrong checksum"), "{message}");
+}
+
+#[test]
 fn every_device_counts() {
     let dir = Dir::new();
     let parts =

@@ -25,6 +25,12 @@ pub mod mmio;
 pub mod net;
 mod queue;
 pub mod stats;
+mod suppression;
+
+/// The atomics of `suppression`, in whose place its models have loom's.
+mod sync {
+    pub(super) use std::sync::atomic::{Ordering, fence};
+}
 
 use std::os::fd::BorrowedFd;
 

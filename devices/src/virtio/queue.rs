@@ -1,15 +1,15 @@
 //! Queues: taking descriptor chains off, giving them back, and hearing of and telling about both.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::chain::Chain;
 use super::engine::Shared;
+use super::suppression::{self, Rings, Word};
 use super::{Memory, TransportEvents};
 
 /// Where a ring's index is, behind its flags (virtio 1.2, 2.7.6 and 2.7.8).
@@ -65,6 +65,10 @@ impl LiveQueue {
     pub(super) fn new(queue: Queue) -> Self {
         Self { queue, quiet: false, unpublished: 0, unsignalled: 0 }
     }
+
+    fn rings<'a>(&'a self, memory: &'a Memory) -> GuestRings<'a> {
+        GuestRings { queue: &self.queue, memory }
+    }
 }
 
 /// One turn of a device at one of its queues.
@@ -107,7 +111,7 @@ impl<'a> Turn<'a> {
                 return Ok(false);
             }
             if !live.quiet {
-                live.queue.disable_notification(memory)?;
+                suppression::want_no_notifications(&live.rings(memory))?;
                 live.quiet = true;
             }
             let longest = live.queue.max_size();
@@ -120,7 +124,8 @@ impl<'a> Turn<'a> {
                 return Ok(true);
             }
             live.quiet = false;
-            if !live.queue.enable_notification(memory)? {
+            let next = live.queue.next_avail();
+            if !suppression::want_notification(&live.rings(memory), next)? {
                 break;
             }
         }
@@ -191,11 +196,7 @@ impl<'a> Turn<'a> {
         queue.set_next_used(next);
         *unsignalled = unsignalled.saturating_add(*unpublished);
         *unpublished = 0;
-        // Whoever sees it sees the elements, too.
-        let index = GuestAddress(queue.used_ring()).unchecked_add(RING_INDEX);
-        self.memory
-            .store(next.to_le(), index, Ordering::Release)
-            .map_err(virtio_queue::Error::GuestMemory)?;
+        suppression::publish(&self.live.rings(self.memory), next)?;
         Ok(())
     }
 
@@ -207,7 +208,9 @@ impl<'a> Turn<'a> {
         if self.live.unsignalled == 0 {
             return Ok(());
         }
-        if self.is_signal_wanted()? {
+        let LiveQueue { queue, unsignalled, .. } = &*self.live;
+        let (rings, next) = (self.live.rings(self.memory), queue.next_used());
+        if suppression::is_interrupt_wanted(&rings, next, *unsignalled)? {
             // Counted first: a guest that has seen the interrupt can not find it missing.
             self.events.interrupt();
             self.shared.interrupt_for_queue();
@@ -217,26 +220,52 @@ impl<'a> Turn<'a> {
         self.live.unsignalled = 0;
         Ok(())
     }
+}
 
-    /// Whether the driver wants to be interrupted for what it has not been interrupted for (virtio 1.2,
-    /// 2.7.7).
-    fn is_signal_wanted(&self) -> Result<bool, QueueError> {
-        let queue = &self.live.queue;
-        // The driver asks for interrupts, then looks at the index again; we write the index, then look
-        // whether it asks.
-        fence(Ordering::SeqCst);
-        let load = |offset| {
-            let address = GuestAddress(queue.avail_ring()).unchecked_add(offset);
-            let value = self.memory.load(address, Ordering::Relaxed);
-            value.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)
+/// The rings in the guest's memory.
+struct GuestRings<'a> {
+    queue: &'a Queue,
+    memory: &'a Memory,
+}
+
+impl GuestRings<'_> {
+    fn address(&self, word: Word) -> GuestAddress {
+        let queue = self.queue;
+        let (ring, element) = match word {
+            Word::AvailableIndex | Word::AvailableFlags | Word::UsedEvent => {
+                (queue.avail_ring(), AVAILABLE_ELEMENT)
+            }
+            Word::UsedIndex | Word::UsedFlags | Word::AvailableEvent => {
+                (queue.used_ring(), USED_ELEMENT)
+            }
         };
-        if !queue.event_idx_enabled() {
-            return Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
-        }
-        // It wants one when this element, which is behind the ring, is used.
-        let wanted = load(RING_ELEMENTS + u64::from(queue.size()) * AVAILABLE_ELEMENT)?;
-        let since = queue.next_used().wrapping_sub(wanted).wrapping_sub(1);
-        Ok(since < self.live.unsignalled)
+        let offset = match word {
+            Word::AvailableFlags | Word::UsedFlags => 0,
+            Word::AvailableIndex | Word::UsedIndex => RING_INDEX,
+            // Behind the elements.
+            Word::UsedEvent | Word::AvailableEvent => {
+                RING_ELEMENTS + u64::from(queue.size()) * element
+            }
+        };
+        GuestAddress(ring).unchecked_add(offset)
+    }
+}
+
+impl Rings for GuestRings<'_> {
+    type Error = virtio_queue::Error;
+
+    fn has_event_indices(&self) -> bool {
+        self.queue.event_idx_enabled()
+    }
+
+    fn load(&self, word: Word, order: Ordering) -> Result<u16, Self::Error> {
+        let value = self.memory.load(self.address(word), order);
+        value.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)
+    }
+
+    fn store(&self, word: Word, value: u16, order: Ordering) -> Result<(), Self::Error> {
+        let stored = self.memory.store(value.to_le(), self.address(word), order);
+        stored.map_err(virtio_queue::Error::GuestMemory)
     }
 }
 

@@ -45,6 +45,7 @@ pub const TESTS: &[Function] = functions! {
         a_signal_ends_it;
     refused:
         kernels_and_ram_disks
+        a_damaged_kernel_hangs_alone
         disks_and_interfaces
         too_little_memory;
 };

@@ -4,9 +4,13 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
+use tests::inject::status;
 use tests::linux::Linux;
 use tests::nested::LINUX;
+use tests::running::wait_until;
 use tests::tap;
 use tests::tracepoint::KvmReturns;
 
@@ -69,6 +73,41 @@ pub fn kernels_and_ram_disks() {
     refused(&[LINUX, "--initrd", &large, "--memory", "8G"], &["RAM disk", "too large", "--disk"]);
     let long = "x".repeat(4096);
     refused(&[LINUX, "--cmdline", &long], &["command line", "shorten"]);
+}
+
+/// A kernel that can not unpack itself stops its processor, without a word. Its VMM said what it knew, and is
+/// as responsive as any.
+pub fn a_damaged_kernel_hangs_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let damaged = changed(directory.path(), "damaged", |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 4096].iter_mut().for_each(|byte| *byte ^= 0x5a);
+    });
+    let kernel = KvmReturns::watch_all();
+    let running = Linux::new("").kernel(Path::new(&damaged)).start();
+    let vcpu = format!("{}/vcpu0", running.machine());
+    let thread = wait_until("the vCPU", || {
+        i32::try_from(running.value(&format!("{vcpu}/thread_id"))).ok().filter(|id| *id > 0)
+    });
+    // It sleeps, and a second later it has done nothing since.
+    let asleep = || {
+        let state = status(running.pid(), thread, "State").unwrap();
+        state.starts_with('S').then(|| status(running.pid(), thread, "voluntary_ctxt_switches"))
+    };
+    wait_until("a guest that hangs", || {
+        let before = asleep()?;
+        sleep(Duration::from_secs(1));
+        (asleep()? == before).then_some(())
+    });
+    assert_eq!(running.value(&format!("{}/vm_state", running.machine())), 1, "it runs");
+    let exits = running.value(&format!("{vcpu}/user_exits"));
+    running.signal(libc::SIGTERM);
+    let ended = running.wait().assert(143);
+    ended.assert_says(&["damaged has a wrong checksum", "hang"]);
+    assert_eq!(ended.stdout, b"", "its console");
+    let flat = ended.flat();
+    assert!(flat.get("kvm/user_exits") >= exits);
+    kernel.assert_agrees(&flat);
 }
 
 pub fn disks_and_interfaces() {

@@ -47,6 +47,20 @@ pub fn is_bzimage(head: &[u8]) -> bool {
     head.get(MAGIC_AT..MAGIC_AT + MAGIC.len()) == Some(MAGIC)
 }
 
+/// Bytes of the image, without what may follow: what comes before the program, and the program.
+pub fn size(header: &setup_header) -> u64 {
+    setup_size(header) + system_size(header)
+}
+
+fn setup_size(header: &setup_header) -> u64 {
+    let sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
+    (sectors + 1) * SECTOR
+}
+
+fn system_size(header: &setup_header) -> u64 {
+    u64::from(header.syssize) * 16
+}
+
 /// Checks the header of a bzImage.
 ///
 /// # Errors
@@ -73,11 +87,9 @@ pub fn check(path: &Path, file: &File, head: &[u8], size: u64) -> Result<Image, 
     if header.loadflags & LOADED_HIGH == 0 {
         return Err(corrupt("its header says that it is not to be loaded at 1 MiB or above"));
     }
-    let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
-    let setup_size = (setup_sectors + 1) * SECTOR;
-    let system_size = u64::from(header.syssize) * 16;
-    if setup_size + system_size > size {
-        return Err(truncated(setup_size + system_size));
+    let (setup_size, system_size) = (setup_size(&header), system_size(&header));
+    if self::size(&header) > size {
+        return Err(truncated(self::size(&header)));
     }
     if system_size <= ENTRY_64 {
         return Err(corrupt("its header says that there is no program"));

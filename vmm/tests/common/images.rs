@@ -21,7 +21,8 @@ pub fn bzimage(code: &[u8]) -> Vec<u8> {
     // What a kernel packed by gzip begins with.
     program[..2].copy_from_slice(&[0x1f, 0x8b]);
     program.extend_from_slice(code);
-    program.resize(program.len().next_multiple_of(16), 0);
+    // With four bytes of 0 at the end: no checksum.
+    program.resize((program.len() + 4).next_multiple_of(16), 0);
 
     let mut image = vec![0; SETUP_SIZE];
     for (at, size, value) in [
