@@ -5,7 +5,7 @@
 //! is in the image: the file's checksum, and where the signature is. They were 0 when the image was built, and
 //! are taken for 0 here; so the signed images of distributions agree as well.
 //!
-//! Linux 6.16 and newer have no checksum any more: its four bytes are 0. And nothing keeps other tools from
+//! Linux has none since its commit 9c54baab4401 of 2025: the four bytes are 0. And nothing keeps other tools from
 //! changing an image's header, so that a wrong checksum is a reason to be told, and not to be refused.
 
 use std::fs::File;
