@@ -39,7 +39,7 @@ pub fn the_service_is_there_after_boot() {
         assert_eq!(shown[name], value, "{name}: {}", unit.log());
     }
     assert_ne!(shown["NFileDescriptorStore"], "0", "the mount's devices are kept");
-    run("systemd-analyze", &["--man=no", "verify", UNIT]);
+    run("systemd-analyze", &["verify", UNIT]);
 
     device();
     let kvm = group("kvm");
