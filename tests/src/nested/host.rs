@@ -26,8 +26,8 @@ const MEMORY: u32 = 4096;
 /// The host's CPUs; so many tests are run at a time.
 const CPUS: u32 = 2;
 
-/// The host's processor. Without CMPXCHG16B: with it, Linux 6.12 crashed within seconds under QEMU 7.2 whenever it was
-/// tried, with nonsense in the flags right after that instruction, which its memory allocator uses.
+/// The host's processor. Without CMPXCHG16B, after which the emulation of QEMU 7.2 has another register's bits in the
+/// flags now and then: Linux allocates memory with it, and crashed when an interrupt returned to such flags.
 const PROCESSOR: &str = "EPYC,+svm,+npt,-sha-ni,-cx16";
 
 /// The kernel's command line. Mitigations are for real processors. Clocks are those of the machine outside,

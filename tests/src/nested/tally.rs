@@ -34,9 +34,9 @@ impl Tally {
         self.running.insert(test.to_string());
     }
 
-    /// A test has failed that may have done so because of the host: on one machine guests crashed in it now and
-    /// then, and its own kernel did, perhaps for what its processor is without by now. Whether it is to be run once
-    /// more, in another host; that is told at the end.
+    /// A test has failed that may have done so because of the host: on one machine guests crash in it now and then,
+    /// and its own kernel did, for a reason that is not known yet. Whether it is to be run once more, in another
+    /// host; that is told at the end.
     pub(super) fn is_to_run_again(&mut self, test: &str) -> bool {
         self.running.remove(test);
         let is_first = self.failed.insert(test.to_string());
