@@ -370,15 +370,13 @@ fn structure_that_is_written_to_while_it_is_read_harms_nobody() {
     assert!(server.log().contains(&format!("uid={A}")), "{}", server.log());
 }
 
-// Shares are shown to be used up in `shares`, however busy the machine is; here, that nobody is harmed meanwhile.
-
 /// A part of the server's time.
 fn share(before: &Resources, after: &Resources, during: Duration) -> f64 {
     (after.cpu - before.cpu).as_secs_f64() / during.as_secs_f64()
 }
 
 #[test]
-fn changes_all_the_time_harm_nobody() {
+fn changes_all_the_time_take_a_share_of_the_servers_time() {
     let seed = seed();
     for (what, n) in [("bump", 1), ("bump", 20), ("storm", 1), ("storm", 20)] {
         let server = &for_users(&[]);
