@@ -166,6 +166,7 @@ fn a_log_that_can_not_be_written_is_no_reason_to_end() {
     }
 }
 
+// That whoever clears without an end is put off is shown in `shares`, however busy the machine is.
 #[test]
 fn clears_in_a_loop_keep_nobody_waiting() {
     // What is kept as a whole with each clear: the more there is, the longer it takes.

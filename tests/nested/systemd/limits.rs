@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
+use super::SERVICE;
 use super::unit::{MOUNT, SOCKET, STATE, UNIT, Unit, busy, device, path, run, seen};
 
 /// The number of a group, which systemd-sysusers has made.
@@ -39,7 +40,7 @@ pub fn the_service_is_there_after_boot() {
         assert_eq!(shown[name], value, "{name}: {}", unit.log());
     }
     assert_ne!(shown["NFileDescriptorStore"], "0", "the mount's devices are kept");
-    run("systemd-analyze", &["--man=no", "verify", UNIT]);
+    run("systemd-analyze", &["verify", UNIT]);
 
     device();
     let kvm = group("kvm");
@@ -59,33 +60,39 @@ fn status(task: &Path) -> BTreeMap<String, String> {
     fields.map(|(name, value)| (name.to_string(), value.trim().to_string())).collect()
 }
 
+/// What the unit says of something.
+fn granted(name: &str) -> &'static str {
+    let mut lines = SERVICE.lines().filter_map(|line| line.split_once('='));
+    let found = lines.find(|(is, _)| *is == name);
+    found.unwrap_or_else(|| panic!("the unit does not say {name}")).1
+}
+
+/// A number of GiB as bytes.
+fn bytes(text: &str) -> String {
+    let gib = text.strip_suffix('G').and_then(|text| text.parse::<u64>().ok());
+    (gib.unwrap_or_else(|| panic!("{text} is not in GiB")) << 30).to_string()
+}
+
 pub fn it_has_what_its_unit_grants_and_no_more() {
     let unit = Unit::started();
     // What systemd has understood.
-    let granted = [
-        ("OOMScoreAdjust", "-500"),
-        ("CPUWeight", "50"),
-        ("CPUQuotaPerSecUSec", "1s"),
-        ("MemoryHigh", "1073741824"),
-        ("MemoryMax", "2147483648"),
-        ("TasksMax", "256"),
-        ("LimitNOFILE", "1048576"),
-        ("FileDescriptorStoreMax", "4096"),
-        ("NoNewPrivileges", "yes"),
-        ("DevicePolicy", "closed"),
-    ];
-    let shown = unit.show(&granted.map(|(name, _)| name));
-    granted.iter().for_each(|(name, value)| assert_eq!(shown[*name], *value, "{name}"));
+    let names =
+        ["OOMScoreAdjust", "CPUWeight", "TasksMax", "LimitNOFILE", "FileDescriptorStoreMax"];
+    let (sizes, others) = (["MemoryHigh", "MemoryMax"], ["NoNewPrivileges", "DevicePolicy"]);
+    let shown = unit.show(&[&names[..], &sizes, &others, &["CPUQuotaPerSecUSec"]].concat());
+    names.iter().chain(&others).for_each(|name| assert_eq!(shown[*name], granted(name), "{name}"));
+    sizes.iter().for_each(|name| assert_eq!(shown[*name], bytes(granted(name)), "{name}"));
+    assert_eq!((granted("CPUQuota"), &*shown["CPUQuotaPerSecUSec"]), ("100%", "1s"));
 
     // What the kernel does about it.
     let group = unit.show(&["ControlGroup"]).remove("ControlGroup").unwrap();
     let group = Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/'));
     for (file, value) in [
-        ("cpu.weight", "50"),
+        ("cpu.weight", granted("CPUWeight")),
         ("cpu.max", "100000 100000"),
-        ("memory.high", "1073741824"),
-        ("memory.max", "2147483648"),
-        ("pids.max", "256"),
+        ("memory.high", &bytes(granted("MemoryHigh"))),
+        ("memory.max", &bytes(granted("MemoryMax"))),
+        ("pids.max", granted("TasksMax")),
     ] {
         let text =
             fs::read_to_string(group.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -93,10 +100,10 @@ pub fn it_has_what_its_unit_grants_and_no_more() {
     }
     let process = Path::new("/proc").join(unit.pid().to_string());
     let read = |file: &str| fs::read_to_string(process.join(file)).unwrap();
-    assert_eq!(read("oom_score_adj").trim_end(), "-500");
+    assert_eq!(read("oom_score_adj").trim_end(), granted("OOMScoreAdjust"));
     let limits = read("limits");
     let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    assert_eq!(open.split_whitespace().nth(3), Some("1048576"), "{open}");
+    assert_eq!(open.split_whitespace().nth(3), Some(granted("LimitNOFILE")), "{open}");
 
     // CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_PTRACE and CAP_SYS_ADMIN at most; without those to begin,
     // by now; and the threads that answer readers without those to end as well.

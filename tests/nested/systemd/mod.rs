@@ -7,6 +7,9 @@ mod unit;
 
 use tests::nested::{Init, Suite};
 
+/// The unit.
+const SERVICE: &str = include_str!("../../../resources/systemd/statsfs.service");
+
 /// Lists functions by their names.
 macro_rules! functions {
     ($($module:ident: $($function:ident)*;)*) => {
@@ -33,10 +36,7 @@ pub const SUITE: Suite = Suite {
     commands: &["vmm", "statsfs"],
     packages: &["systemd"],
     files: &[
-        (
-            "usr/lib/systemd/system/statsfs.service",
-            include_str!("../../../resources/systemd/statsfs.service"),
-        ),
+        ("usr/lib/systemd/system/statsfs.service", SERVICE),
         (
             "usr/lib/sysusers.d/statsfs.conf",
             include_str!("../../../resources/sysusers.d/statsfs.conf"),

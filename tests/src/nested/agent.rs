@@ -1,5 +1,5 @@
-//! What runs in the host: its first process, which sets it up and powers it off unless systemd does, and the agent, which runs
-//! what is planned and reports.
+//! What runs in the host: its first process, which sets it up and powers it off unless systemd does, and the
+//! agent, which runs what is planned and reports.
 
 use std::collections::VecDeque;
 use std::ffi::CString;

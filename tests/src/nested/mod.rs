@@ -2,10 +2,10 @@
 //! `kvm_amd` and the distribution's FUSE, as root, whatever this machine has.
 //!
 //! One executable has all roles. Outside, it is a test program that cargo runs ([`harness`]): it fetches
-//! Debian's packages ([`packages`]), composes the host's file system ([`image`]) with itself as the first
-//! process and what is tested, and boots it ([`host`]). Inside, it sets the host up, or leaves that to systemd,
-//! and runs what is planned ([`agent`]), which reports over a serial port ([`report`]): test programs of the workspace, each test in a
-//! process of its own, and functions of the executable itself.
+//! Debian's packages ([`packages`]), composes the file system of a host of some kind ([`image`]) with itself as the
+//! first process and what is tested, and boots it ([`host`]). Inside, it sets the host up, or leaves that to
+//! systemd, and runs what is planned ([`agent`]), which reports over a serial port ([`report`]): test programs of
+//! the workspace, each test in a process of its own, and functions of the executable itself.
 //!
 //! A test that does not report has failed. If the host itself ends, what ran and what had not begun is run in
 //! another host; what ran when that ends has failed, too.

@@ -28,7 +28,7 @@ const MOST_NAMES: usize = 96 << 10;
 /// Messages that wait before it is given up: so many that nobody is going to read them.
 const MOST_WAITING: usize = 1 << 14;
 /// How long a server that ends waits for what is still to be sent.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+pub(super) const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Message {
@@ -125,9 +125,10 @@ impl FdStore {
         self.lock().send();
     }
 
-    /// Sends all that has found no room so far, and waits for that for a moment: there is nobody to send it later.
-    pub(super) fn send_all(&self) {
-        let end = Instant::now() + LAST_MOMENT;
+    /// Sends all that has found no room so far, and waits for that, at most so long: there is nobody to send it
+    /// later.
+    pub(super) fn send_all(&self, most: Duration) {
+        let end = Instant::now() + most;
         loop {
             let mut outbox = self.lock();
             outbox.send();
@@ -270,10 +271,13 @@ mod tests {
         store.remove("fuse.1");
         assert!(store.lock().waiting.len() >= 2);
         thread::scope(|scope| {
-            scope.spawn(|| store.send_all());
-            (0..sent).for_each(|_| assert!(told(&theirs).starts_with("FDSTORE=1")));
-            assert_eq!(told(&theirs), "FDSTOREREMOVE=1\nFDNAME=fuse.1\n");
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                (0..sent).for_each(|_| assert!(told(&theirs).starts_with("FDSTORE=1")));
+                assert_eq!(told(&theirs), "FDSTOREREMOVE=1\nFDNAME=fuse.1\n");
+            });
+            store.send_all(Duration::from_secs(60));
+            assert!(store.lock().waiting.is_empty());
         });
-        assert!(store.lock().waiting.is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::fd_store::{FdStore, Inherited};
+use super::fd_store::{FdStore, Inherited, LAST_MOMENT};
 use super::keep::Keep;
 use super::options::ServeOptions;
 use crate::fs::{KeptMount, Mount, MountError};
@@ -104,7 +104,7 @@ impl Drop for KeptDevices {
     fn drop(&mut self) {
         self.store.remove(&self.name);
         // Most likely this process ends.
-        self.store.send_all();
+        self.store.send_all(LAST_MOMENT);
     }
 }
 
