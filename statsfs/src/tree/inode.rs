@@ -41,16 +41,28 @@ pub(crate) enum Bulk {
     Flat,
     /// Takes a 0, which clears the subtree.
     Clear,
+    /// What the files of the subtree are.
+    Schema,
+    /// Every file of the subtree, as JSON.
+    Json,
 }
 
 impl Bulk {
-    pub(crate) const ALL: [Self; 2] = [Self::Flat, Self::Clear];
+    /// In the order of their numbers, which stay as they are.
+    pub(crate) const ALL: [Self; 4] = [Self::Flat, Self::Clear, Self::Schema, Self::Json];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Flat => "flat",
             Self::Clear => "clear",
+            Self::Schema => "schema",
+            Self::Json => "json",
         }
+    }
+
+    /// Whether it shows what was counted, and not only what there is.
+    pub(crate) const fn is_counted(self) -> bool {
+        matches!(self, Self::Flat | Self::Json)
     }
 }
 
