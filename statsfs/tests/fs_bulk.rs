@@ -1,5 +1,5 @@
-//! `.stats/schema`, which names every file that its reader can find, says what each is, and knows of no other; and
-//! `.stats/json`, which has the same numbers as the files.
+//! `.stats/schema`, which names every file that its reader can find, says what each is, and knows of no other;
+//! `.stats/json`, which has the same numbers as the files; and `.stats/summary`, for people.
 
 mod support;
 #[path = "support/user.rs"]
@@ -405,4 +405,39 @@ fn json_has_the_numbers_that_the_files_have() {
     assert!(!of_other.keys().any(|path| path.contains("vault")));
     let hidden = all.keys().filter(|path| path.contains("vault")).count();
     assert_eq!((of_other.len(), hidden), (all.len() - hidden, 2));
+}
+
+#[test]
+fn a_summary_says_what_is_not_zero() {
+    let sample = sample();
+    let (works, life, _) = &sample._slots;
+    works[0].update(|counters| counters.work_done.add(1_234_567));
+    works[0].work_time.record(5);
+    works[0].work_running.set(true);
+    life.life_bytes[Phase::Ended].add(3 << 20);
+    let (dir, _mounted) = mount(&sample.registry);
+    let path = dir.path().join("mnt/top/a/.stats/summary");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let expected = "\
+top/a
+  # What a worker counts.
+  work_done        1,234,567
+  work_time        1 times: mean 5 ns, p50 7 ns, p90 7 ns, p99 7 ns, max 7 ns
+  work_running     yes
+  # What becomes of something.
+  life_state       begun (0)
+  life_bytes_over  3 MiB
+  life_ends        begun (0)
+";
+    let (shown, zeros) = text.split_at(text.find("  (").unwrap());
+    assert_eq!(shown, expected);
+    assert!(zeros.ends_with(" more are 0)\n"), "{text}");
+    life.life_state.set(1);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("  life_state       over (1)\n"), "{text}");
+    // What has no file is not there, and a state that has no name is a number.
+    life.life_state.set(9);
+    let text = std::fs::read_to_string(dir.path().join("mnt/.stats/summary")).unwrap();
+    assert!(text.starts_with("top\n") && text.contains("\n\ntop/a\n"), "{text}");
+    assert!(text.contains("  life_state       9\n"), "{text}");
 }

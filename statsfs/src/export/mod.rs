@@ -3,6 +3,7 @@
 mod flat;
 mod json;
 mod schema;
+mod summary;
 
 use crate::tree::inode::Bulk;
 use crate::tree::snapshot::Snapshot;
@@ -25,6 +26,7 @@ pub(crate) fn write(
     match bulk {
         Bulk::Flat => flat::write(snapshot, most, out),
         Bulk::Json => json::write(snapshot, most, out),
+        Bulk::Summary => summary::write(snapshot, most, out),
         Bulk::Schema => schema::write(snapshot, most, out),
         // It is there to be written to.
         Bulk::Clear => Ok(()),

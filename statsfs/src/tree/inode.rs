@@ -45,11 +45,14 @@ pub(crate) enum Bulk {
     Schema,
     /// Every file of the subtree, as JSON.
     Json,
+    /// Every file of the subtree that does not show 0, for people.
+    Summary,
 }
 
 impl Bulk {
     /// In the order of their numbers, which stay as they are.
-    pub(crate) const ALL: [Self; 4] = [Self::Flat, Self::Clear, Self::Schema, Self::Json];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Flat, Self::Clear, Self::Schema, Self::Json, Self::Summary];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -57,12 +60,13 @@ impl Bulk {
             Self::Clear => "clear",
             Self::Schema => "schema",
             Self::Json => "json",
+            Self::Summary => "summary",
         }
     }
 
     /// Whether it shows what was counted, and not only what there is.
     pub(crate) const fn is_counted(self) -> bool {
-        matches!(self, Self::Flat | Self::Json)
+        matches!(self, Self::Flat | Self::Json | Self::Summary)
     }
 }
 
