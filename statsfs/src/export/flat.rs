@@ -5,15 +5,15 @@ use crate::aggregate::Buckets;
 use crate::tree::files::File;
 use crate::tree::inode::{Field, Part};
 use crate::tree::render::{Total, write_buckets};
-use crate::tree::snapshot::Snapshot;
+use crate::tree::subtree::Subtree;
 use crate::tree::totals::Totals;
 
-/// Appends `path value` for every file of a snapshot. Stops after the directory with which there are more than
+/// Appends `path value` for every file of a subtree. Stops after the directory with which there are more than
 /// `most` bytes.
-pub(super) fn write(snapshot: &Snapshot, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
-    let mut totals = Totals::of(snapshot);
+pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
+    let mut totals = Totals::of(subtree);
     let mut prefix = String::new();
-    snapshot.try_each_dir(|dir, _, path| {
+    subtree.try_each_dir(|dir, _, path| {
         prefix.clear();
         prefix.push_str(path);
         if !path.is_empty() {

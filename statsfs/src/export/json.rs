@@ -9,15 +9,15 @@ use crate::aggregate::{Buckets, Number};
 use crate::tree::files::File;
 use crate::tree::inode::{Field, Part};
 use crate::tree::render::Total;
-use crate::tree::snapshot::Snapshot;
+use crate::tree::subtree::Subtree;
 use crate::tree::totals::Totals;
 
-/// Appends an object for the first directory of a snapshot: by name its files' numbers, histograms as objects, and
+/// Appends an object for the first directory of a subtree: by name its files' numbers, histograms as objects, and
 /// the directories in it. Stops after the directory with which there are more than `most` bytes.
-pub(super) fn write(snapshot: &Snapshot, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
-    let mut totals = Totals::of(snapshot);
+pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
+    let mut totals = Totals::of(subtree);
     let mut open = 0;
-    snapshot.try_each_dir(|n, dir, _| {
+    subtree.try_each_dir(|n, dir, _| {
         for _ in dir.depth()..open {
             out.push(b'}');
         }

@@ -1,4 +1,4 @@
-//! Bulk files: everything about a subtree at once, each format a function of one [`Snapshot`].
+//! Bulk files: everything about a subtree at once, each format a function of one [`Subtree`].
 
 mod flat;
 mod json;
@@ -6,7 +6,7 @@ mod schema;
 mod summary;
 
 use crate::tree::inode::Bulk;
-use crate::tree::snapshot::Snapshot;
+use crate::tree::subtree::Subtree;
 
 /// There is more than there is room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,15 +19,15 @@ pub(crate) struct Full;
 /// [`Full`].
 pub(crate) fn write(
     bulk: Bulk,
-    snapshot: &Snapshot,
+    subtree: &Subtree,
     most: usize,
     out: &mut Vec<u8>,
 ) -> Result<(), Full> {
     match bulk {
-        Bulk::Flat => flat::write(snapshot, most, out),
-        Bulk::Json => json::write(snapshot, most, out),
-        Bulk::Summary => summary::write(snapshot, most, out),
-        Bulk::Schema => schema::write(snapshot, most, out),
+        Bulk::Flat => flat::write(subtree, most, out),
+        Bulk::Json => json::write(subtree, most, out),
+        Bulk::Summary => summary::write(subtree, most, out),
+        Bulk::Schema => schema::write(subtree, most, out),
         // It is there to be written to.
         Bulk::Clear => Ok(()),
     }

@@ -10,7 +10,7 @@ use super::{Full, json};
 use crate::aggregate::Buckets;
 use crate::tree::files::{File, IdentityId, file_mode, is_own};
 use crate::tree::inode::{Field, Part};
-use crate::tree::snapshot::Snapshot;
+use crate::tree::subtree::Subtree;
 use crate::value::{Aggregations, BaseUnit, Descriptor, Semantics, ValueType};
 
 /// Grows when something means another thing than before, not when something is added.
@@ -89,15 +89,15 @@ fn octal<S: Serializer>(mode: &u16, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&format_args!("{mode:04o}"))
 }
 
-/// Appends the description of what a snapshot is of.
-pub(super) fn write(snapshot: &Snapshot, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
-    json::write_line(&schema(snapshot), most, out)
+/// Appends the description of what a subtree is of.
+pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
+    json::write_line(&schema(subtree), most, out)
 }
 
-fn schema(snapshot: &Snapshot) -> Schema<'_> {
+fn schema(subtree: &Subtree) -> Schema<'_> {
     let mut schema = Schema {
         version: VERSION,
-        path: snapshot.root(),
+        path: subtree.root(),
         histogram: Field::ALL.map(histogram_file).into(),
         groups: BTreeMap::new(),
         values: Vec::new(),
@@ -107,8 +107,8 @@ fn schema(snapshot: &Snapshot) -> Schema<'_> {
     let mut values: HashMap<IdentityId, usize> = HashMap::new();
     // Directories of one kind have their files in common.
     let mut kinds = HashMap::new();
-    let visited = snapshot.try_each_dir(|n, _, path| {
-        let dir = &snapshot.dirs()[n];
+    let visited = subtree.try_each_dir(|n, _, path| {
+        let dir = &subtree.dirs()[n];
         if !dir.labels().is_empty() {
             let labels = dir.labels().iter().map(|(key, value)| (&**key, &**value));
             schema.labels.insert(path.to_owned(), labels.collect());

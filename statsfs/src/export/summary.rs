@@ -7,16 +7,16 @@ use crate::aggregate::Buckets;
 use crate::tree::files::File;
 use crate::tree::inode::{Field, Part};
 use crate::tree::render::Total;
-use crate::tree::snapshot::Snapshot;
+use crate::tree::subtree::Subtree;
 use crate::tree::totals::Totals;
 use crate::value::{Aggregations, BaseUnit, Descriptor, Unit, ValueType};
 
 /// Appends a paragraph for each directory that has files. Stops after the one with which there are more than `most`
 /// bytes.
-pub(super) fn write(snapshot: &Snapshot, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
-    let mut totals = Totals::of(snapshot);
+pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
+    let mut totals = Totals::of(subtree);
     let mut text = String::new();
-    snapshot.try_each_dir(|dir, _, path| {
+    subtree.try_each_dir(|dir, _, path| {
         text.clear();
         write_dir(&mut totals, dir, path, &mut text);
         if !out.is_empty() && !text.is_empty() {

@@ -18,7 +18,7 @@
 //! Per process there is a model of its sources (`model`), shown in directories (`dirs`). `sweep` reads
 //! cells, `clear` keeps the baselines, `ledger` what processes left, `files` knows which files a directory
 //! has, `render` writes them, `nodes` serves them to the file system, `by_name` links to them; `events`
-//! tells whoever counts what is done. A `snapshot` is what one sweep found of a subtree, which is all that
+//! tells whoever counts what is done. A `subtree` is what one sweep found of one, which is all that
 //! [`export`](crate::export) needs; `totals` are what its files show. The tree is
 //! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
 
@@ -42,7 +42,7 @@ mod processes;
 pub(crate) mod render;
 mod saved;
 mod settle;
-pub(crate) mod snapshot;
+pub(crate) mod subtree;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -79,8 +79,7 @@ use self::processes::Processes;
 pub use self::processes::{Feed, Identity, ProcessKey, ProcessUsage};
 use self::saved::Remembered;
 pub use self::saved::{Keeper, Left, Occasion, Saved, SavedAccount, SavedDirectory};
-pub use self::snapshot::Snapshot;
-use self::snapshot::View;
+use self::subtree::{Subtree, View};
 use self::sweep::{Request, Sweep};
 use self::users::Users;
 use self::wake::Sleeper;
@@ -147,6 +146,22 @@ pub(crate) struct State {
     /// Processes that were let go, collected by a refresh, and how many there were so far.
     refused: Vec<Refused>,
     refused_so_far: u64,
+}
+
+/// All cells of a tree, read in one sweep. Use one again and again: that saves its memory.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    sweep: Sweep,
+    groups: Vec<Arc<GroupDescriptor>>,
+}
+
+impl Snapshot {
+    /// The raw cells, whatever was cleared, by source and group: in the order of the group's values, a
+    /// histogram as its sum, if it has one, and its buckets. What departed sources left comes as cells
+    /// of its own.
+    pub fn cells(&self) -> impl Iterator<Item = (&Arc<GroupDescriptor>, &[u64])> {
+        self.sweep.cells.iter().map(|cells| (&self.groups[cells.group], self.sweep.words(cells)))
+    }
 }
 
 /// How often a tree looks for changes that nobody tells it of.
@@ -297,24 +312,29 @@ impl Tree {
         self.collect(&mut state);
     }
 
-    /// Reads every value.
+    /// Reads every cell.
     pub fn snapshot(&self, snapshot: &mut Snapshot) {
-        self.take(View::WHOLE, true, &Access::all(), snapshot);
+        let Snapshot { sweep, groups } = snapshot;
+        self.show(Request::WHOLE, sweep, |state, _| {
+            if groups.len() != state.groups.len() {
+                groups.clone_from(&state.groups);
+            }
+        });
     }
 
-    /// Takes a snapshot of what a user may see, with what was counted or only with what there is. It is empty if
+    /// Takes what somebody may see of a subtree, with what was counted or only with what there is. It is empty if
     /// that is gone.
-    fn take(&self, view: View, counted: bool, access: &Access, snapshot: &mut Snapshot) {
-        let mut sweep = std::mem::take(&mut snapshot.sweep);
+    fn take(&self, view: View, counted: bool, access: &Access, subtree: &mut Subtree) {
+        let mut sweep = std::mem::take(&mut subtree.sweep);
         if counted {
             self.show(State::view_request(view), &mut sweep, |state, sweep| {
-                state.capture(view, access, sweep, snapshot);
+                state.capture(view, access, sweep, subtree);
             });
         } else {
             sweep.clear();
-            self.look(|_| Look::In(view.dir)).capture(view, access, &sweep, snapshot);
+            self.look(|_| Look::In(view.dir)).capture(view, access, &sweep, subtree);
         }
-        snapshot.arrange(sweep);
+        subtree.arrange(sweep);
     }
 
     /// Reads what is asked for, and shows it as part of the tree that it was read from. Every count is in

@@ -8,7 +8,7 @@ use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::files::{File, Files, file_mode};
 use super::inode::{Bulk, DirId, Field, Node, Part};
 use super::membership::Look;
-use super::snapshot::{Snapshot, View};
+use super::subtree::{Subtree, View};
 use super::sweep::Sweep;
 use super::{Cleared, State, Tree};
 use crate::export;
@@ -142,10 +142,10 @@ impl Tree {
     /// Appends every file in and below the root, `path value` a line: what `.stats/flat` of the root
     /// shows its owner.
     pub fn flat(&self, out: &mut Vec<u8>) {
-        let mut snapshot = Snapshot::default();
-        self.snapshot(&mut snapshot);
+        let mut subtree = Subtree::default();
+        self.take(View::WHOLE, true, &Access::all(), &mut subtree);
         // There is as much room as it takes.
-        let _ = export::write(Bulk::Flat, &snapshot, usize::MAX, out);
+        let _ = export::write(Bulk::Flat, &subtree, usize::MAX, out);
     }
 
     /// Clears as writing a 0 to the file at `path` would, and answers what that took away: a value's
@@ -339,12 +339,12 @@ impl Nodes for Tree {
             Node::Bulk(dir, departed, bulk) => {
                 // Whoever opened a file may go into its directory, but perhaps not into all those below.
                 let access = Access::of(caller);
-                let mut snapshot = Snapshot::default();
-                self.take(View { dir, departed }, bulk.is_counted(), &access, &mut snapshot);
-                if snapshot.is_empty() {
+                let mut subtree = Subtree::default();
+                self.take(View { dir, departed }, bulk.is_counted(), &access, &mut subtree);
+                if subtree.is_empty() {
                     return Err(NO_DEVICE);
                 }
-                export::write(bulk, &snapshot, most, out).map_err(|_| Errno(libc::EFBIG))
+                export::write(bulk, &subtree, most, out).map_err(|_| Errno(libc::EFBIG))
             }
             _ => self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::dirs::ROOT_DIR;
 use super::inode::Bulk;
 use super::sweep::{Request, Sweep};
-use super::{Identity, Owner, Snapshot, Tree, TreeOptions};
+use super::{Access, Identity, Owner, Subtree, Tree, TreeOptions, View};
 use crate::export;
 use crate::fs::{Caller, Errno, Nodes, ROOT};
 use crate::value::{
@@ -623,7 +623,7 @@ fn what_looks_at_many_sources_is_slow_and_nothing_else() {
 }
 
 #[test]
-fn a_snapshot_needs_no_tree_and_can_be_used_again() {
+fn what_is_shown_at_once_needs_no_tree_and_can_be_used_again() {
     let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
     let tops = [top(&one), top(&two)];
     let of = group("vm", &[counter("n", ValueType::U64), counter("m", ValueType::U8)]);
@@ -638,17 +638,17 @@ fn a_snapshot_needs_no_tree_and_can_be_used_again() {
         tree.flat(&mut out);
         (tree, out)
     });
-    let mut snapshot = Snapshot::default();
+    let mut subtree = Subtree::default();
     for (tree, expected) in &flats {
-        tree.snapshot(&mut snapshot);
+        tree.take(View::WHOLE, true, &Access::all(), &mut subtree);
         let mut out = Vec::new();
-        export::write(Bulk::Flat, &snapshot, usize::MAX, &mut out).unwrap();
+        export::write(Bulk::Flat, &subtree, usize::MAX, &mut out).unwrap();
         assert_eq!(String::from_utf8(out), String::from_utf8(expected.clone()));
     }
     let expected = flats[2].1.clone();
     drop((first, second, slots, tops, one, two));
     let mut out = Vec::new();
-    export::write(Bulk::Flat, &snapshot, usize::MAX, &mut out).unwrap();
+    export::write(Bulk::Flat, &subtree, usize::MAX, &mut out).unwrap();
     assert_eq!(out, expected);
     assert!(out.windows(20).any(|part| part.starts_with(b"kvm/n 29\n")), "36 and a clear of 7");
 }

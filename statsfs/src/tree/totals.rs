@@ -1,4 +1,4 @@
-//! What the files of a snapshot's directories show.
+//! What the files of a subtree's directories show.
 //!
 //! What was read is gone through twice: from the bottom up for the totals of directories that others are in,
 //! which are few, and kept; and from the top down by who shows it. What is in a directory without others is
@@ -9,13 +9,13 @@ use std::borrow::Cow;
 use super::GroupId;
 use super::files::{File, IdentityId, is_own};
 use super::render::{Shown, Total};
-use super::snapshot::{Place, Snapshot};
+use super::subtree::{Place, Subtree};
 use crate::value::Descriptor;
 
-/// What every file of a snapshot shows.
+/// What every file of a subtree shows.
 #[derive(Debug)]
 pub(crate) struct Totals<'a> {
-    snapshot: &'a Snapshot,
+    subtree: &'a Subtree,
     /// Of directories that others are in.
     sums: Vec<Option<DirSums>>,
     leaf: Leaf<'a>,
@@ -30,20 +30,20 @@ struct DirSums {
 
 impl DirSums {
     /// Adds what is in the directory.
-    fn add(&mut self, snapshot: &Snapshot, place: &Place) {
-        let group = snapshot.group_id(place);
-        let all = self.all.of(snapshot, group);
-        snapshot.each_shown(place, |n, shown| all[n].add(&shown));
+    fn add(&mut self, subtree: &Subtree, place: &Place) {
+        let group = subtree.group_id(place);
+        let all = self.all.of(subtree, group);
+        subtree.each_shown(place, |n, shown| all[n].add(&shown));
         if place.own {
-            let own = self.own.of(snapshot, group);
-            snapshot.each_shown(place, |n, shown| own[n].add(&shown));
+            let own = self.own.of(subtree, group);
+            subtree.each_shown(place, |n, shown| own[n].add(&shown));
         }
     }
 
     /// Adds what is in a directory below that has no others in it.
-    fn add_from_below(&mut self, snapshot: &Snapshot, place: &Place) {
-        let all = self.all.of(snapshot, snapshot.group_id(place));
-        snapshot.each_shown(place, |n, shown| {
+    fn add_from_below(&mut self, subtree: &Subtree, place: &Place) {
+        let all = self.all.of(subtree, subtree.group_id(place));
+        subtree.each_shown(place, |n, shown| {
             if !shown.value.aggregations.is_empty() {
                 all[n].add(&shown);
             }
@@ -51,10 +51,10 @@ impl DirSums {
     }
 
     /// Adds what a directory below shows that has others in it.
-    fn merge_from_below(&mut self, snapshot: &Snapshot, below: &Self) {
+    fn merge_from_below(&mut self, subtree: &Subtree, below: &Self) {
         for (group, totals) in &below.all.0 {
-            let values = snapshot.described(*group).0;
-            let all = self.all.of(snapshot, *group);
+            let values = subtree.described(*group).0;
+            let all = self.all.of(subtree, *group);
             for ((all, total), value) in all.iter_mut().zip(totals).zip(values) {
                 if !value.aggregations.is_empty() {
                     all.merge(value, total);
@@ -70,10 +70,10 @@ struct Sums(Vec<(GroupId, Box<[Total]>)>);
 
 impl Sums {
     /// Those of a group.
-    fn of(&mut self, snapshot: &Snapshot, group: GroupId) -> &mut [Total] {
+    fn of(&mut self, subtree: &Subtree, group: GroupId) -> &mut [Total] {
         // A directory has few.
         let at = self.0.iter().position(|(id, _)| *id == group).unwrap_or_else(|| {
-            let values = snapshot.described(group).0;
+            let values = subtree.described(group).0;
             self.0.push((group, values.iter().map(Total::new).collect()));
             self.0.len() - 1
         });
@@ -81,10 +81,10 @@ impl Sums {
     }
 
     /// All of them, in the order of their files.
-    fn in_order<'a>(&'a self, snapshot: &'a Snapshot) -> Vec<(IdentityId, &'a Total)> {
+    fn in_order<'a>(&'a self, subtree: &'a Subtree) -> Vec<(IdentityId, &'a Total)> {
         let mut all = Vec::new();
         for (group, totals) in &self.0 {
-            let identities = snapshot.described(*group).1;
+            let identities = subtree.described(*group).1;
             let totals = identities.iter().zip(totals);
             all.extend(totals.filter_map(|(identity, total)| Some(((*identity)?, total))));
         }
@@ -94,36 +94,36 @@ impl Sums {
 }
 
 impl<'a> Totals<'a> {
-    /// Those of a snapshot.
-    pub(crate) fn of(snapshot: &'a Snapshot) -> Self {
+    /// Those of a subtree.
+    pub(crate) fn of(subtree: &'a Subtree) -> Self {
         let mut sums: Vec<Option<DirSums>> = Vec::new();
-        sums.resize_with(snapshot.dirs().len(), || None);
+        sums.resize_with(subtree.dirs().len(), || None);
         // Whatever is in a directory comes after it.
-        for (n, dir) in snapshot.dirs().iter().enumerate().rev() {
+        for (n, dir) in subtree.dirs().iter().enumerate().rev() {
             let above = (n > 0).then_some(dir.parent());
             if dir.has_others() {
                 let mut of_dir = sums[n].take().unwrap_or_default();
-                snapshot.places(n).iter().for_each(|place| of_dir.add(snapshot, place));
+                subtree.places(n).iter().for_each(|place| of_dir.add(subtree, place));
                 if let Some(above) = above {
                     let above = sums[above].get_or_insert_with(DirSums::default);
-                    above.merge_from_below(snapshot, &of_dir);
+                    above.merge_from_below(subtree, &of_dir);
                 }
                 sums[n] = Some(of_dir);
             } else if let Some(above) = above {
                 let above = sums[above].get_or_insert_with(DirSums::default);
-                let places = snapshot.places(n).iter();
-                places.for_each(|place| above.add_from_below(snapshot, place));
+                let places = subtree.places(n).iter();
+                places.for_each(|place| above.add_from_below(subtree, place));
             }
         }
-        Self { snapshot, sums, leaf: Leaf::default() }
+        Self { subtree, sums, leaf: Leaf::default() }
     }
 
     /// Calls `visit` with each file of a directory, in listing order, and what it shows.
     pub(crate) fn each_file(&mut self, dir: usize, mut visit: impl FnMut(&File, &Total)) {
-        let Self { snapshot, sums, leaf } = self;
-        let files = snapshot.dirs()[dir].files().iter();
+        let Self { subtree, sums, leaf } = self;
+        let files = subtree.dirs()[dir].files().iter();
         if let Some(sums) = &sums[dir] {
-            let (own, all) = (sums.own.in_order(snapshot), sums.all.in_order(snapshot));
+            let (own, all) = (sums.own.in_order(subtree), sums.all.in_order(subtree));
             let (mut of_own, mut of_all) = (InOrder::new(&own), InOrder::new(&all));
             for file in files {
                 let own_only = is_own(&file.value, file.part);
@@ -132,7 +132,7 @@ impl<'a> Totals<'a> {
             }
             return;
         }
-        leaf.fill(snapshot, dir);
+        leaf.fill(subtree, dir);
         let mut shown = InOrder::new(&leaf.0);
         for file in files {
             let own_only = is_own(&file.value, file.part);
@@ -149,10 +149,10 @@ impl<'a> Totals<'a> {
 struct Leaf<'a>(Vec<(Shown<'a>, bool)>);
 
 impl<'a> Leaf<'a> {
-    fn fill(&mut self, snapshot: &'a Snapshot, dir: usize) {
+    fn fill(&mut self, subtree: &'a Subtree, dir: usize) {
         self.0.clear();
-        for place in snapshot.places(dir) {
-            snapshot.each_shown(place, |_, shown| self.0.push((shown, place.own)));
+        for place in subtree.places(dir) {
+            subtree.each_shown(place, |_, shown| self.0.push((shown, place.own)));
         }
         self.0.sort_by_key(|(shown, _)| shown.identity);
     }

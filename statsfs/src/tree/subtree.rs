@@ -19,15 +19,14 @@ use super::sweep::{Request, Sweep};
 use super::{GroupId, State};
 use crate::value::{Descriptor, GroupDescriptor};
 
-/// All values of a directory and of those below it, read in one sweep. Use one again and again: that saves its
-/// memory.
+/// A directory and those below it, and all that one sweep read of them. Used again, it needs no new memory.
 #[derive(Debug, Default)]
-pub struct Snapshot {
+pub(crate) struct Subtree {
     pub(super) sweep: Sweep,
     /// What the groups are that were found, by the tree's numbers.
     groups: Vec<Option<Group>>,
     root: String,
-    dirs: Vec<SnapshotDir>,
+    dirs: Vec<SubtreeDir>,
     /// By directory.
     places: Vec<Place>,
     /// Where the places of each directory begin.
@@ -35,7 +34,7 @@ pub struct Snapshot {
     baselines: Vec<u64>,
 }
 
-/// Of what a snapshot is.
+/// Which subtree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) dir: DirId,
@@ -56,7 +55,7 @@ struct Group {
 
 /// A directory.
 #[derive(Debug)]
-pub(crate) struct SnapshotDir {
+pub(crate) struct SubtreeDir {
     id: DirId,
     /// The directory that it is in, which comes before it; of the first one itself.
     parent: usize,
@@ -71,7 +70,7 @@ pub(crate) struct SnapshotDir {
     is_hidden: bool,
 }
 
-impl SnapshotDir {
+impl SubtreeDir {
     /// The directory that it is in; of the first one itself.
     pub(crate) fn parent(&self) -> usize {
         self.parent
@@ -119,18 +118,7 @@ pub(super) struct Place {
     baseline: Option<usize>,
 }
 
-impl Snapshot {
-    /// The raw cells, whatever was cleared, by source and group: in the order of the group's values, a
-    /// histogram as its sum, if it has one, and its buckets. What departed sources left comes as cells
-    /// of its own.
-    pub fn cells(&self) -> impl Iterator<Item = (&Arc<GroupDescriptor>, &[u64])> {
-        let seen = self.places.iter().filter(|place| !place.is_hidden);
-        seen.filter_map(|place| {
-            let cells = &self.sweep.cells[place.cells];
-            Some((&self.groups[cells.group].as_ref()?.descriptor, self.sweep.words(cells)))
-        })
-    }
-
+impl Subtree {
     /// Whether there is nothing in it, since what it was to be of is gone.
     pub(crate) fn is_empty(&self) -> bool {
         self.dirs.is_empty()
@@ -142,7 +130,7 @@ impl Snapshot {
     }
 
     /// The directories, each before those that are in it.
-    pub(crate) fn dirs(&self) -> &[SnapshotDir] {
+    pub(crate) fn dirs(&self) -> &[SubtreeDir] {
         &self.dirs
     }
 
@@ -150,7 +138,7 @@ impl Snapshot {
     /// until that fails.
     pub(crate) fn try_each_dir<E>(
         &self,
-        mut visit: impl FnMut(usize, &SnapshotDir, &str) -> Result<(), E>,
+        mut visit: impl FnMut(usize, &SubtreeDir, &str) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut path = self.root.clone();
         // How long the path is of each directory that is above.
@@ -250,14 +238,14 @@ impl Snapshot {
 }
 
 impl State {
-    /// What must be read for a snapshot.
+    /// What must be read of a subtree.
     pub(super) fn view_request(view: View) -> Request {
         Request { dir: view.dir, ..Request::WHOLE }
     }
 
     /// Takes what it needs to show without the tree what a sweep read, or only what there is. To be
-    /// [arranged](Snapshot::arrange) with the sweep when the tree's lock is given back.
-    pub(super) fn capture(&self, view: View, access: &Access, sweep: &Sweep, to: &mut Snapshot) {
+    /// [arranged](Subtree::arrange) with the sweep when the tree's lock is given back.
+    pub(super) fn capture(&self, view: View, access: &Access, sweep: &Sweep, to: &mut Subtree) {
         to.clear();
         let Some(directory) = self.dirs.get(&view.dir) else { return };
         to.root = self.path(view.dir);
@@ -267,7 +255,7 @@ impl State {
             }
             to.root.push_str(DEPARTED);
             let files = self.departed_files(view.dir).unwrap_or_default();
-            to.dirs.push(SnapshotDir {
+            to.dirs.push(SubtreeDir {
                 id: view.dir,
                 parent: 0,
                 depth: 0,
@@ -290,12 +278,12 @@ impl State {
         (parent, depth): (usize, usize),
         is_above_hidden: Option<bool>,
         access: &Access,
-        to: &mut Vec<SnapshotDir>,
+        to: &mut Vec<SubtreeDir>,
     ) {
         let number = to.len();
         // Whoever has the first one open was let into it.
         let is_hidden = is_above_hidden.is_some_and(|above| above || !access.may_enter(dir));
-        to.push(SnapshotDir {
+        to.push(SubtreeDir {
             id,
             parent,
             depth,
@@ -314,8 +302,8 @@ impl State {
     }
 
     /// Notes where what was read is shown, what it is, and what was cleared of it.
-    fn capture_places(&self, view: View, sweep: &Sweep, to: &mut Snapshot) {
-        let Snapshot { groups, places, baselines, .. } = to;
+    fn capture_places(&self, view: View, sweep: &Sweep, to: &mut Subtree) {
+        let Subtree { groups, places, baselines, .. } = to;
         groups.resize(self.groups.len(), None);
         places.reserve(sweep.cells.len());
         for (n, cells) in sweep.cells.iter().enumerate() {
