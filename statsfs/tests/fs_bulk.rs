@@ -199,7 +199,8 @@ fn every_file_is_named_and_no_other() {
             assert!(bound == "inf" || is_known(bound), "{path}");
             of_flat.insert(file);
         }
-        assert_eq!(of_flat, named.into_keys().collect(), "{path}");
+        let of_schema: BTreeSet<_> = named.into_keys().collect();
+        assert_eq!(of_flat, of_schema, "{path}");
     }
     drop(mounted);
 }
@@ -387,7 +388,8 @@ fn json_has_the_numbers_that_the_files_have() {
         flatten(path, &json, &mut found);
         let flat = read("flat").unwrap();
         let lines = flat.lines().map(|line| line.split_once(' ').unwrap());
-        let expected = lines.map(|(path, number)| (path.to_owned(), number.to_owned())).collect();
+        let expected: BTreeMap<_, _> =
+            lines.map(|(path, number)| (path.to_owned(), number.to_owned())).collect();
         assert_eq!(found, expected, "{path}");
         found
     };
