@@ -38,6 +38,11 @@ impl Number {
         Self { bits, signed: ty.is_signed() }
     }
 
+    /// The number.
+    pub(crate) fn exact(self) -> i128 {
+        if self.signed { i128::from(self.bits as i64) } else { i128::from(self.bits) }
+    }
+
     /// Appends the number in decimal.
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         let mut digits = [0u8; 20];

@@ -84,6 +84,7 @@ mod aggregate;
 pub mod cell;
 mod embedded;
 mod error;
+mod export;
 mod fork;
 pub mod fs;
 pub mod host;
@@ -209,4 +210,5 @@ pub use statsfs_macros::LabelSet;
 /// | `label: "key=value"` | what tells the value apart within its family | |
 /// | `mode: 0o600` | permission bits | 0644 where it can be cleared, else 0444 |
 /// | `buckets: 40` | buckets of a histogram, 2 to 64 | 64 |
+/// | `states: S` | a gauge is a state: its numbers are the indexes of the [`LabelSet`](value::LabelSet) `S`, whose names are shown in `.stats/schema` | |
 pub use statsfs_macros::stats;

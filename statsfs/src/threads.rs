@@ -20,7 +20,7 @@ pub enum ThreadKind {
     /// Of a mount, `fuser-0`, one for each session: answers requests. Calls the hook before its first answer, not when it starts:
     /// until then it only waits.
     Request,
-    /// Of a mount, `statsfs-bulk-N`: renders bulk files and sends them. Opens `/proc/PID/status` of who
+    /// Of a mount, `statsfs-bulk-N`: renders bulk files and totals over many sources, and sends them. Opens `/proc/PID/status` of who
     /// reads one, for its groups.
     Bulk,
     /// Of a [publisher](crate::host::Publisher), `statsfs-publish`: connects to the host's server, sends it

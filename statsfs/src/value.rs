@@ -29,6 +29,8 @@ pub const MAX_AREA: usize = 1 << 17;
 pub const MAX_LABEL_KEY: usize = 32;
 /// Longest label value in bytes.
 pub const MAX_LABEL_VALUE: usize = 64;
+/// Most bytes of the names of a value's states, with a comma between each two.
+pub const MAX_STATES: usize = 255;
 
 /// The type of a value's cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -241,6 +243,9 @@ pub struct Descriptor {
     pub family: Option<Cow<'static, str>>,
     /// The label that tells this value apart within its family.
     pub label: Option<(Cow<'static, str>, Cow<'static, str>)>,
+    /// If the value is a state: what its numbers mean, from 0 on. `[a-z0-9_]+` each, at most [`MAX_STATES`]
+    /// bytes together.
+    pub states: Vec<Cow<'static, str>>,
 }
 
 impl Descriptor {
@@ -260,6 +265,7 @@ impl Descriptor {
             help: Cow::Borrowed(""),
             family: None,
             label: None,
+            states: Vec::new(),
         }
     }
 
@@ -300,6 +306,14 @@ impl Descriptor {
         value: impl Into<Cow<'static, str>>,
     ) -> Self {
         self.label = Some((key.into(), value.into()));
+        self
+    }
+
+    /// Makes the value a state, and names the numbers that it can be, from 0 on. Then it has no aggregates
+    /// unless they are set afterwards: the sum of two states is none.
+    pub fn states(mut self, names: impl IntoIterator<Item = impl Into<Cow<'static, str>>>) -> Self {
+        self.states = names.into_iter().map(Into::into).collect();
+        self.aggregations = Aggregations::NONE;
         self
     }
 }
@@ -558,7 +572,37 @@ fn check_value(value: &Descriptor) -> Result<(), GroupError> {
     {
         return bad("the label is not key=value of at most 32 and 64 bytes");
     }
-    Ok(())
+    match check_states(value) {
+        Some(reason) => bad(reason),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with the states of a value, if it has any.
+fn check_states(value: &Descriptor) -> Option<&'static str> {
+    if value.states.is_empty() {
+        return None;
+    }
+    let counts = Aggregations::COUNT_ZERO | Aggregations::COUNT_NONZERO;
+    if value.semantics != Semantics::Floating || value.ty == ValueType::Bool {
+        return Some("a state is an integer that goes both ways");
+    }
+    if !counts.contains(value.aggregations) {
+        return Some("a state is aggregated by counts of zero and nonzero, or not at all");
+    }
+    let is_char = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if value.states.iter().any(|name| name.is_empty() || !name.bytes().all(is_char)) {
+        return Some("a state's name is not [a-z0-9_]+");
+    }
+    let length: usize = value.states.iter().map(|name| name.len() + 1).sum();
+    if length - 1 > MAX_STATES {
+        return Some("the names of the states are more than 255 bytes");
+    }
+    let mut names = std::collections::HashSet::new();
+    if !value.states.iter().all(|name| names.insert(name)) {
+        return Some("two states have one name");
+    }
+    None
 }
 
 /// Builds a group at run time, for values that are only known then.

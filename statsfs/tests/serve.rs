@@ -132,6 +132,9 @@ fn who_may_not_read_reads_nothing() {
                 .collect();
             let all_flat = std::fs::read_to_string(server.path(".stats/flat")).unwrap();
             let kvm_flat = std::fs::read_to_string(server.path("kvm/.stats/flat")).unwrap();
+            let schemas = ["", "kvm"].map(|dir| {
+                std::fs::read_to_string(server.path(dir).join(".stats/schema")).unwrap()
+            });
             for (name, may) in names.iter().zip(expected) {
                 let directory = directory(name);
                 assert!(listed.contains(Path::new(&directory).file_name().unwrap()), "{who}");
@@ -146,6 +149,10 @@ fn who_may_not_read_reads_nothing() {
                 }
                 for flat in [&all_flat, &kvm_flat] {
                     assert_eq!(paths(flat).contains(&file), may, "{who}: {name} in bulk");
+                }
+                for schema in &schemas {
+                    let path = format!("\"{directory}\"");
+                    assert_eq!(schema.contains(&path), may, "{who}: {name} in {schema}");
                 }
             }
             // Only the owner clears, and root.

@@ -395,7 +395,9 @@ fn one_users_readers_leave_room_for_others() {
             assert_eq!(read_all().unwrap(), size);
         }
     });
-    let text = format!("user {A} has reached the limit of 2 bulk files being read at once");
+    let text = format!(
+        "user {A} has reached the limit of 2 bulk files and totals over many sources being read at once"
+    );
     check_named(server, &text, "user_bulk_reads", refused(server, "user_bulk_reads"));
     assert_eq!(refused(server, "open_files") + refused(server, "bulk_reads"), 0);
 }

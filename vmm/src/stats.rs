@@ -5,6 +5,7 @@
 //! that `user_exits == Σ user_exit_*` can be checked by a glob.
 
 use crate::exit::ExitReason;
+use crate::vm::State;
 
 /// Buckets of the histograms of time: the last one begins at 2^38 ns, more than four minutes.
 pub const TIME_BUCKETS: usize = 40;
@@ -103,7 +104,7 @@ statsfs::stats! {
         pub vm_vcpus: Gauge<u32>,
         /// Where the machine is in its life: 0 created, 1 running, 2 paused (kept free: no machine can be
         /// paused yet), 3 stopped.
-        pub vm_state: Gauge<u8> { aggregate: none },
+        pub vm_state: Gauge<u8> { states: State },
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VmFd;
-use statsfs::Slot;
+use statsfs::{LabelSet, Slot};
 use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
@@ -78,16 +78,18 @@ pub enum Guest {
 }
 
 /// The values of [`VmStats::vm_state`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, LabelSet)]
+#[labels(key = "state")]
 #[repr(u8)]
 pub enum State {
     /// It is made, and has not run yet.
-    Created = 0,
+    Created,
     /// Its vCPUs run.
-    Running = 1,
-    // 2 is for machines whose vCPUs are paused; no machine can be paused yet.
+    Running,
+    /// Its vCPUs are paused; no machine can be paused yet.
+    Paused,
     /// Its vCPUs have stopped for good.
-    Stopped = 3,
+    Stopped,
 }
 
 /// A machine that is ready to be started.

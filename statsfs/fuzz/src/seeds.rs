@@ -46,7 +46,8 @@ fn groups() -> [Arc<GroupDescriptor>; 3] {
             .value(floating("s8", ValueType::S8))
             .value(floating("s64", ValueType::S64).unit(Unit::BYTES))
             .value(Descriptor::new("peak", ValueType::U32, Semantics::Peak))
-            .value(floating("u8", ValueType::U8).aggregate(Aggregations::ALL).help("Help.")),
+            .value(floating("u8", ValueType::U8).aggregate(Aggregations::ALL).help("Help."))
+            .value(floating("state", ValueType::U8).states(["off", "on"])),
     ]
     .map(|group| group.build().expect("a group of ours"))
 }

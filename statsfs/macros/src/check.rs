@@ -130,6 +130,15 @@ fn check_options(field: &Field, errors: &mut Errors) {
     {
         errors.at(other, "a histogram aggregates by sum or not at all");
     }
+    if let Some(states) = &options.states {
+        if kind != Kind::Gauge {
+            errors.at(states, "only a gauge has states");
+        }
+        let mut kinds = options.aggregate.iter().flat_map(|aggregate| &aggregate.kinds);
+        if let Some(other) = kinds.find(|kind| *kind != "zero" && *kind != "nonzero") {
+            errors.at(other, "states are aggregated by zero and nonzero, or not at all");
+        }
+    }
     if let Some(family) = &options.family {
         errors.keep(check_name("family", &family.value(), MAX_VALUE_NAME, family.span()));
     }

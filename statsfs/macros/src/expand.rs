@@ -181,6 +181,12 @@ fn push(field: &Field, owner: &Ident, latched: bool) -> syn::Result<TokenStream>
     let area = if latched { quote!(Latched) } else { quote!(Plain) };
 
     let mut options = TokenStream::new();
+    if let Some(states) = &field.options.states {
+        // Before the aggregates, which there are none of unless they are named.
+        options.extend(quote! {
+            .states(<#states as ::statsfs::value::LabelSet>::NAMES.iter().copied())
+        });
+    }
     if let Some(aggregate) = &field.options.aggregate {
         let kinds = aggregate.kinds.iter().map(|kind| {
             let kind = match kind.to_string().as_str() {
@@ -258,7 +264,8 @@ fn push(field: &Field, owner: &Ident, latched: bool) -> syn::Result<TokenStream>
 
 /// Checks that need the label sets, which this macro does not see: left to the compiler.
 fn assertions(declaration: &Declaration, field: &Field) -> syn::Result<TokenStream> {
-    let Some(labels) = &field.labels else { return Ok(TokenStream::new()) };
+    let states = states_fit(field);
+    let Some(labels) = &field.labels else { return Ok(states) };
     let span = field.ident.span();
     let name = field.name();
     let name_length = name.len() + 1;
@@ -291,6 +298,7 @@ fn assertions(declaration: &Declaration, field: &Field) -> syn::Result<TokenStre
         })
     });
     Ok(quote_spanned! {span=>
+        #states
         ::core::assert!(#set::NAMES.len() == #set::HELP.len(), #lengths_differ);
         let mut index = 0;
         while index < #set::NAMES.len() {
@@ -306,4 +314,21 @@ fn assertions(declaration: &Declaration, field: &Field) -> syn::Result<TokenStre
             index += 1;
         }
     })
+}
+
+/// The check that the names of a field's states are not too long together.
+fn states_fit(field: &Field) -> TokenStream {
+    let Some(states) = &field.options.states else { return TokenStream::new() };
+    let too_long = format!("the names of the states of {} are over MAX_STATES bytes", field.name());
+    quote_spanned! {field.ident.span()=>
+        {
+            let names = <#states as ::statsfs::value::LabelSet>::NAMES;
+            let (mut index, mut length) = (0, 0);
+            while index < names.len() {
+                length += names[index].len() + 1;
+                index += 1;
+            }
+            ::core::assert!(length <= ::statsfs::value::MAX_STATES + 1, #too_long);
+        }
+    }
 }

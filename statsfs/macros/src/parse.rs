@@ -73,6 +73,8 @@ pub struct Options {
     pub label: Option<LitStr>,
     pub mode: Option<LitInt>,
     pub buckets: Option<LitInt>,
+    /// The label set whose names are those of the value's numbers.
+    pub states: Option<Type>,
 }
 
 /// `aggregate: none`, `aggregate: sum` or `aggregate: [sum, max]`.
@@ -257,12 +259,13 @@ impl Parse for Options {
                 "label" => options.label.replace(body.parse()?).is_some(),
                 "mode" => options.mode.replace(body.parse()?).is_some(),
                 "buckets" => options.buckets.replace(body.parse()?).is_some(),
+                "states" => options.states.replace(body.parse()?).is_some(),
                 _ => {
                     return Err(Error::new_spanned(
                         &name,
                         format!(
-                            "unknown option {:?}; there are aggregate, family, label, mode and \
-                             buckets",
+                            "unknown option {:?}; there are aggregate, family, label, mode, buckets \
+                             and states",
                             name.to_string()
                         ),
                     ));

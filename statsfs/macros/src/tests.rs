@@ -150,6 +150,8 @@ fn options() {
     refused("/// X.\n x: Histogram { aggregate: [sum, max] }", "a histogram aggregates by sum");
     refused("/// X.\n x: Counter { family: \"X\" }", "family \"X\" does not begin with");
     refused("/// X.\n x: Counter { buckets: 4 }", "only a histogram has buckets");
+    refused("/// X.\n x: Counter { states: S }", "only a gauge has states");
+    refused("/// X.\n x: Gauge { states: S, aggregate: [zero, sum] }", "states are aggregated by");
     for buckets in ["0", "1", "65", "256", "1_000"] {
         refused(
             &format!("/// X.\n x: Histogram {{ buckets: {buckets} }}"),

@@ -58,6 +58,10 @@ stats! {
         blk_seen: PerLabel<Flag, ExitReason>,
         /// Highest when {}.
         blk_high: PerLabel<Peak<i8, Cycles>, ExitReason> { aggregate: max },
+        /// Why the last exit was.
+        blk_last: Gauge<u8> { states: ExitReason },
+        /// Why the last one was when {}.
+        blk_lasts: PerLabel<Gauge<u8>, ExitReason> { aggregate: nonzero, states: ExitReason },
     }
 
     /// A latched copy that is narrower than a word.
@@ -212,6 +216,12 @@ fn values_over_labels_are_one_each() {
             .label("reason", "io_in")
     );
     assert_eq!(value(blk, "blk_seen_io_in").0.ty, ValueType::Bool);
+    let last = value(blk, "blk_last").0;
+    assert_eq!(last.states, ExitReason::NAMES);
+    assert!(last.aggregations.is_empty());
+    let last = value(blk, "blk_lasts_hlt").0;
+    assert_eq!(last.states, ExitReason::NAMES);
+    assert_eq!(last.aggregations, Aggregations::COUNT_NONZERO);
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub enum Operation {
     Open,
     /// read a value's file
     Read,
-    /// read a bulk file
+    /// read a bulk file or a total over many sources
     ReadBulk,
     /// write to a file
     Write,
@@ -44,9 +44,9 @@ pub enum Limit {
     OpenBytes,
     /// their user's open files hold too many bytes
     UserOpenBytes,
-    /// too many bulk files are being read at once
+    /// too many bulk files and totals over many sources are being read at once
     BulkReads,
-    /// their user reads too many bulk files at once
+    /// their user reads too many bulk files and totals over many sources at once
     UserBulkReads,
 }
 
@@ -69,7 +69,9 @@ impl Limit {
         match self {
             Self::OpenFiles | Self::UserOpenFiles => "open files",
             Self::OpenBytes | Self::UserOpenBytes => "bytes in open files",
-            Self::BulkReads | Self::UserBulkReads => "bulk files being read at once",
+            Self::BulkReads | Self::UserBulkReads => {
+                "bulk files and totals over many sources being read at once"
+            }
         }
     }
 }

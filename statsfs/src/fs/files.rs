@@ -120,8 +120,8 @@ impl Drop for Rendering {
 pub(super) struct OpenFile {
     /// Which.
     pub(super) ino: Ino,
-    /// Whether rendering it may take long.
-    pub(super) is_bulk: bool,
+    /// Whether what it shows depends on who opened it.
+    pub(super) is_openers: bool,
     /// Who opened it. What is rendered later is for them, whoever the descriptor was passed to.
     pub(super) caller: Caller,
     /// What they have.
@@ -134,13 +134,13 @@ pub(super) struct OpenFile {
 impl OpenFile {
     fn new(
         ino: Ino,
-        is_bulk: bool,
+        is_openers: bool,
         caller: Caller,
         user: Arc<User>,
         is_taken_over: bool,
     ) -> Arc<Self> {
         let rendering = Mutex::default();
-        Arc::new(Self { ino, is_bulk, caller, user, is_taken_over, rendering })
+        Arc::new(Self { ino, is_openers, caller, user, is_taken_over, rendering })
     }
 
     /// What the last read at the beginning made.
@@ -224,7 +224,7 @@ impl OpenFiles {
         &self,
         handle: u64,
         ino: Ino,
-        is_bulk: bool,
+        is_openers: bool,
         caller: Caller,
     ) -> Arc<OpenFile> {
         let mut table = self.table();
@@ -232,7 +232,7 @@ impl OpenFiles {
             return Arc::clone(file);
         }
         let user = table.user(caller.uid, self.owner);
-        let file = OpenFile::new(ino, is_bulk, caller, user, true);
+        let file = OpenFile::new(ino, is_openers, caller, user, true);
         let is_room = file.user.is_exempt || file.user.files.load(Relaxed) < self.most.user;
         if is_room && table.files.len() < self.most.all {
             table.add(handle, Arc::clone(&file));
@@ -244,7 +244,7 @@ impl OpenFiles {
     ///
     /// # Errors
     /// The limit that it would exceed.
-    pub(super) fn open(&self, ino: Ino, is_bulk: bool, caller: Caller) -> Result<u64, Limit> {
+    pub(super) fn open(&self, ino: Ino, is_openers: bool, caller: Caller) -> Result<u64, Limit> {
         let mut table = self.table();
         let user = table.user(caller.uid, self.owner);
         if user.files.load(Relaxed) >= self.most.user && !user.is_exempt {
@@ -254,7 +254,7 @@ impl OpenFiles {
             return Err(Limit::OpenFiles);
         }
         let handle = self.next.fetch_add(1, Relaxed);
-        table.add(handle, OpenFile::new(ino, is_bulk, caller, user, false));
+        table.add(handle, OpenFile::new(ino, is_openers, caller, user, false));
         Ok(handle)
     }
 
@@ -362,7 +362,7 @@ mod tests {
         let c = files.open(8, true, by(7)).unwrap();
         assert!(c != a && c != b);
         assert!(files.get(a).is_none());
-        assert_eq!((files.get(c).unwrap().ino, files.get(c).unwrap().is_bulk), (8, true));
+        assert_eq!((files.get(c).unwrap().ino, files.get(c).unwrap().is_openers), (8, true));
         assert_eq!(files.len(), 2);
     }
 

@@ -5,8 +5,8 @@
 //!
 //! From the kernel to the nodes: `transport` (the only module that knows the FUSE crate) calls
 //! `server` (what each operation means, which errors it gives), which asks the [`Nodes`] and keeps
-//! only what is open (`files`) and tells of it (`events`). Bulk files are rendered by `workers`, so that a
-//! handler never waits.
+//! only what is open (`files`) and tells of it (`events`). What may take long is rendered by `workers`, so
+//! that a handler never waits.
 //! [`Mount`] puts all that on a directory, and takes it away again. A mount whose process is killed can be
 //! carried on by another, if somebody `kept` its devices.
 //!
@@ -166,9 +166,15 @@ pub trait Nodes: Send + Sync + 'static {
     /// it the end of a mount takes up to the time that `wait_gone` was told to wait (250 ms).
     fn interrupt_wait(&self) {}
 
-    /// Whether rendering this file may take long, so that it must not hold up other requests: then a
-    /// worker renders it, and the reader alone waits.
-    fn is_bulk(&self, _ino: Ino) -> bool {
+    /// Whether rendering this file may take long now, so that it must not hold up other requests: then a
+    /// worker renders it, and the reader alone waits. Asked before each rendering, so it has to be quick.
+    fn is_slow(&self, _ino: Ino) -> bool {
+        false
+    }
+
+    /// Whether what this file shows depends on who opened it, and not on it alone: then nobody can carry on
+    /// with it who does not know who that was.
+    fn depends_on_opener(&self, _ino: Ino) -> bool {
         false
     }
 

@@ -219,7 +219,7 @@ impl Server {
     pub(super) fn open(&self, ino: Ino, caller: Caller, write: bool) -> Result<u64, Errno> {
         self.answer(Operation::Open, || {
             self.nodes.open(ino, caller, write)?;
-            let opened = self.files.open(ino, self.nodes.is_bulk(ino), caller);
+            let opened = self.files.open(ino, self.nodes.depends_on_opener(ino), caller);
             opened.map_err(|limit| self.refuse(caller, limit))
         })
     }
@@ -249,23 +249,25 @@ impl Server {
     }
 
     /// The open file that a request is for. One that a server before this had opened is taken over: the kernel
-    /// has checked who may, and what it shows is the same for all. But what a bulk file shows depends on who
-    /// opened it, which nobody knows any more: it can only be written to.
+    /// has checked who may, and what it shows is the same for all. Where that depends on who opened it, which
+    /// nobody knows any more, it can only be written to.
     fn file(&self, handle: Handle, write: bool) -> Result<Arc<OpenFile>, Errno> {
         let Handle { number, ino, caller } = handle;
         let file = match self.files.get(number) {
             Some(file) => file,
             None if !self.files.is_older(number) => return Err(Errno(libc::EBADF)),
             None => {
-                let is_bulk = guarded(|| match write {
-                    true => self.nodes.open(ino, caller, true).map(|()| self.nodes.is_bulk(ino)),
-                    false => Ok(self.nodes.is_bulk(ino)),
+                let is_openers = guarded(|| {
+                    if write {
+                        self.nodes.open(ino, caller, true)?;
+                    }
+                    Ok(self.nodes.depends_on_opener(ino))
                 })?;
                 // Beyond the limit it is not kept, and is served all the same: it was let in before.
-                self.files.take_over(number, ino, is_bulk, caller)
+                self.files.take_over(number, ino, is_openers, caller)
             }
         };
-        if file.is_taken_over && file.is_bulk && !write {
+        if file.is_taken_over && file.is_openers && !write {
             return Err(Errno(libc::ESTALE));
         }
         Ok(file)
@@ -279,13 +281,14 @@ impl Server {
         size: u32,
         reply: impl ReadReply,
     ) {
-        let file = self.file(handle, false);
-        let is_bulk = file.as_ref().is_ok_and(|file| file.is_bulk);
-        let asked = self.asked(if is_bulk { Operation::ReadBulk } else { Operation::Read });
-        let file = match file {
+        let mut asked = self.asked(Operation::Read);
+        let file = match self.file(handle, false) {
             Ok(file) => file,
             Err(error) => return self.give(asked, Err(error), reply),
         };
+        if file.is_openers {
+            asked.operation = Operation::ReadBulk;
+        }
         if offset != 0 {
             if let Some(rendering) = file.rendering() {
                 return self.give(asked, Ok(rendering.piece(offset, size)), reply);
@@ -296,9 +299,11 @@ impl Server {
                 return self.give(asked, Ok(&[]), reply);
             }
         }
-        if !is_bulk {
+        // What can not be told is left to a worker.
+        if !guarded(|| Ok(self.nodes.is_slow(file.ino))).unwrap_or(true) {
             return self.render_and_give(asked, &file, offset, size, reply);
         }
+        asked.operation = Operation::ReadBulk;
         let (server, uid, is_exempt) = (Arc::clone(self), file.caller.uid, file.user.is_exempt);
         let job = move |go| match go {
             Go::Work if !server.is_ending() => {

@@ -44,8 +44,10 @@
 //!
 //! A value record is 32 bytes: type, buckets, has-sum, base unit, exponent (signed), semantics,
 //! aggregations, area (one byte each), mode (16 bits), lengths of name, family, label key, label value,
-//! help (one byte each), one byte 0, offset of the cells in their area (32 bits), offset of its strings
-//! in the pool (32 bits), 8 bytes 0. The pool begins with the group's name, prefix and help.
+//! help, names of states (one byte each), offset of the cells in their area (32 bits), offset of its strings
+//! in the pool (32 bits), 8 bytes 0. The names of states have a comma between each two; there are none if
+//! their length is 0, as in what writers leave that do not know of them, and readers that do not know of
+//! them find everything else where it is. The pool begins with the group's name, prefix and help.
 //!
 //! # Blocks
 //!

@@ -11,7 +11,7 @@ use crate::value::{
 use thiserror::Error;
 
 /// Most units of a group's record: enough for [`MAX_VALUES`] values with the longest of strings.
-pub(crate) const MAX_GROUP_UNITS: usize = MAX_VALUES * 640 / UNIT;
+pub(crate) const MAX_GROUP_UNITS: usize = MAX_VALUES * 768 / UNIT;
 
 /// What is wrong with a group's record.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -75,7 +75,8 @@ pub(crate) fn encode(group: &GroupDescriptor) -> Vec<u64> {
     for (value, place) in group.values().iter().zip(group.places()) {
         let family = value.family.as_deref().unwrap_or("");
         let (key, label) = value.label.as_ref().map_or(("", ""), |(k, v)| (&**k, &**v));
-        let texts = [&*value.name, family, key, label, &*value.help];
+        let states = value.states.join(",");
+        let texts = [&*value.name, family, key, label, &*value.help, &*states];
         let (code, buckets, sum) = type_code(value.ty);
         let base = match value.unit.base {
             BaseUnit::None => 0,
@@ -93,7 +94,6 @@ pub(crate) fn encode(group: &GroupDescriptor) -> Vec<u64> {
         values.extend_from_slice(&[semantics, value.aggregations.bits(), area]);
         values.extend_from_slice(&value.mode.to_le_bytes());
         values.extend(texts.iter().map(|t| t.len() as u8));
-        values.push(0);
         values.extend_from_slice(&place.offset.to_le_bytes());
         values.extend_from_slice(&(pool.len() as u32).to_le_bytes());
         values.extend_from_slice(&[0; 8]);
@@ -175,6 +175,8 @@ pub(crate) fn decode(words: &[u64]) -> Result<GroupDescriptor, SchemaError> {
             text
         };
         let (name, family, key, label, help) = (next(0)?, next(1)?, next(2)?, next(3)?, next(4)?);
+        let states = next(5)?;
+        let states = states.split(',').filter(|_| !states.is_empty());
         values.push((
             Descriptor {
                 name,
@@ -187,6 +189,7 @@ pub(crate) fn decode(words: &[u64]) -> Result<GroupDescriptor, SchemaError> {
                 help,
                 family: (!family.is_empty()).then_some(family),
                 label: (!key.is_empty()).then_some((key, label)),
+                states: states.map(|name| Cow::Owned(name.to_owned())).collect(),
             },
             Place { area, offset: number(16) },
         ));
@@ -222,6 +225,11 @@ mod tests {
                     .label("reason", "io_in"),
             )
             .value(Descriptor::new("x_peak", ValueType::U64, Semantics::Peak))
+            .value(
+                Descriptor::new("x_state", ValueType::U8, Semantics::Floating)
+                    .states(["off", "on", "7"])
+                    .aggregate(Aggregations::COUNT_NONZERO),
+            )
             .value(Descriptor::new(
                 "x_time",
                 ValueType::Histogram { buckets: 40, sum: true },
@@ -236,5 +244,42 @@ mod tests {
         for len in 0..words.len() / UNIT_WORDS {
             assert!(decode(&words[..len * UNIT_WORDS]).is_err());
         }
+    }
+
+    /// A group of one value, and its record with the value's states replaced by others that are as long.
+    fn with_states(states: &[&str], forged: &str) -> Result<GroupDescriptor, SchemaError> {
+        let value = Descriptor::new("s", ValueType::U8, Semantics::Floating);
+        let value = value.states(states.iter().map(|name| name.to_string()));
+        let words = encode(&GroupBuilder::new("g").value(value).build().unwrap());
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let text = states.join(",");
+        let at = bytes.windows(text.len()).position(|part| part == text.as_bytes()).unwrap();
+        bytes[at..at + text.len()].copy_from_slice(forged.as_bytes());
+        let mut words = vec![2];
+        words.extend(bytes.chunks(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())));
+        decode(&words)
+    }
+
+    #[test]
+    fn states_are_names_that_differ() {
+        let group = with_states(&["off", "on"], "off,on").unwrap();
+        assert_eq!(group.values()[0].states, ["off", "on"]);
+        for forged in
+            ["off,,n", ",ff,on", "off,o,", "off,oN", "of\0,on", "o,ff,o", "on,,on", ",,,,,,"]
+        {
+            let error = with_states(&["off", "on"], forged).unwrap_err();
+            assert!(matches!(error, SchemaError::Group(GroupError::Value { .. })), "{forged}");
+        }
+        // The longest of all fit, and a record says of no more than fits.
+        let most: Vec<_> = (0..64).map(|n| format!("{n:03}")).collect();
+        let most: Vec<_> = most.iter().map(String::as_str).collect();
+        assert_eq!(most.join(",").len(), crate::value::MAX_STATES);
+        assert_eq!(with_states(&most, &most.join(",")).unwrap().values()[0].states, most);
+        // What a writer leaves zero that does not know of them is no states.
+        let value = Descriptor::new("s", ValueType::U8, Semantics::Floating).states(["off"]);
+        let mut words = encode(&GroupBuilder::new("g").value(value).build().unwrap());
+        words.insert(0, 2);
+        words[word::GROUP_BODY + 1] &= u64::MAX >> 8;
+        assert!(decode(&words).unwrap().values()[0].states.is_empty());
     }
 }

@@ -1,7 +1,5 @@
 //! Who may go into which directory, where the kernel does not see to it: in bulk files.
 
-use std::sync::OnceLock;
-
 use super::dirs::Dir;
 use crate::fs::Caller;
 
@@ -10,18 +8,20 @@ use crate::fs::Caller;
 pub(crate) struct Access {
     /// `None` may see everything.
     caller: Option<Caller>,
-    groups: OnceLock<Vec<u32>>,
+    /// Supplementary groups.
+    groups: Vec<u32>,
 }
 
 impl Access {
     /// To everything.
     pub(crate) const fn all() -> Self {
-        Self { caller: None, groups: OnceLock::new() }
+        Self { caller: None, groups: Vec::new() }
     }
 
-    /// What a caller may see.
-    pub(crate) const fn of(caller: Caller) -> Self {
-        Self { caller: Some(caller), groups: OnceLock::new() }
+    /// What a caller may see. Asks the system, so nobody should have to wait for it.
+    pub(crate) fn of(caller: Caller) -> Self {
+        let groups = if caller.uid == 0 { Vec::new() } else { supplementary_groups(caller) };
+        Self { caller: Some(caller), groups }
     }
 
     /// Whether a directory lets the caller in, by the rules of its mode: 0750 if it is private, else 0755.
@@ -31,7 +31,7 @@ impl Access {
             || caller.uid == 0
             || caller.uid == dir.owner.uid
             || caller.gid == dir.owner.gid
-            || self.groups.get_or_init(|| supplementary_groups(caller)).contains(&dir.owner.gid)
+            || self.groups.contains(&dir.owner.gid)
     }
 }
 

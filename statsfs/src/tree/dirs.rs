@@ -26,10 +26,12 @@ pub(super) const HOST_NAME: &str = "statsfs";
 #[derive(Debug)]
 pub(crate) struct Dir {
     pub(crate) parent: DirId,
-    pub(crate) name: Box<str>,
+    pub(crate) name: Arc<str>,
+    /// The labels of its source, if it has any.
+    pub(crate) labels: Option<Arc<[(String, String)]>>,
     pub(crate) members: Vec<SourceKey>,
     pub(crate) children: BTreeSet<DirId>,
-    by_name: HashMap<Box<str>, DirId>,
+    by_name: HashMap<Arc<str>, DirId>,
     pub(crate) created_ns: u64,
     pub(crate) private: bool,
     pub(crate) owner: Owner,
@@ -53,6 +55,7 @@ impl Dir {
         Self {
             parent,
             name: name.into(),
+            labels: None,
             members: Vec::new(),
             children: BTreeSet::new(),
             by_name: HashMap::new(),
@@ -147,15 +150,20 @@ impl State {
     /// The files of a directory, computed when first asked for after its groups changed.
     pub(crate) fn files(&self, dir: DirId) -> Option<&Files> {
         let directory = self.dirs.get(&dir)?;
-        Some(&**directory.files.get_or_init(|| {
-            let files = self.files_anew(directory);
-            let is_new = |of: &&_| !directory.left_out.contains(*of);
+        Some(self.files_of(dir, directory))
+    }
+
+    /// The same, shared with directories of the same kind.
+    pub(super) fn files_of<'a>(&'a self, id: DirId, dir: &'a Dir) -> &'a Arc<Files> {
+        dir.files.get_or_init(|| {
+            let files = self.files_anew(dir);
+            let is_new = |of: &&_| !dir.left_out.contains(*of);
             for (name, identity) in files.left_out.iter().filter(is_new) {
-                let of = self.last_with(directory, *identity);
-                self.clashes.report(of, "value", name, &self.path(dir), Why::Taken);
+                let of = self.last_with(dir, *identity);
+                self.clashes.report(of, "value", name, &self.path(id), Why::Taken);
             }
             files
-        }))
+        })
     }
 
     fn files_anew(&self, dir: &Dir) -> Arc<Files> {
@@ -198,6 +206,17 @@ impl State {
         }
     }
 
+    /// In which directory an account is shown, and whether as that of a source that has it.
+    pub(super) fn shown_as(&self, account: Account) -> Option<(DirId, bool)> {
+        match account {
+            Account::Left(dir) => Some((dir, false)),
+            Account::Live(key) | Account::Departed(key) => match self.sources.get(&key)?.dir {
+                Some(dir) => Some((dir, true)),
+                None => Some((self.shown_in(key)?, false)),
+            },
+        }
+    }
+
     /// In which directory's `.departed` an account is.
     pub(super) fn departs_in(&self, account: Account) -> Option<DirId> {
         match account {
@@ -232,8 +251,9 @@ impl State {
     pub(super) fn show(&mut self, key: SourceKey) {
         let process = &self.processes[key.0];
         let Some(record) = process.source(key.1) else { return };
-        let SourceRecord { name, created_ns, private, hidden, .. } = record;
+        let SourceRecord { name, created_ns, private, hidden, labels, .. } = record;
         let (name, created_ns, private, hidden) = (name.clone(), *created_ns, *private, *hidden);
+        let labels = (!labels.is_empty()).then(|| Arc::from(&**labels));
         let parent = self.sources[&key].parent;
         let is_top = parent == ROOT_ID;
         // A directory that several processes share can not be hidden by one of them, and what is below it
@@ -248,6 +268,10 @@ impl State {
         } else {
             self.directory(key, parent, &name, created_ns, private)
         };
+        if let Some(dir) = dir.filter(|_| !is_top).and_then(|dir| self.dirs.get_mut(&dir)) {
+            // Those at the top are of several processes.
+            dir.labels = labels;
+        }
         let has_none = if hidden { must_show } else { is_top || !self.processes[key.0].detached };
         if let Some(source) = self.sources.get_mut(&key) {
             source.dir = dir;

@@ -15,15 +15,15 @@ pub(crate) type IdentityId = usize;
 /// All identities that the tree has met.
 #[derive(Debug, Default)]
 pub(crate) struct Identities {
-    all: Vec<Arc<Descriptor>>,
+    all: Vec<(Arc<Descriptor>, Arc<GroupDescriptor>)>,
     by_identity: HashMap<(String, Descriptor), IdentityId>,
     /// For every group, the identity of each value; `None` past the limit.
-    of_group: Vec<Vec<Option<IdentityId>>>,
+    of_group: Vec<Arc<[Option<IdentityId>]>>,
 }
 
 impl Identities {
     /// Takes in a group, whose number is the next.
-    pub(crate) fn add(&mut self, group: GroupId, descriptor: &GroupDescriptor) {
+    pub(crate) fn add(&mut self, group: GroupId, descriptor: &Arc<GroupDescriptor>) {
         debug_assert_eq!(group, self.of_group.len());
         let values = descriptor.values().iter().map(|value| {
             let key = (descriptor.name().to_owned(), identity(value));
@@ -33,7 +33,7 @@ impl Identities {
             if self.all.len() >= MAX_IDENTITIES {
                 return None;
             }
-            self.all.push(Arc::new(value.clone()));
+            self.all.push((Arc::new(value.clone()), descriptor.clone()));
             self.by_identity.insert(key, self.all.len() - 1);
             Some(self.all.len() - 1)
         });
@@ -64,11 +64,18 @@ impl Identities {
 
     /// The descriptor that first came with an identity.
     pub(crate) fn get(&self, identity: IdentityId) -> Option<&Arc<Descriptor>> {
-        self.all.get(identity)
+        self.all.get(identity).map(|(value, _)| value)
+    }
+
+    /// A file that shows a part of a value.
+    fn file(&self, identity: IdentityId, part: Part, name: &str) -> Option<File> {
+        let (value, group) = self.all.get(identity)?;
+        let (value, group) = (value.clone(), group.clone());
+        Some(File { name: name.into(), identity, part, value, group })
     }
 
     /// The identities of a group's values.
-    pub(crate) fn of(&self, group: GroupId) -> &[Option<IdentityId>] {
+    pub(crate) fn of(&self, group: GroupId) -> &Arc<[Option<IdentityId>]> {
         &self.of_group[group]
     }
 
@@ -90,6 +97,8 @@ pub(crate) struct File {
     pub(crate) identity: IdentityId,
     pub(crate) part: Part,
     pub(crate) value: Arc<Descriptor>,
+    /// The group that the value first came with.
+    pub(crate) group: Arc<GroupDescriptor>,
 }
 
 impl File {
@@ -175,7 +184,7 @@ impl Files {
                     files.left_out.push((name.into(), identity));
                     continue;
                 }
-                files.push(File { name: name.into(), identity, part, value: value.clone() });
+                identities.file(identity, part, &name).into_iter().for_each(|f| files.push(f));
             }
         }
         files.in_order()
@@ -196,8 +205,8 @@ impl Files {
                 } else {
                     Part::Aggregate(Aggregations::SUM)
                 };
-                let name = value.name.to_string();
-                files.push(File { name: name.into(), identity, part, value: value.clone() });
+                let file = identities.file(identity, part, &value.name);
+                file.into_iter().for_each(|file| files.push(file));
             }
         }
         files.in_order()

@@ -41,16 +41,32 @@ pub(crate) enum Bulk {
     Flat,
     /// Takes a 0, which clears the subtree.
     Clear,
+    /// What the files of the subtree are.
+    Schema,
+    /// Every file of the subtree, as JSON.
+    Json,
+    /// Every file of the subtree that does not show 0, for people.
+    Summary,
 }
 
 impl Bulk {
-    pub(crate) const ALL: [Self; 2] = [Self::Flat, Self::Clear];
+    /// In the order of their numbers, which stay as they are.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Flat, Self::Clear, Self::Schema, Self::Json, Self::Summary];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Flat => "flat",
             Self::Clear => "clear",
+            Self::Schema => "schema",
+            Self::Json => "json",
+            Self::Summary => "summary",
         }
+    }
+
+    /// Whether it shows what was counted, and not only what there is.
+    pub(crate) const fn is_counted(self) -> bool {
+        matches!(self, Self::Flat | Self::Json | Self::Summary)
     }
 }
 

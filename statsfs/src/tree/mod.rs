@@ -17,8 +17,9 @@
 //! # How it works
 //! Per process there is a model of its sources (`model`), shown in directories (`dirs`). `sweep` reads
 //! cells, `clear` keeps the baselines, `ledger` what processes left, `files` knows which files a directory
-//! has, `render` and `flat` write them, `nodes` serves them to the file system, `by_name` links to them; `events`
-//! tells whoever counts what is done. The tree is
+//! has, `render` writes them, `nodes` serves them to the file system, `by_name` links to them; `events`
+//! tells whoever counts what is done. A `subtree` is what one sweep found of one, which is all that
+//! [`export`](crate::export) needs; `totals` are what its files show. The tree is
 //! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
 
 mod access;
@@ -28,8 +29,7 @@ mod clashes;
 mod clear;
 mod dirs;
 mod events;
-mod files;
-mod flat;
+pub(crate) mod files;
 mod groups;
 pub(crate) mod inode;
 mod ledger;
@@ -39,12 +39,14 @@ mod nodes;
 pub(crate) mod numbers;
 mod options;
 mod processes;
-mod render;
+pub(crate) mod render;
 mod saved;
 mod settle;
+pub(crate) mod subtree;
 mod sweep;
 #[cfg(test)]
 mod tests;
+pub(crate) mod totals;
 mod users;
 mod wake;
 
@@ -59,6 +61,7 @@ use crate::segment::layout::ROOT_ID;
 use crate::share::{Share, thread_time};
 use crate::value::GroupDescriptor;
 
+use self::access::Access;
 use self::by_name::Links;
 use self::clashes::Clashes;
 pub use self::clear::Cleared;
@@ -76,6 +79,7 @@ use self::processes::Processes;
 pub use self::processes::{Feed, Identity, ProcessKey, ProcessUsage};
 use self::saved::Remembered;
 pub use self::saved::{Keeper, Left, Occasion, Saved, SavedAccount, SavedDirectory};
+use self::subtree::{Subtree, View};
 use self::sweep::{Request, Sweep};
 use self::users::Users;
 use self::wake::Sleeper;
@@ -316,6 +320,21 @@ impl Tree {
                 groups.clone_from(&state.groups);
             }
         });
+    }
+
+    /// Takes what somebody may see of a subtree, with what was counted or only with what there is. It is empty if
+    /// that is gone.
+    fn take(&self, view: View, counted: bool, access: &Access, subtree: &mut Subtree) {
+        let mut sweep = std::mem::take(&mut subtree.sweep);
+        if counted {
+            self.show(State::view_request(view), &mut sweep, |state, sweep| {
+                state.capture(view, access, sweep, subtree);
+            });
+        } else {
+            sweep.clear();
+            self.look(|_| Look::In(view.dir)).capture(view, access, &sweep, subtree);
+        }
+        subtree.arrange(sweep);
     }
 
     /// Reads what is asked for, and shows it as part of the tree that it was read from. Every count is in

@@ -8,15 +8,19 @@ use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::files::{File, Files, file_mode};
 use super::inode::{Bulk, DirId, Field, Node, Part};
 use super::membership::Look;
-use super::sweep::{Request, Sweep};
+use super::subtree::{Subtree, View};
+use super::sweep::Sweep;
 use super::{Cleared, State, Tree};
+use crate::export;
 use crate::fs::{Attr, Caller, Entry, Errno, Ino, Kind, Nodes};
 
-const DEPARTED: &str = ".departed";
+pub(super) const DEPARTED: &str = ".departed";
 const STATS: &str = ".stats";
 const NOT_THERE: Errno = Errno(libc::ENOENT);
 const STALE: Errno = Errno(libc::ESTALE);
 const NO_DEVICE: Errno = Errno(libc::ENODEV);
+/// Sources that are read in less time than it takes to have somebody else do it, or not much more.
+const FEW_SOURCES: usize = 512;
 /// Longest text that is looked at for a zero.
 const MAX_WRITE: usize = 32;
 
@@ -30,7 +34,7 @@ fn is_zero(data: &[u8]) -> bool {
 
 impl State {
     /// The files of a directory's `.departed`: of the groups that departed sources left totals of.
-    fn departed_files(&self, dir: DirId) -> Option<Files> {
+    pub(super) fn departed_files(&self, dir: DirId) -> Option<Files> {
         self.dirs.get(&dir)?;
         let groups = self.departed_groups(dir).into_iter();
         Some(Files::departed(&self.identities, groups))
@@ -70,8 +74,8 @@ impl Tree {
             }
             Node::Link(dir) if state.links.has(dir) => (dir, Kind::Symlink, 0o777),
             Node::Link(_) => return Err(STALE),
-            Node::Bulk(dir, _, Bulk::Flat) => (dir, Kind::Text, 0o444),
             Node::Bulk(dir, _, Bulk::Clear) => (dir, Kind::Text, 0o200),
+            Node::Bulk(dir, ..) => (dir, Kind::Text, 0o444),
             Node::Value(dir, _, _, part) => {
                 let file = state.file(node).ok_or(STALE)?;
                 match kind_of(part) {
@@ -138,9 +142,10 @@ impl Tree {
     /// Appends every file in and below the root, `path value` a line: what `.stats/flat` of the root
     /// shows its owner.
     pub fn flat(&self, out: &mut Vec<u8>) {
-        self.show(Request::WHOLE, &mut Sweep::default(), |state, sweep| {
-            state.write_flat(ROOT_DIR, &Access::all(), sweep, usize::MAX, out);
-        });
+        let mut subtree = Subtree::default();
+        self.take(View::WHOLE, true, &Access::all(), &mut subtree);
+        // There is as much room as it takes.
+        let _ = export::write(Bulk::Flat, &subtree, usize::MAX, out);
     }
 
     /// Clears as writing a 0 to the file at `path` would, and answers what that took away: a value's
@@ -322,30 +327,27 @@ impl Nodes for Tree {
         out: &mut Vec<u8>,
     ) -> Result<(), Errno> {
         let node = Node::of(ino).ok_or(NO_DEVICE)?;
-        let request = match node {
+        match node {
             Node::Value(dir, departed, identity, part) => {
-                self.lock_to_read().value_request(dir, departed, identity, part)
-            }
-            Node::Bulk(dir, _, Bulk::Flat) => Request { dir, ..Request::WHOLE },
-            _ => return self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
-        };
-        // Whoever opened a file may go into its directory, but perhaps not into all those below.
-        let access = Access::of(caller);
-        self.show(request, &mut Sweep::default(), |state, sweep| {
-            match node {
-                Node::Value(dir, departed, identity, part) => {
+                let request = self.lock_to_read().value_request(dir, departed, identity, part);
+                self.show(request, &mut Sweep::default(), |state, sweep| {
                     state.file(node).ok_or(NO_DEVICE)?;
                     state.write_value(dir, departed, identity, part, sweep, out);
-                }
-                Node::Bulk(dir, true, _) => {
-                    let files = state.departed_files(dir).ok_or(NO_DEVICE)?;
-                    state.write_flat_departed(dir, &files, sweep, out);
-                }
-                _ if !state.dirs.contains_key(&request.dir) => return Err(NO_DEVICE),
-                _ => state.write_flat(request.dir, &access, sweep, most, out),
+                    Ok(())
+                })
             }
-            if out.len() <= most { Ok(()) } else { Err(Errno(libc::EFBIG)) }
-        })
+            Node::Bulk(dir, departed, bulk) => {
+                // Whoever opened a file may go into its directory, but perhaps not into all those below.
+                let access = Access::of(caller);
+                let mut subtree = Subtree::default();
+                self.take(View { dir, departed }, bulk.is_counted(), &access, &mut subtree);
+                if subtree.is_empty() {
+                    return Err(NO_DEVICE);
+                }
+                export::write(bulk, &subtree, most, out).map_err(|_| Errno(libc::EFBIG))
+            }
+            _ => self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
+        }
     }
 
     fn write(&self, ino: Ino, caller: Caller, data: &[u8]) -> Result<(), Errno> {
@@ -376,7 +378,19 @@ impl Nodes for Tree {
         self.interrupt();
     }
 
-    fn is_bulk(&self, ino: Ino) -> bool {
+    fn is_slow(&self, ino: Ino) -> bool {
+        match Node::of(ino) {
+            Some(Node::Bulk(..)) => true,
+            Some(Node::Value(dir, departed, identity, part)) => {
+                let state = self.lock_to_read();
+                let request = state.value_request(dir, departed, identity, part);
+                state.reads_many(request, FEW_SOURCES)
+            }
+            _ => false,
+        }
+    }
+
+    fn depends_on_opener(&self, ino: Ino) -> bool {
         matches!(Node::of(ino), Some(Node::Bulk(..)))
     }
 

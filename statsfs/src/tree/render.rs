@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 
 use super::State;
-use super::clear::{shown, values_and_words, word_range};
+use super::clear::{shown, word_range};
 use super::files::{IdentityId, is_own};
 use super::inode::{DirId, Field, Part};
-use super::sweep::{Account, Cells, Request, Sweep, Want};
+use super::sweep::{Account, Request, Sweep, Want};
 use crate::aggregate::{Buckets, Number, Scalar};
 use crate::value::{Descriptor, GroupDescriptor, Semantics};
 
@@ -45,7 +45,7 @@ impl Total {
     }
 
     /// What a part of the value shows.
-    pub(super) fn number(&self, value: &Descriptor, part: Part) -> Number {
+    pub(crate) fn number(&self, value: &Descriptor, part: Part) -> Number {
         match (self, part) {
             (Self::Scalar(scalar), Part::Aggregate(kind)) => scalar.get(value.ty, kind),
             (Self::Scalar(scalar), _) => scalar.get(value.ty, crate::value::Aggregations::SUM),
@@ -75,15 +75,34 @@ fn add(cells: &mut [u64], other: &[u64]) {
 pub(super) struct Shown<'a> {
     account: Account,
     /// Whether it counts as what departed.
-    pub(super) departed: bool,
+    departed: bool,
     pub(super) identity: IdentityId,
     pub(super) value: &'a Descriptor,
     /// Its words, since its last clear.
     words: Cow<'a, [u64]>,
 }
 
+impl<'a> Shown<'a> {
+    /// A value of which these words were read, and those were cleared; none if nothing is shown of it, since
+    /// of what departed there is nothing but sums.
+    #[inline]
+    pub(super) fn new(
+        account: Account,
+        departed: bool,
+        identity: IdentityId,
+        value: &'a Descriptor,
+        words: &'a [u64],
+        baseline: Option<&[u64]>,
+    ) -> Option<Self> {
+        (!departed || value.semantics == Semantics::Cumulative).then(|| {
+            let words = shown(account, value, words, baseline);
+            Self { account, departed, identity, value, words }
+        })
+    }
+}
+
 /// Writes a histogram's buckets, a line each: the exclusive upper bound, or `inf`, and the count.
-pub(super) fn write_buckets(value: &Descriptor, cells: &[u64], prefix: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn write_buckets(value: &Descriptor, cells: &[u64], prefix: &[u8], out: &mut Vec<u8>) {
     let buckets = Buckets::new(value.ty, cells);
     for (n, count) in buckets.counts().iter().enumerate() {
         out.extend_from_slice(prefix);
@@ -112,40 +131,8 @@ impl State {
             let baseline = self.baseline(cells);
             let baseline = baseline.map(|baseline| &baseline[word_range(group, value)]);
             let (value, words) = (&group.values()[value], sweep.words(cells));
-            self.show_one(cells, identity, value, words, baseline, &mut add);
-        }
-    }
-
-    /// Calls `add` with all values of one group that a sweep read on one account, as they are shown.
-    pub(super) fn each_of<'a>(
-        &'a self,
-        sweep: &'a Sweep,
-        cells: &Cells,
-        mut add: impl FnMut(Shown<'a>),
-    ) {
-        let (words, baseline) = (sweep.words(cells), self.baseline(cells));
-        let values = values_and_words(&self.groups[cells.group]);
-        for ((value, range), identity) in values.zip(self.identities.of(cells.group)) {
-            if let Some(identity) = *identity {
-                let baseline = baseline.map(|baseline| &baseline[range.clone()]);
-                self.show_one(cells, identity, value, &words[range], baseline, &mut add);
-            }
-        }
-    }
-
-    fn show_one<'a>(
-        &self,
-        cells: &Cells,
-        identity: IdentityId,
-        value: &'a Descriptor,
-        words: &'a [u64],
-        baseline: Option<&[u64]>,
-        add: &mut impl FnMut(Shown<'a>),
-    ) {
-        let (account, departed) = (cells.account, self.is_departed(cells.account));
-        if !departed || value.semantics == Semantics::Cumulative {
-            let words = shown(account, value, words, baseline);
-            add(Shown { account, departed, identity, value, words });
+            let (account, departed) = (cells.account, self.is_departed(cells.account));
+            Shown::new(account, departed, identity, value, words, baseline).map(&mut add);
         }
     }
 

@@ -206,6 +206,24 @@ impl State {
         if request.below { self.with_those_below(members) } else { members }
     }
 
+    /// Whether more than so many sources are looked at to read what is asked for, give or take some that have
+    /// several groups of values. Takes no longer than a few of them do.
+    pub(super) fn reads_many(&self, request: Request, few: usize) -> bool {
+        let Some(dir) = self.dirs.get(&request.dir) else { return false };
+        if dir.members.len() > few {
+            return true;
+        }
+        let looked_at: usize = if !request.below {
+            dir.members.len()
+        } else if dir.parent == ROOT_DIR {
+            // All that these processes have, whatever is asked for.
+            dir.members.iter().map(|key| self.processes[key.0].source_count()).sum()
+        } else {
+            dir.own.sources() + dir.below.sources()
+        };
+        looked_at > few
+    }
+
     /// The plan that reads what is asked for.
     pub(super) fn plan(&self, request: Request) -> Plan {
         let (sources, want) = (&self.sources_in(request), request.want);

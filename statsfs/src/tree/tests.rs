@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::dirs::ROOT_DIR;
+use super::inode::Bulk;
 use super::sweep::{Request, Sweep};
-use super::{Identity, Owner, Tree, TreeOptions};
+use super::{Access, Identity, Owner, Subtree, Tree, TreeOptions, View};
+use crate::export;
 use crate::fs::{Caller, Errno, Nodes, ROOT};
-use crate::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType};
+use crate::value::{
+    Aggregations, Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType,
+};
 use crate::{DynSlot, Registry, Source};
 
 /// A tree of several processes, in the order in which they come.
@@ -579,4 +583,72 @@ fn how_to_read_a_process_is_kept_until_its_own_structure_changes() {
     publish(&tops[1], &two, "c", &of).add(0, 100);
     assert_eq!(kept(), [true, false]);
     assert_eq!((number(&tree, "kvm/n"), kept()), (111, [true, true]));
+}
+
+#[test]
+fn what_looks_at_many_sources_is_slow_and_nothing_else() {
+    let registry = Registry::new().unwrap();
+    let kvm = top(&registry);
+    let of = group("vm", &[counter("n", ValueType::U64).aggregate(Aggregations::SUM)]);
+    let own = group(
+        "vmm",
+        &[Descriptor::new("own", ValueType::U64, Semantics::Floating)
+            .aggregate(Aggregations::NONE)],
+    );
+    let _own = kvm.add_group(&own).unwrap();
+    let mut slots = Vec::new();
+    for (name, sources) in [("few", 20), ("many", 600)] {
+        let machine = registry.create_source(name).unwrap();
+        kvm.add_subordinate(&machine).unwrap();
+        for n in 0..sources {
+            slots.push(publish(&machine, &registry, &format!("vcpu{n}"), &of));
+        }
+    }
+    let tree = tree(&[&registry]);
+    let ino =
+        |path: &str| path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
+    for (path, is_slow) in [
+        ("kvm/n", true),
+        ("kvm/own", false),
+        ("kvm/many/n", true),
+        ("kvm/few/n", false),
+        ("kvm/many/vcpu7/n", false),
+        ("kvm/few/.stats/flat", true),
+        ("kvm/few/.stats/schema", true),
+    ] {
+        assert_eq!(tree.is_slow(ino(path)), is_slow, "{path}");
+        // What is slow for another reason can be carried on with by the next server.
+        assert_eq!(tree.depends_on_opener(ino(path)), path.contains(".stats"), "{path}");
+    }
+}
+
+#[test]
+fn what_is_shown_at_once_needs_no_tree_and_can_be_used_again() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    let of = group("vm", &[counter("n", ValueType::U64), counter("m", ValueType::U8)]);
+    let slots: Vec<_> =
+        (0..9).map(|n| publish(&tops[0], &one, &format!("source{n}"), &of)).collect();
+    (0..).zip(&slots).for_each(|(n, slot)| slot.add(0, n));
+    publish(&tops[1], &two, "other", &of).add(1, 3);
+    let (first, second) = (tree(&[&one, &two]), tree(&[&two]));
+    first.clear("kvm/source7/n").unwrap();
+    let flats = [&first, &second, &first].map(|tree| {
+        let mut out = Vec::new();
+        tree.flat(&mut out);
+        (tree, out)
+    });
+    let mut subtree = Subtree::default();
+    for (tree, expected) in &flats {
+        tree.take(View::WHOLE, true, &Access::all(), &mut subtree);
+        let mut out = Vec::new();
+        export::write(Bulk::Flat, &subtree, usize::MAX, &mut out).unwrap();
+        assert_eq!(String::from_utf8(out), String::from_utf8(expected.clone()));
+    }
+    let expected = flats[2].1.clone();
+    drop((first, second, slots, tops, one, two));
+    let mut out = Vec::new();
+    export::write(Bulk::Flat, &subtree, usize::MAX, &mut out).unwrap();
+    assert_eq!(out, expected);
+    assert!(out.windows(20).any(|part| part.starts_with(b"kvm/n 29\n")), "36 and a clear of 7");
 }

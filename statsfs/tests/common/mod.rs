@@ -308,7 +308,12 @@ impl Nodes for Tree {
         self.wake.notify_all();
     }
 
-    fn is_bulk(&self, ino: Ino) -> bool {
+    fn is_slow(&self, ino: Ino) -> bool {
+        self.with(ino, 0, |placed| matches!(placed.node, Node::Bulk { .. } | Node::Held))
+            .unwrap_or(false)
+    }
+
+    fn depends_on_opener(&self, ino: Ino) -> bool {
         self.with(ino, 0, |placed| matches!(placed.node, Node::Bulk { .. } | Node::Held))
             .unwrap_or(false)
     }

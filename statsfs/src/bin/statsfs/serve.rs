@@ -63,7 +63,7 @@ pub struct Args {
     /// MiB of text that one user's open files may hold: by default the whole tree of such a host, once
     #[arg(long, value_name = "MIB", default_value_t = 320)]
     max_user_open_mib: usize,
-    /// Bulk files that one user may read at once
+    /// Bulk files, and totals over many sources, that one user may read at once
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_user_bulk_reads: usize,
 }

@@ -79,9 +79,9 @@ stats! {
         pub mount_errors: PerLabel<Counter, Operation>,
         /// Time from when a request to {} was taken from the kernel until its answer was there.
         pub mount_time: PerLabel<Histogram<Nanoseconds>, Operation> { buckets: 40 },
-        /// Bytes that were read of values' files.
+        /// Bytes that were read of other values' files.
         pub mount_read_bytes: Counter<Bytes>,
-        /// Bytes that were read of bulk files.
+        /// Bytes that were read of bulk files and of totals over many sources.
         pub mount_read_bulk_bytes: Counter<Bytes>,
         /// Names that the kernel had looked up and has forgotten: the others that were found it knows.
         pub mount_forgotten: Counter,

@@ -1,0 +1,34 @@
+//! Bulk files: everything about a subtree at once, each format a function of one [`Subtree`].
+
+mod flat;
+mod json;
+mod schema;
+mod summary;
+
+use crate::tree::inode::Bulk;
+use crate::tree::subtree::Subtree;
+
+/// There is more than there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// Appends a bulk file's content, of which there may be `most` bytes: where there are more, not many more are
+/// written.
+///
+/// # Errors
+/// [`Full`].
+pub(crate) fn write(
+    bulk: Bulk,
+    subtree: &Subtree,
+    most: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), Full> {
+    match bulk {
+        Bulk::Flat => flat::write(subtree, most, out),
+        Bulk::Json => json::write(subtree, most, out),
+        Bulk::Summary => summary::write(subtree, most, out),
+        Bulk::Schema => schema::write(subtree, most, out),
+        // It is there to be written to.
+        Bulk::Clear => Ok(()),
+    }
+}

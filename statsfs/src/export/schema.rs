@@ -1,0 +1,235 @@
+//! What there is to be read in a subtree, as JSON: every value once, every kind of directory once with the paths
+//! of those that are of it. README, "What the values are", has the format.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+use super::{Full, json};
+use crate::aggregate::Buckets;
+use crate::tree::files::{File, IdentityId, file_mode, is_own};
+use crate::tree::inode::{Field, Part};
+use crate::tree::subtree::Subtree;
+use crate::value::{Aggregations, BaseUnit, Descriptor, Semantics, ValueType};
+
+/// Grows when something means another thing than before, not when something is added.
+const VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct Schema<'a> {
+    version: u32,
+    /// The directory that it is of.
+    path: &'a str,
+    histogram: Vec<HistogramFile>,
+    groups: BTreeMap<&'a str, &'a str>,
+    values: Vec<Value<'a>>,
+    kinds: Vec<Kind<'a>>,
+    labels: BTreeMap<String, BTreeMap<&'a str, &'a str>>,
+}
+
+/// A file in every histogram's directory.
+#[derive(Serialize)]
+struct HistogramFile {
+    name: &'static str,
+    semantics: &'static str,
+    /// Whether only histograms with a sum have it.
+    needs_sum: bool,
+}
+
+#[derive(Serialize)]
+struct Value<'a> {
+    name: &'a str,
+    group: &'a str,
+    r#type: &'static str,
+    unit: &'static str,
+    exponent: i8,
+    semantics: &'static str,
+    aggregations: Vec<&'static str>,
+    help: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    family: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<BTreeMap<&'a str, &'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buckets: Option<Layout>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    states: &'a [std::borrow::Cow<'static, str>],
+}
+
+/// The layout of a histogram.
+#[derive(Serialize)]
+struct Layout {
+    /// Exclusive upper bounds of all buckets but the last, which has none.
+    upper_bounds: Vec<u64>,
+    /// Whether the sum of what was recorded is known.
+    sum: bool,
+}
+
+/// The directories that have the same files.
+#[derive(Serialize)]
+struct Kind<'a> {
+    files: Vec<FileOfKind<'a>>,
+    paths: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct FileOfKind<'a> {
+    name: &'a str,
+    /// Among the values.
+    value: usize,
+    scope: &'static str,
+    aggregate: &'static str,
+    semantics: &'static str,
+    #[serde(serialize_with = "octal")]
+    mode: u16,
+}
+
+fn octal<S: Serializer>(mode: &u16, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&format_args!("{mode:04o}"))
+}
+
+/// Appends the description of what a subtree is of.
+pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
+    json::write_line(&schema(subtree), most, out)
+}
+
+fn schema(subtree: &Subtree) -> Schema<'_> {
+    let mut schema = Schema {
+        version: VERSION,
+        path: subtree.root(),
+        histogram: Field::ALL.map(histogram_file).into(),
+        groups: BTreeMap::new(),
+        values: Vec::new(),
+        kinds: Vec::new(),
+        labels: BTreeMap::new(),
+    };
+    let mut values: HashMap<IdentityId, usize> = HashMap::new();
+    // Directories of one kind have their files in common.
+    let mut kinds = HashMap::new();
+    let visited = subtree.try_each_dir(|n, _, path| {
+        let dir = &subtree.dirs()[n];
+        if !dir.labels().is_empty() {
+            let labels = dir.labels().iter().map(|(key, value)| (&**key, &**value));
+            schema.labels.insert(path.to_owned(), labels.collect());
+        }
+        if dir.files().iter().len() == 0 {
+            return Ok(());
+        }
+        let kind = *kinds.entry(Arc::as_ptr(dir.files())).or_insert_with(|| {
+            let files = dir.files().iter().map(|file| {
+                let value = *values.entry(file.identity).or_insert_with(|| {
+                    schema.groups.entry(file.group.name()).or_insert(file.group.help());
+                    schema.values.push(value(file));
+                    schema.values.len() - 1
+                });
+                file_of_kind(file, value)
+            });
+            let files = files.collect();
+            schema.kinds.push(Kind { files, paths: Vec::new() });
+            schema.kinds.len() - 1
+        });
+        schema.kinds[kind].paths.push(path.to_owned());
+        Ok::<_, std::convert::Infallible>(())
+    });
+    let Ok(()) = visited;
+    schema
+}
+
+fn histogram_file(field: Field) -> HistogramFile {
+    let semantics = match field {
+        Field::Count | Field::Sum | Field::Buckets => "cumulative",
+        Field::Mean | Field::Percentile(_) | Field::Max => "instant",
+    };
+    HistogramFile { name: field.name(), semantics, needs_sum: !field.without_sum() }
+}
+
+fn value(file: &File) -> Value<'_> {
+    let value: &Descriptor = &file.value;
+    let label = value.label.as_ref().map(|(key, value)| BTreeMap::from([(&**key, &**value)]));
+    Value {
+        name: &value.name,
+        group: file.group.name(),
+        r#type: type_name(value.ty),
+        unit: match value.unit.base {
+            BaseUnit::None => "none",
+            BaseUnit::Bytes => "bytes",
+            BaseUnit::Seconds => "seconds",
+            BaseUnit::Cycles => "cycles",
+        },
+        exponent: value.unit.exponent,
+        semantics: match value.semantics {
+            Semantics::Cumulative => "cumulative",
+            Semantics::Floating => "instant",
+            Semantics::Peak => "peak",
+        },
+        aggregations: KINDS
+            .into_iter()
+            .filter(|(kind, _)| value.aggregations.contains(*kind))
+            .map(|(_, name)| name)
+            .collect(),
+        help: &value.help,
+        family: value.family.as_deref(),
+        label,
+        buckets: layout(value.ty),
+        states: &value.states,
+    }
+}
+
+const KINDS: [(Aggregations, &str); 6] = [
+    (Aggregations::SUM, "sum"),
+    (Aggregations::MIN, "min"),
+    (Aggregations::MAX, "max"),
+    (Aggregations::AVG, "avg"),
+    (Aggregations::COUNT_ZERO, "zero"),
+    (Aggregations::COUNT_NONZERO, "nonzero"),
+];
+
+fn type_name(ty: ValueType) -> &'static str {
+    match ty {
+        ValueType::Bool => "bool",
+        ValueType::U8 => "u8",
+        ValueType::U16 => "u16",
+        ValueType::U32 => "u32",
+        ValueType::U64 => "u64",
+        ValueType::S8 => "s8",
+        ValueType::S16 => "s16",
+        ValueType::S32 => "s32",
+        ValueType::S64 => "s64",
+        ValueType::Histogram { .. } => "histogram",
+    }
+}
+
+fn layout(ty: ValueType) -> Option<Layout> {
+    let ValueType::Histogram { buckets, sum } = ty else { return None };
+    let cells = vec![0; ty.cells()];
+    let bounds = Buckets::new(ty, &cells);
+    Some(Layout { upper_bounds: (0..buckets.into()).map_while(|n| bounds.upper(n)).collect(), sum })
+}
+
+fn file_of_kind(file: &File, value: usize) -> FileOfKind<'_> {
+    let File { value: of, part, .. } = file;
+    let own = is_own(of, *part);
+    let kind = match part {
+        Part::Aggregate(kind) => Some(*kind),
+        Part::Histogram | Part::Field(_) if !own => Some(Aggregations::SUM),
+        _ => None,
+    };
+    let name = |kind| KINDS.into_iter().find(|(of, _)| *of == kind).map(|(_, name)| name);
+    FileOfKind {
+        name: &file.name,
+        value,
+        scope: if own { "own" } else { "subtree" },
+        aggregate: kind.and_then(name).unwrap_or("none"),
+        semantics: match (of.semantics, kind) {
+            (Semantics::Cumulative, None | Some(Aggregations::SUM)) => "cumulative",
+            (Semantics::Peak, None | Some(Aggregations::MAX)) => "peak",
+            _ => "instant",
+        },
+        // A histogram is a directory: this is the mode of what takes a 0.
+        mode: match part {
+            Part::Histogram => file_mode(of, Part::Field(Field::Count)),
+            part => file_mode(of, *part),
+        },
+    }
+}

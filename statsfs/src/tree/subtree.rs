@@ -1,0 +1,341 @@
+//! What one sweep found of a subtree, as somebody may see it: to be shown without the tree.
+//!
+//! Every bulk file is made in two steps. With the tree's lock, each group is copied once, and what it takes to
+//! name what was found: names, lists of files and descriptions are shared and not copied. All else, totals and
+//! text, is made of that when everybody else has gone on.
+//!
+//! What is below directories that somebody may not enter is in there as parts of the totals above, and nowhere
+//! else: there are neither names nor cells to be had.
+
+use std::sync::Arc;
+
+use super::access::Access;
+use super::dirs::{Dir, ROOT_DIR};
+use super::files::{Files, IdentityId};
+use super::inode::DirId;
+use super::nodes::DEPARTED;
+use super::render::Shown;
+use super::sweep::{Request, Sweep};
+use super::{GroupId, State};
+use crate::value::{Descriptor, GroupDescriptor};
+
+/// A directory and those below it, and all that one sweep read of them. Used again, it needs no new memory.
+#[derive(Debug, Default)]
+pub(crate) struct Subtree {
+    pub(super) sweep: Sweep,
+    /// What the groups are that were found, by the tree's numbers.
+    groups: Vec<Option<Group>>,
+    root: String,
+    dirs: Vec<SubtreeDir>,
+    /// By directory.
+    places: Vec<Place>,
+    /// Where the places of each directory begin.
+    of_dirs: Vec<usize>,
+    baselines: Vec<u64>,
+}
+
+/// Which subtree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) dir: DirId,
+    /// Of what departed right below the directory, and not of the directory.
+    pub(crate) departed: bool,
+}
+
+impl View {
+    /// Everything in the tree.
+    pub(crate) const WHOLE: Self = Self { dir: ROOT_DIR, departed: false };
+}
+
+#[derive(Clone, Debug)]
+struct Group {
+    descriptor: Arc<GroupDescriptor>,
+    identities: Arc<[Option<IdentityId>]>,
+}
+
+/// A directory.
+#[derive(Debug)]
+pub(crate) struct SubtreeDir {
+    id: DirId,
+    /// The directory that it is in, which comes before it; of the first one itself.
+    parent: usize,
+    /// How many are between it and the first one.
+    depth: usize,
+    name: Arc<str>,
+    files: Arc<Files>,
+    labels: Option<Arc<[(String, String)]>>,
+    /// Whether others are in it, be they to be seen or not.
+    has_others: bool,
+    /// Whether it is not to be seen.
+    is_hidden: bool,
+}
+
+impl SubtreeDir {
+    /// The directory that it is in; of the first one itself.
+    pub(crate) fn parent(&self) -> usize {
+        self.parent
+    }
+
+    /// How many directories are between it and the first one, itself included.
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The files that it has, in listing order: the same for all directories of one kind.
+    pub(crate) fn files(&self) -> &Arc<Files> {
+        &self.files
+    }
+
+    /// The labels of its source.
+    pub(crate) fn labels(&self) -> &[(String, String)] {
+        self.labels.as_deref().unwrap_or_default()
+    }
+
+    /// Whether others are in it, or would be for who may enter them.
+    pub(super) fn has_others(&self) -> bool {
+        self.has_others
+    }
+}
+
+/// Where cells are shown.
+#[derive(Debug)]
+pub(super) struct Place {
+    dir_id: DirId,
+    dir: usize,
+    /// Which of the sweep's.
+    cells: usize,
+    /// Whether they are of a source that has the directory, and not of one without right below it.
+    pub(super) own: bool,
+    departed: bool,
+    /// Whether they are to be seen in totals only.
+    is_hidden: bool,
+    /// Where their baseline begins, if they have one.
+    baseline: Option<usize>,
+}
+
+impl Subtree {
+    /// Whether there is nothing in it, since what it was to be of is gone.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.dirs.is_empty()
+    }
+
+    /// The path of the first directory from the root of the mount, without a leading slash.
+    pub(crate) fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// The directories, each before those that are in it.
+    pub(crate) fn dirs(&self) -> &[SubtreeDir] {
+        &self.dirs
+    }
+
+    /// Calls `visit` with each directory, and its path from the root of the mount, without slashes at its ends,
+    /// until that fails.
+    pub(crate) fn try_each_dir<E>(
+        &self,
+        mut visit: impl FnMut(usize, &SubtreeDir, &str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut path = self.root.clone();
+        // How long the path is of each directory that is above.
+        let mut above: Vec<usize> = Vec::new();
+        for (n, dir) in self.dirs.iter().enumerate() {
+            above.truncate(dir.depth);
+            if let Some(len) = above.last() {
+                path.truncate(*len);
+                if *len > 0 {
+                    path.push('/');
+                }
+                path.push_str(&dir.name);
+            }
+            above.push(path.len());
+            visit(n, dir, &path)?;
+        }
+        Ok(())
+    }
+
+    /// What is shown of all that was found in a directory, or is without a directory right below it.
+    pub(super) fn places(&self, dir: usize) -> &[Place] {
+        let at = |dir: usize| self.of_dirs.get(dir).copied().unwrap_or(self.places.len());
+        &self.places[at(dir)..at(dir + 1)]
+    }
+
+    /// The group of what was found in a place.
+    pub(super) fn group_id(&self, place: &Place) -> GroupId {
+        self.sweep.cells[place.cells].group
+    }
+
+    /// The values of a group of which something was found, and their identities.
+    pub(super) fn described(&self, group: GroupId) -> (&[Descriptor], &[Option<IdentityId>]) {
+        match &self.groups[group] {
+            Some(Group { descriptor, identities }) => (descriptor.values(), identities),
+            None => (&[], &[]),
+        }
+    }
+
+    /// Calls `add` with all values of one place, as they are shown, and which of the group's it is.
+    pub(super) fn each_shown<'a>(&'a self, place: &Place, mut add: impl FnMut(usize, Shown<'a>)) {
+        let cells = &self.sweep.cells[place.cells];
+        let (values, identities) = self.described(cells.group);
+        let words = self.sweep.words(cells);
+        let mut start = 0;
+        for (n, (value, identity)) in values.iter().zip(identities).enumerate() {
+            let range = start..start + value.ty.cells();
+            start = range.end;
+            let baseline =
+                place.baseline.map(|at| &self.baselines[at + range.start..at + range.end]);
+            if let Some(identity) = *identity {
+                let words = &words[range];
+                let (account, departed) = (cells.account, place.departed);
+                let shown = Shown::new(account, departed, identity, value, words, baseline);
+                shown.into_iter().for_each(|shown| add(n, shown));
+            }
+        }
+    }
+
+    /// Forgets everything, but for the memory.
+    fn clear(&mut self) {
+        self.groups.iter_mut().for_each(|group| *group = None);
+        self.root.clear();
+        self.dirs.clear();
+        self.places.clear();
+        self.of_dirs.clear();
+        self.baselines.clear();
+    }
+
+    /// Puts in order what was captured with the tree's lock, and takes what was read.
+    pub(super) fn arrange(&mut self, sweep: Sweep) {
+        self.sweep = sweep;
+        let Self { dirs, places, of_dirs, .. } = self;
+        let mut by_id: Vec<_> = dirs.iter().enumerate().map(|(n, dir)| (dir.id, n)).collect();
+        by_id.sort_unstable();
+        // Where what is in each directory is shown, by what the directories' numbers will be.
+        let mut shown_in: Vec<usize> = Vec::with_capacity(dirs.len());
+        let mut seen = 0;
+        for dir in dirs.iter() {
+            shown_in.push(if dir.is_hidden { shown_in[dir.parent] } else { seen });
+            seen += usize::from(!dir.is_hidden);
+        }
+        places.retain_mut(|place| {
+            let Ok(at) = by_id.binary_search_by_key(&place.dir_id, |(id, _)| *id) else {
+                return false;
+            };
+            let dir = by_id[at].1;
+            place.dir = shown_in[dir];
+            place.is_hidden = dirs[dir].is_hidden;
+            place.own &= !place.is_hidden;
+            true
+        });
+        places.sort_unstable_by_key(|place| (place.dir, place.cells));
+        dirs.iter_mut().for_each(|dir| dir.parent = shown_in[dir.parent]);
+        dirs.retain(|dir| !dir.is_hidden);
+        of_dirs.extend((0..dirs.len()).map(|dir| places.partition_point(|p| p.dir < dir)));
+    }
+}
+
+impl State {
+    /// What must be read of a subtree.
+    pub(super) fn view_request(view: View) -> Request {
+        Request { dir: view.dir, ..Request::WHOLE }
+    }
+
+    /// Takes what it needs to show without the tree what a sweep read, or only what there is. To be
+    /// [arranged](Subtree::arrange) with the sweep when the tree's lock is given back.
+    pub(super) fn capture(&self, view: View, access: &Access, sweep: &Sweep, to: &mut Subtree) {
+        to.clear();
+        let Some(directory) = self.dirs.get(&view.dir) else { return };
+        to.root = self.path(view.dir);
+        if view.departed {
+            if view.dir != ROOT_DIR {
+                to.root.push('/');
+            }
+            to.root.push_str(DEPARTED);
+            let files = self.departed_files(view.dir).unwrap_or_default();
+            to.dirs.push(SubtreeDir {
+                id: view.dir,
+                parent: 0,
+                depth: 0,
+                name: DEPARTED.into(),
+                files: Arc::new(files),
+                labels: None,
+                has_others: false,
+                is_hidden: false,
+            });
+        } else {
+            self.capture_dir(view.dir, directory, (0, 0), None, access, &mut to.dirs);
+        }
+        self.capture_places(view, sweep, to);
+    }
+
+    fn capture_dir(
+        &self,
+        id: DirId,
+        dir: &Dir,
+        (parent, depth): (usize, usize),
+        is_above_hidden: Option<bool>,
+        access: &Access,
+        to: &mut Vec<SubtreeDir>,
+    ) {
+        let number = to.len();
+        // Whoever has the first one open was let into it.
+        let is_hidden = is_above_hidden.is_some_and(|above| above || !access.may_enter(dir));
+        to.push(SubtreeDir {
+            id,
+            parent,
+            depth,
+            name: dir.name.clone(),
+            files: self.files_of(id, dir).clone(),
+            labels: dir.labels.clone(),
+            has_others: !dir.children.is_empty(),
+            is_hidden,
+        });
+        for &child in &dir.children {
+            if let Some(below) = self.dirs.get(&child) {
+                let at = (number, depth + 1);
+                self.capture_dir(child, below, at, Some(is_hidden), access, to);
+            }
+        }
+    }
+
+    /// Notes where what was read is shown, what it is, and what was cleared of it.
+    fn capture_places(&self, view: View, sweep: &Sweep, to: &mut Subtree) {
+        let Subtree { groups, places, baselines, .. } = to;
+        groups.resize(self.groups.len(), None);
+        places.reserve(sweep.cells.len());
+        for (n, cells) in sweep.cells.iter().enumerate() {
+            let departed = self.is_departed(cells.account);
+            let (dir_id, own) = if view.departed {
+                match self.departs_in(cells.account) {
+                    Some(dir) if dir == view.dir => (dir, true),
+                    _ => continue,
+                }
+            } else {
+                match self.shown_as(cells.account) {
+                    Some((dir, own)) => (dir, own && !departed),
+                    None => continue,
+                }
+            };
+            groups[cells.group].get_or_insert_with(|| Group {
+                descriptor: self.groups[cells.group].clone(),
+                identities: self.identities.of(cells.group).clone(),
+            });
+            let baseline = self.baseline(cells).map(|baseline| {
+                baselines.extend_from_slice(baseline);
+                baselines.len() - baseline.len()
+            });
+            places.push(Place {
+                dir_id,
+                dir: 0,
+                cells: n,
+                own,
+                departed,
+                is_hidden: false,
+                baseline,
+            });
+        }
+    }
+}
