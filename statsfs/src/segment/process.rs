@@ -348,6 +348,11 @@ impl Process {
         records.filter(|record| record.id != ROOT_ID)
     }
 
+    /// How many sources there are, the root not among them.
+    pub fn source_count(&self) -> usize {
+        self.sources
+    }
+
     /// The ids of the sources whose parent is `id`, departed ones included. There may be some though
     /// there is no source of that id (yet).
     pub fn children(&self, id: u64) -> &BTreeSet<u64> {

@@ -130,6 +130,7 @@ impl Tree {
             return Err(TreeError::NoProcess);
         }
         state.set_detached(id, true);
+        state.say_what_is_lost(id);
         let left = state.left_by(&sweep);
         let kept = state.keep_folded(id, &left).map_err(TreeError::Commit);
         if kept.is_ok() {
@@ -155,7 +156,7 @@ impl Tree {
         Some(ProcessUsage {
             segments: segments.len() as u64,
             bytes: segments.iter().map(|segment| segment.size() as u64).sum(),
-            sources: member.sources().count() as u64,
+            sources: member.source_count() as u64,
         })
     }
 
@@ -165,16 +166,31 @@ impl Tree {
     /// [`TreeError::NoProcess`].
     pub(crate) fn adopt_all(&self, process: ProcessKey) -> Result<ProcessId, TreeError> {
         loop {
-            let mut state = self.lock();
-            let id = state.processes.id(process).ok_or(TreeError::NoProcess)?;
-            if state.processes[id].pending.is_empty() {
+            if let Some(id) = self.adopt_some(process, ADOPT)? {
                 return Ok(id);
             }
-            if let Err(error) = state.adopt(id, ADOPT) {
-                state.refuse(id, error);
-            }
-            self.collect(&mut state);
+            // Whoever takes a lock again at once leaves those who wait for it no time to wake up.
+            std::thread::sleep(YIELD);
         }
+    }
+
+    /// Takes over so many sources of a process at most; it is answered when that is all that it has.
+    ///
+    /// # Errors
+    /// [`TreeError::NoProcess`].
+    pub(crate) fn adopt_some(
+        &self,
+        process: ProcessKey,
+        most: usize,
+    ) -> Result<Option<ProcessId>, TreeError> {
+        let mut state = self.lock();
+        let id = state.processes.id(process).ok_or(TreeError::NoProcess)?;
+        if let Err(error) = state.adopt(id, most) {
+            state.refuse(id, error);
+        }
+        self.collect(&mut state);
+        let id = state.processes.id(process).ok_or(TreeError::NoProcess)?;
+        Ok(state.processes[id].pending.is_empty().then_some(id))
     }
 
     /// The processes that were let go since the last time: their segments were not what they must be, so
@@ -183,6 +199,9 @@ impl Tree {
         std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
+
+/// How long the others have the tree between two pieces of what takes long.
+const YIELD: Duration = Duration::from_micros(200);
 
 /// Attaches the segments that a process has beyond the first `have`.
 fn add_segments(process: &mut Process, feed: &dyn Feed, have: usize) -> Result<(), TreeError> {
@@ -259,10 +278,14 @@ impl State {
 
     fn take_changes(&mut self, process: ProcessId, force: bool) -> Result<(), TreeError> {
         let member = &self.processes[process];
-        if force || member.incomplete || member.is_stale() {
+        let was_incomplete = member.incomplete;
+        if force || was_incomplete || member.is_stale() {
             let mut touched = Vec::new();
             self.refresh_process(process, force, &mut touched)?;
             self.reconcile(process, &touched)?;
+            if was_incomplete {
+                self.find_gone(process);
+            }
         }
         self.adopt(process, ADOPT)?;
         // Once one can have none, the others can have none either.
@@ -280,6 +303,25 @@ impl State {
         let Some(id) = self.processes.id(process) else { return };
         if let Some(budget) = &mut self.processes[id].budget {
             budget.spend(Instant::now(), thread_time().saturating_sub(since));
+        }
+    }
+
+    /// Says so if a process is about to be folded some of whose segments nobody has.
+    fn say_what_is_lost(&mut self, process: ProcessId) {
+        let member = &self.processes[process];
+        let Identity { pid, uid, .. } = member.identity;
+        let (have, made) = (member.segments().len(), member.segments_expected());
+        if have < made
+            && let Some(unsaid) = self.lost.say(uid, Instant::now())
+        {
+            tracing::warn!(
+                pid,
+                uid,
+                have,
+                made,
+                unsaid,
+                "a process left before all of its segments were here: what it counted in the others is lost"
+            );
         }
     }
 

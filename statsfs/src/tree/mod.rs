@@ -135,8 +135,9 @@ pub(crate) struct State {
     baselines: Baselines,
     ledger: Ledger,
     clashes: Clashes,
-    /// Users whose processes were let go.
+    /// Users whose processes were let go, and users whose processes left without all of their segments.
     let_go: Repeats<u32>,
+    lost: Repeats<u32>,
     /// Nodes that the kernel must doubt, collected by a refresh.
     gone: Vec<Ino>,
     /// Processes that were let go, collected by a refresh, and how many there were so far.
