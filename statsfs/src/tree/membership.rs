@@ -229,33 +229,60 @@ impl State {
     pub(super) fn is_stale(&self, look: Look) -> bool {
         let (Look::In(dir) | Look::At(dir)) = look else { return self.is_any_stale() };
         let Some(directory) = self.dirs.get(&dir) else { return self.is_any_stale() };
+        let now = Instant::now();
         let mut members = directory.members.iter().map(|key| &self.processes[key.0]);
+        let is_due = |member: &Member| self.is_due(member, now);
         match look {
             Look::At(_) if matches!(dir, ROOT_DIR | BY_NAME_DIR) || self.ledger.has(dir) => false,
-            Look::At(_) => members.all(Member::needs_refresh),
+            Look::At(_) => members.all(is_due),
             _ if dir == ROOT_DIR || directory.parent == ROOT_DIR => self.is_any_stale(),
-            _ => members.any(Member::needs_refresh),
+            _ => members.any(is_due),
         }
     }
 
     fn is_any_stale(&self) -> bool {
-        self.processes.iter().any(|(_, process)| process.needs_refresh())
+        let now = Instant::now();
+        self.processes.iter().any(|(_, process)| self.is_due(process, now))
+    }
+
+    /// Whether there is something to be taken in of a process by whoever looks now.
+    fn is_due(&self, process: &Member, now: Instant) -> bool {
+        process.needs_refresh() && !self.must_wait(process, now)
+    }
+
+    /// Whether a process must wait until those that are heavy may cost something again.
+    fn must_wait(&self, process: &Member, now: Instant) -> bool {
+        self.heavy.is_spent(now) && process.is_heavy(now)
     }
 
     /// Whether there is more to be taken over now than was at a time.
     pub(super) fn has_more(&self) -> bool {
+        let now = Instant::now();
+        let mut all = self.processes.iter();
+        all.any(|(_, process)| process.has_more() && !self.must_wait(process, now))
+    }
+
+    /// Whether there is more to be taken over than may be now.
+    pub(super) fn has_put_off(&self) -> bool {
         self.processes.iter().any(|(_, process)| process.has_more())
     }
 
     /// Takes in what changed in the segments. Of those that `force` picks every record is looked at,
     /// whatever their change counters say, and all new sources are taken over as far as budgets allow.
     pub(super) fn refresh(&mut self, force: impl Fn(ProcessId) -> bool) {
+        let now = Instant::now();
         let due = self.processes.iter().filter(|(id, process)| {
-            process.needs_refresh() || (force(*id) && !process.has_spent_its_budget())
+            self.is_due(process, now) || (force(*id) && !process.has_spent_its_budget())
         });
-        let due: Vec<_> = due.map(|(id, _)| id).collect();
-        for process in due {
-            let (key, force) = (self.processes[process].key, force(process));
+        let mut due: Vec<_> = due.map(|(id, process)| (process.debt(now), id)).collect();
+        due.sort_unstable();
+        for (_, process) in due {
+            let (member, force) = (&self.processes[process], force(process));
+            let key = member.key;
+            // Those before it may have used up what it shares with them.
+            if member.has_spent_its_budget() || !force && self.must_wait(member, Instant::now()) {
+                continue;
+            }
             self.refresh_one(process, force);
             while force
                 && self.processes.id(key) == Some(process)
@@ -302,7 +329,11 @@ impl State {
     pub(super) fn charge(&mut self, process: ProcessKey, since: Duration) {
         let Some(id) = self.processes.id(process) else { return };
         if let Some(budget) = &mut self.processes[id].budget {
-            budget.spend(Instant::now(), thread_time().saturating_sub(since));
+            let (now, cost) = (Instant::now(), thread_time().saturating_sub(since));
+            if budget.is_heavy(now) {
+                self.heavy.spend(now, cost);
+            }
+            budget.spend(now, cost);
         }
     }
 

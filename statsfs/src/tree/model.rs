@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::budget::heavy_share;
 use super::by_name::Links;
 use super::clashes::Clashes;
 use super::clear::Baselines;
@@ -90,6 +91,7 @@ impl State {
             groups: Vec::new(),
             groups_by_name: HashMap::new(),
             users: Users::default(),
+            heavy: heavy_share(),
             remembered: Remembered::default(),
             keeper: None,
             unkept: false,

@@ -21,6 +21,7 @@ use super::stats::{Own, StateStats};
 use crate::Slot;
 use crate::host::state::{self, Found, HostState, Store};
 use crate::segment::memfd;
+use crate::share::thread_time;
 use crate::tree::{Identity, Keeper, Occasion, ProcessKey, Saved, Tree, TreeError, TreeOptions};
 
 /// Why a process was not taken in.
@@ -36,8 +37,8 @@ pub(super) enum JoinError {
     Folded,
 }
 
-/// How long the processes of an earlier server are taken in until somebody is answered: those who wait have been
-/// waiting since that one ended.
+/// How much of a processor's time the processes of an earlier server may take until somebody is answered: those who
+/// wait have been waiting since that one ended.
 const BEFORE_SERVING: Duration = Duration::from_secs(1);
 /// Sources of one process that are taken over before that.
 const AT_ONCE: usize = 4096;
@@ -205,7 +206,7 @@ impl Keep {
         mut segments: BTreeMap<u128, Vec<OwnedFd>>,
         options: &ServeOptions,
     ) -> (Vec<Resumed>, Vec<Unseen>) {
-        let start = Instant::now();
+        let start = thread_time();
         // The kernel may know names of what is gone: they are to be told once it is served.
         tree.wait(Duration::ZERO, &mut Vec::new());
         let processes = self.lock().host.processes.clone();
@@ -239,7 +240,7 @@ impl Keep {
         let order = in_turns(&sizes.collect::<Vec<_>>());
         let (mut resumed, mut later) = (Vec::new(), Vec::new());
         for unseen in order.into_iter().filter_map(|n| all[n].take()) {
-            if start.elapsed() < BEFORE_SERVING {
+            if thread_time().saturating_sub(start) < BEFORE_SERVING {
                 resumed.extend(self.take_over(tree, unseen));
             } else {
                 later.push(unseen);
@@ -401,11 +402,113 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::{Caller, Nodes, ROOT};
+    use crate::host::protocol::Life;
+    use crate::{Registry, Source, stats};
+
+    stats! {
+        /// Something to count.
+        struct Some: "some" {
+            /// Things.
+            things: Counter,
+        }
+    }
 
     #[test]
     fn no_users_processes_are_before_all_of_the_others() {
         // A user with much, one with many small ones, and one with a little.
         let all = [(7, 1000), (8, 10), (8, 10), (9, 30), (8, 10), (7, 20), (8, 10), (8, 3000)];
         assert_eq!(in_turns(&all), [1, 2, 5, 4, 3, 6, 0, 7]);
+    }
+
+    fn who() -> Who {
+        let pid = std::process::id();
+        let start_time = Life::of(pid).unwrap().unwrap().start_time;
+        Who { pid, uid: 7, gid: 7, start_time }
+    }
+
+    fn segments(registry: &Registry) -> Vec<OwnedFd> {
+        registry.segments().unwrap()
+    }
+
+    fn received(registry: &Registry) -> Received {
+        let received = Received::of(registry.publisher());
+        received.add(segments(registry));
+        received
+    }
+
+    fn number(tree: &Tree, path: &str) -> u64 {
+        let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
+        let mut out = Vec::new();
+        tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out).unwrap();
+        std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
+    }
+
+    #[test]
+    fn so_many_sources_are_taken_over_before_anybody_is_answered_and_all_in_the_end() {
+        let state = tempfile::tempdir().unwrap();
+        let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+        let open = || {
+            let own = Own::new().unwrap();
+            let store = Arc::new(FdStore::default());
+            (Keep::open(&options, &own, store).unwrap(), own)
+        };
+        let registry = Registry::new().unwrap();
+        let top = registry.create_source("top").unwrap();
+        let all = AT_ONCE as u64 * 3;
+        let make = |n| -> Source {
+            let source = registry.create_source(&format!("s{n}")).unwrap();
+            source.add_values::<Some>().unwrap().things.inc();
+            source
+        };
+        let sources: Vec<_> = (0..all).map(make).collect();
+        // What is above comes last.
+        let inner = registry.create_source("inner").unwrap();
+        sources.iter().for_each(|source| inner.add_subordinate(source).unwrap());
+        top.add_subordinate(&inner).unwrap();
+        top.register().unwrap();
+        {
+            let ((keep, tree), _own) = open();
+            let key = keep.join(&tree, received(&registry), who(), true).unwrap();
+            tree.adopt_all(key).unwrap();
+            assert_eq!(number(&tree, "top/things"), all);
+            tree.clear("top/things").unwrap();
+        }
+        // Some of those that were cleared are gone when it is back, and their counts are elsewhere.
+        for source in sources.iter().step_by(3) {
+            inner.remove_subordinate(source).unwrap();
+            source.revoke().ok();
+        }
+        sources[1].add_values::<Some>().unwrap().things.add(5);
+        let ((keep, tree), _own) = open();
+        let kept = BTreeMap::from([(registry.publisher(), segments(&registry))]);
+        let (resumed, later) = keep.resume(&tree, kept, &options);
+        assert_eq!((resumed.len(), later.len()), (1, 0));
+        let there = tree.last_usage().sources;
+        assert!((AT_ONCE..2 * AT_ONCE).contains(&there), "{there}");
+        // Whatever is kept meanwhile is for the next one as well.
+        let before = tree.save();
+        assert_eq!(before.baselines.values().map(|words| words[0]).sum::<u64>(), all);
+        tree.adopt_all(resumed[0].process).unwrap();
+        let after = tree.save();
+        assert_eq!(after.baselines.values().map(|words| words[0]).sum::<u64>(), all);
+        assert_eq!(number(&tree, "top/things"), 5);
+        assert_eq!(number(&tree, "top/inner/things"), 5);
+    }
+
+    #[test]
+    fn what_is_kept_says_how_many_segments_there_are_now() {
+        let state = tempfile::tempdir().unwrap();
+        let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+        let registry = Registry::new().unwrap();
+        registry.create_source("top").unwrap().register().unwrap();
+        let own = Own::new().unwrap();
+        let (keep, tree) = Keep::open(&options, &own, Arc::default()).unwrap();
+        let received = received(&registry);
+        keep.join(&tree, received.clone(), who(), true).unwrap();
+        // One more has come; what it is does not matter here.
+        received.add(segments(&registry));
+        tree.keep().unwrap();
+        assert_eq!(keep.lock().host.processes[0].segments, 2);
     }
 }

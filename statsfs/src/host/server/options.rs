@@ -28,7 +28,8 @@ pub struct ServeOptions {
     pub limits: Amounts,
     /// What all users together may have.
     pub host_limits: HostLimits,
-    /// What one process may have; of sources and bytes no more than its user.
+    /// What one process may have, beyond which it is let go with all that it counted; of sources no more than twice
+    /// as many as its user.
     pub process_limits: Limits,
     /// How the mount is served. What happens in it is told to the server, which counts it.
     pub mount_options: MountOptions,

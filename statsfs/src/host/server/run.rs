@@ -106,10 +106,10 @@ impl Server {
         let store = Arc::new(store);
         let found = Found::sort(inherited, &store);
         let own = Own::new()?;
-        let (user, host) = (options.limits, options.host_limits);
-        let process = &mut options.process_limits;
-        process.sources = process.sources.min(user.sources.min(host.sources) as usize);
-        process.bytes = process.bytes.min(user.bytes.min(host.bytes) as usize);
+        // However fast one grows: before it is seen that this is too much, it is not twice as much.
+        let most = options.limits.sources.min(options.host_limits.sources).saturating_mul(2);
+        let of_process = &mut options.process_limits.sources;
+        *of_process = (*of_process).min(usize::try_from(most).unwrap_or(usize::MAX));
         // First what only one server can have.
         let (keep, tree) = Keep::open(&options, &own, store.clone())?;
         let listening = Listening::at(&options.socket, options.socket_group)?;
@@ -542,4 +542,56 @@ pub(super) fn full(new: &impl AsFd, room: u64) -> Option<String> {
 
 fn wait_error(error: impl Into<io::Error>) -> ServeError {
     ServeError::Wait(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::Registry;
+    use crate::host::protocol::Life;
+    use crate::host::server::received::Received;
+
+    #[test]
+    fn a_process_that_could_not_be_watched_is_watched_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name| directory.path().join(name);
+        let mut server = Server::start(ServeOptions {
+            mount: place("mount"),
+            socket: place("socket"),
+            state: place("state"),
+            ..ServeOptions::default()
+        })
+        .unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let start_time = Life::of(child.id()).unwrap().unwrap().start_time;
+        let who = Who { pid: child.id(), uid: 7, gid: 7, start_time };
+        let registry = Registry::new().unwrap();
+        registry.create_source("top").unwrap().register().unwrap();
+        let received = Received::of(registry.publisher());
+        received.add(registry.segments().unwrap());
+        let process = server.keep.join(&server.tree, received.clone(), who, true).unwrap();
+        // As if there had been no descriptor for it.
+        server.await_back(Resumed { who, pidfd: None, process, received, is_over: false });
+        let is_watched = |server: &Server| server.clients.iter().any(|(_, c)| c.pidfd.is_some());
+        assert!(!is_watched(&server));
+        server.round();
+        assert!(is_watched(&server));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // The kernel tells of it, nobody else.
+        let is_there = |server: &Server| server.tree.usage_of(process).is_some();
+        let mut events = [EpollEvent::empty(); 8];
+        while is_there(&server) {
+            let n = server.epoll.wait(&mut events, EpollTimeout::from(60_000u16)).unwrap();
+            assert!(n > 0, "nobody tells of it");
+            for event in &events[..n] {
+                match event.data() {
+                    DONE => server.worker.done().into_iter().for_each(|done| server.done(done)),
+                    token => server.turn((token - FIRST) / 2, token, event.events()),
+                }
+            }
+        }
+    }
 }
