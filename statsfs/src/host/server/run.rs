@@ -408,8 +408,9 @@ impl Server {
         if charged.is_ok() {
             return charged;
         }
+        let is_away = |client: &Client| matches!(client.phase, Phase::Lost(_) | Phase::Awaited(_));
         let before = self.clients.iter().find(|(_, client)| {
-            client.has.connections > 0 && client.process().is_some() && client.who.is_process(who)
+            client.has.connections > 0 && is_away(client) && client.who.is_process(who)
         });
         let Some((before, _)) = before else { return charged };
         let Some(client) = self.clients.get(before) else { return charged };
