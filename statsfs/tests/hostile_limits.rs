@@ -97,40 +97,32 @@ fn without_room_for_a_mapping_a_process_comes_later() {
 #[test]
 fn who_has_all_that_it_may_comes_back_when_its_connection_is_lost() {
     let server = &for_users(&["--max-segments", "1", "--max-connections", "1"]);
-    publishing_user(A, || {
-        let registry = clients::small_registry();
-        let slot = support::top(&registry).add_values::<support::Work>().unwrap();
-        slot.update(|counters| counters.work_done.add(5));
-        let segments = registry.segments().unwrap();
-        let fds: Vec<_> = segments.iter().map(AsFd::as_fd).collect();
-        let hello = Hello { publisher: registry.publisher(), public: true, segments: 1 };
-        let comes = || {
-            let client = Hostile::connect(server);
-            client.0.send(&ClientMessage::Hello(hello), &fds).unwrap();
-            until("it is answered", || client.is_answered());
-            assert_eq!(
-                client.0.send(&ClientMessage::Changed, &[]).map_err(|e| e.to_string()),
-                Ok(())
-            );
-            client
-        };
-        let is = |state| {
-            let of_a: Vec<_> =
-                server.status().clients.into_iter().filter(|client| client.uid == A).collect();
-            of_a.len() == 1 && of_a[0].state == state
-        };
-        for _ in 0..3 {
-            let client = comes();
-            until("it is published", || is(ClientState::Published));
-            let has = server.status().clients.into_iter().find(|c| c.uid == A).unwrap().has;
-            assert_eq!((has.connections, has.segments), (1, 1));
-            // One that is another process's, or publishes something else, has no place.
-            let other = small_and_new(server);
-            assert!(other.contains("the limit of 1"), "{other}");
-            drop(client);
-            until("it is lost", || is(ClientState::Lost));
-        }
-    });
+    let registry = clients::small_registry();
+    let slot = support::top(&registry).add_values::<support::Work>().unwrap();
+    slot.update(|counters| counters.work_done.add(5));
+    let segments = registry.segments().unwrap();
+    let hello = Hello { publisher: registry.publisher(), public: true, segments: 1 };
+    let comes = || {
+        let client = Hostile::connect(server);
+        client.0.send(&ClientMessage::Hello(hello), &[segments[0].as_fd()]).unwrap();
+        client
+    };
+    let of_a = || {
+        let clients = server.status().clients.into_iter().filter(|client| client.uid == A);
+        clients.collect::<Vec<_>>()
+    };
+    let is = |state| matches!(&of_a()[..], [client] if client.state == state);
+    for _ in 0..3 {
+        let client = publishing_user(A, comes);
+        until("it is published", || is(ClientState::Published));
+        let has = of_a()[0].has;
+        assert_eq!((has.connections, has.segments), (1, 1));
+        // What is new has no place.
+        let other = publishing_user(A, || small_and_new(server));
+        assert!(other.contains("the limit of 1 connections"), "{other}");
+        drop(client);
+        until("it is lost", || is(ClientState::Lost));
+    }
     assert_eq!(server.number("top/work_done"), 5);
 }
 
