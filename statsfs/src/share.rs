@@ -24,6 +24,11 @@ impl Share {
         self.even = self.even.max(now) + self.part * cost;
     }
 
+    /// How long it takes until nothing is used in advance any more.
+    pub(crate) fn debt(&self, now: Instant) -> Duration {
+        self.even.saturating_duration_since(now)
+    }
+
     /// Whether all that may be used was.
     pub(crate) fn is_spent(&self, now: Instant) -> bool {
         self.even > now + self.burst

@@ -13,11 +13,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clients::{A, Hostile, Machine, PUBLISHERS, as_user, directory, for_users, memfd};
+use clients::{
+    A, B, Hostile, Machine, PUBLISHERS, as_user, directory, for_users, memfd, publishing_user,
+};
 use honest::Honest;
 use server::Server;
 use statsfs::host::PublishState;
-use statsfs::host::server::RefusedFor;
+use statsfs::host::protocol::{ClientMessage, Hello};
+use statsfs::host::server::{ClientState, RefusedFor};
 use statsfs::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, ValueType};
 use statsfs::{Registry, RegistryOptions};
 use support::{below, rounds, until};
@@ -89,6 +92,123 @@ fn without_room_for_a_mapping_a_process_comes_later() {
     drop(limit);
     until("it comes by itself", || is_published(&comes));
     assert_eq!(server.number("kvm/work_done"), 12);
+}
+
+#[test]
+fn who_has_all_that_it_may_comes_back_when_its_connection_is_lost() {
+    let server = &for_users(&["--max-segments", "1", "--max-connections", "1"]);
+    let registry = clients::small_registry();
+    let slot = support::top(&registry).add_values::<support::Work>().unwrap();
+    slot.update(|counters| counters.work_done.add(5));
+    let segments = registry.segments().unwrap();
+    let hello = Hello { publisher: registry.publisher(), public: true, segments: 1 };
+    let comes = || {
+        let client = Hostile::connect(server);
+        client.0.send(&ClientMessage::Hello(hello), &[segments[0].as_fd()]).unwrap();
+        client
+    };
+    let of_a = || {
+        let clients = server.status().clients.into_iter().filter(|client| client.uid == A);
+        clients.collect::<Vec<_>>()
+    };
+    let is = |state| matches!(&of_a()[..], [client] if client.state == state);
+    for _ in 0..3 {
+        let client = publishing_user(A, comes);
+        until("it is published", || is(ClientState::Published));
+        let has = of_a()[0].has;
+        assert_eq!((has.connections, has.segments), (1, 1));
+        // What is new has no place.
+        let other = publishing_user(A, || small_and_new(server));
+        assert!(other.contains("the limit of 1 connections"), "{other}");
+        drop(client);
+        until("it is lost", || is(ClientState::Lost));
+    }
+    assert_eq!(server.number("top/work_done"), 5);
+}
+
+/// Publishes something new: what the server says to that.
+fn small_and_new(server: &Server) -> String {
+    let registry = clients::small_registry();
+    support::top(&registry);
+    let hello = Hello { publisher: registry.publisher(), public: true, segments: 1 };
+    let client = Hostile::connect(server);
+    let segments = registry.segments().unwrap();
+    let _ = client.0.send(&ClientMessage::Hello(hello), &[segments[0].as_fd()]);
+    client.refusal()
+}
+
+#[test]
+fn all_users_together_may_have_so_much() {
+    let server = &for_users(&["--max-host-sources", "60"]);
+    let honest = Honest::start(server);
+    let machine = |user: u32, sources: usize| {
+        publishing_user(user, || {
+            let machine = Machine::new(server, &format!("of{user}"), true);
+            let more = |n| below(&machine.registry, &machine.kvm, &format!("more{n}"));
+            let more: Vec<_> = (0..sources).map(more).collect();
+            (machine, more)
+        })
+    };
+    let first = machine(A, 40);
+    until("there is room for it", || is_published(&first.0));
+    until("it is counted", || server.number("statsfs/server_sources") > 40);
+    let second = machine(B, 30);
+    let is_refused = || {
+        let why = "all users together have reached the limit of 60 sources";
+        server.status().refused.iter().any(|r| r.uid == B && r.text == why)
+    };
+    until("there is none for it", is_refused);
+    // Nobody else's is let go.
+    assert!(is_published(&first.0));
+    honest.check("no room for more", server);
+    drop(second);
+    // One that is too large by itself is not even taken in.
+    let large = machine(B, 61);
+    until("it is told so", || matches!(large.0.publisher.state(), PublishState::Refused { .. }));
+}
+
+/// What `resources/systemd/statsfs.service` reckons with: most that a source takes of the server's memory, and a byte
+/// of a segment, whatever is in it.
+const KIB_OF_A_SOURCE: u64 = 8;
+
+#[test]
+fn sources_take_no_more_memory_than_the_unit_reckons_with() {
+    for (what, labels) in [("plain", 0), ("with long names, and all labels", 8)] {
+        let server = &Server::start();
+        let n = 4000 * rounds(1) as u64;
+        let registry = Registry::with_options(RegistryOptions {
+            segment_size: 1 << 20,
+            ..RegistryOptions::default()
+        })
+        .unwrap();
+        let top = support::top(&registry);
+        let sources = (0..n).map(|n| {
+            let name = if labels > 0 { format!("{n:0>63}") } else { format!("s{n}") };
+            let label = |n: u32| (format!("{n:k>32}"), format!("{n:v>64}"));
+            let source = (0..labels)
+                .map(label)
+                .fold(registry.source(&name), |source, (k, v)| source.label(&k, v));
+            let source = source.create().unwrap();
+            top.add_subordinate(&source).unwrap();
+            let slot = source.add_values::<support::Work>().unwrap();
+            (source, slot)
+        });
+        let sources: Vec<_> = sources.collect();
+        let own = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+            line.trim().split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        let before = own();
+        let publisher = registry.publish(clients::options(server, true)).unwrap();
+        let last =
+            format!("top/{}-{}/work_done", std::process::id(), sources[n as usize - 1].0.name());
+        until("all is there", || server.path(&last).exists());
+        let kib = own() - before;
+        println!("{what}: {n} sources, {kib} KiB, {} bytes each", kib * 1024 / n);
+        assert!(kib < n * KIB_OF_A_SOURCE, "{what}: {kib} KiB for {n} sources");
+        drop(publisher);
+    }
 }
 
 /// A group that takes much room, and has few records.

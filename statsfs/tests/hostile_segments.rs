@@ -370,6 +370,39 @@ fn structure_that_is_written_to_while_it_is_read_harms_nobody() {
     assert!(server.log().contains(&format!("uid={A}")), "{}", server.log());
 }
 
+#[test]
+fn many_that_are_let_go_at_once_are_forgotten_at_once() {
+    let server = &for_users(&[]);
+    let honest = Honest::start(server);
+    let n = 40;
+    let of_a = clients::as_user(A, A, &[PUBLISHERS], || {
+        let publish = |_| {
+            let (registry, _slots) = registry("mess", 0);
+            let (copies, hostile) = publish_copies(&registry, &server.socket());
+            until("it is in", || hostile.is_answered());
+            (copies, hostile)
+        };
+        (0..n).map(publish).collect::<Vec<_>>()
+    });
+    let commits = || server.number("statsfs/state_commits");
+    let before = commits();
+    // They are all seen by the same look.
+    // SAFETY: plain system calls; the child has not been waited for, so the process id is its.
+    let signal = |signal| assert_eq!(unsafe { libc::kill(server.pid(), signal) }, 0);
+    signal(libc::SIGSTOP);
+    for (copies, _) in &of_a {
+        copies[0].word(HEADER_SIZE + word::HEAD * 8).store(u64::MAX, Relaxed);
+        copies[0].word(HEADER_SIZE + word::GENERATION * 8).fetch_add(2, Relaxed);
+        copies[0].change();
+    }
+    signal(libc::SIGCONT);
+    are_gone(server);
+    honest.check("they are let go", server);
+    let commits = commits() - before;
+    assert!(commits < n / 2, "{commits} commits");
+    assert_eq!(server.number("statsfs/server_refused_segment"), n);
+}
+
 /// A part of the server's time.
 fn share(before: &Resources, after: &Resources, during: Duration) -> f64 {
     (after.cpu - before.cpu).as_secs_f64() / during.as_secs_f64()

@@ -14,8 +14,8 @@ mod user;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -26,8 +26,8 @@ use publishing::{AT_ONCE, Publishing};
 use server::Server;
 use statsfs::host::server::ClientState;
 use statsfs::host::{PublishOptions, Publisher};
-use statsfs::{Registry, Slot};
-use support::child::Shared;
+use statsfs::{Registry, RegistryOptions, Slot};
+use support::child::{self, Shared, Writer};
 use support::ledger::{FILES, Ledger, Reader, TOPS, Totals, add, bound, held};
 use support::{Random, StopAtEnd, Work, below, rounds, seed, until};
 use user::as_user;
@@ -563,6 +563,25 @@ fn what_was_kept_and_is_of_no_use_harms_nobody() {
 }
 
 #[test]
+fn what_is_passed_and_has_no_name_that_can_be_told_is_closed() {
+    let mut server = Server::kept();
+    assert!(server.stop().success());
+    let (read, _write) = std::io::pipe().unwrap();
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
+    // Names are told with colons in between.
+    server.holder().hold("seg:", read.into());
+    server.start_again();
+    assert!(
+        server.log().contains("what the service manager kept is of no use"),
+        "{}",
+        server.log()
+    );
+    let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    let open: Vec<_> = open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()).collect();
+    assert!(!open.contains(&link), "{open:?}");
+}
+
+#[test]
 fn a_process_whose_segments_were_kept_in_vain_comes_by_itself() {
     let mut server = Server::kept();
     let quiet = Quiet::start(&server);
@@ -596,6 +615,57 @@ fn a_process_that_has_all_that_it_may_comes_back() {
         assert_eq!(server.number("top/work_done"), n);
         assert_eq!(server.status().used.segments, 1);
     }
+}
+
+/// Publishes, and has one more segment when it is told to, in which it counts.
+#[test]
+#[ignore = "a process that the others start"]
+fn growing_process() {
+    let (_, mut socket, to) = child::in_child::<AtomicU64>();
+    let small = RegistryOptions { segment_size: 64 << 10, ..RegistryOptions::default() };
+    let registry = Registry::with_options(small).unwrap();
+    let top = support::top(&registry);
+    let first = below(&registry, &top, "first").add_values::<Work>().unwrap();
+    first.update(|counters| counters.work_done.add(5));
+    let options = PublishOptions { socket: Some(to.into()), ..PublishOptions::default() };
+    let publisher = registry.publish(options).unwrap();
+    let state = publisher.wait_tried(support::PATIENCE);
+    assert!(matches!(state, statsfs::host::PublishState::Published { .. }), "{state:?}");
+    socket.write_all(&[1]).unwrap();
+    socket.read_exact(&mut [0]).unwrap();
+    let mut slots = Vec::new();
+    for n in 0.. {
+        if registry.usage().segments > 1 {
+            break;
+        }
+        let slot = below(&registry, &top, &format!("more{n}")).add_values::<Work>().unwrap();
+        slot.update(|counters| counters.work_done.add(1));
+        slots.push(slot);
+    }
+    socket.write_all(&[1]).unwrap();
+    let _ = socket.read(&mut [0]);
+}
+
+#[test]
+fn what_nobody_has_kept_of_a_process_that_died_is_said_to_be_lost() {
+    let memory = Shared::<AtomicU64>::new();
+    let mut server = Server::kept();
+    let to = server.socket().display().to_string();
+    let mut writer = Writer::start("growing_process", &memory, &to);
+    writer.socket.read_exact(&mut [0]).unwrap();
+    assert_eq!(server.number("top/work_done"), 5);
+    server.kill();
+    writer.socket.write_all(&[1]).unwrap();
+    writer.socket.read_exact(&mut [0]).unwrap();
+    writer.signal(libc::SIGKILL);
+    writer.wait();
+    server.start_again();
+    // What is in the first one is counted.
+    assert!(server.number("top/work_done") >= 5);
+    let log = server.log();
+    let said = log.lines().find(|line| line.contains("what it counted in the others is lost"));
+    let said = said.unwrap_or_else(|| panic!("{log}"));
+    assert!(said.contains("WARN") && said.contains(&format!("pid={}", writer.pid())), "{said}");
 }
 
 /// Kills the server when the thread that takes processes in and folds them has begun `n` system calls since it

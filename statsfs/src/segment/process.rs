@@ -342,15 +342,15 @@ impl Process {
         self.entries.get(&id)?.record.as_ref()
     }
 
-    /// About how many sources there are; those are counted as well that are not whole yet.
-    pub fn source_count(&self) -> usize {
-        self.entries.len()
-    }
-
     /// All sources, in no order; the root is not among them.
     pub fn sources(&self) -> impl Iterator<Item = &SourceRecord> {
         let records = self.entries.values().filter_map(|entry| entry.record.as_ref());
         records.filter(|record| record.id != ROOT_ID)
+    }
+
+    /// How many sources there are, the root not among them.
+    pub fn source_count(&self) -> usize {
+        self.sources
     }
 
     /// The ids of the sources whose parent is `id`, departed ones included. There may be some though

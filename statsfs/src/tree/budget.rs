@@ -3,7 +3,9 @@
 //! A process that changes its structure all the time has the tree brought up to date at every look, and one
 //! that does not let its cells settle has readers wait. On a host, where nobody is trusted, the first may
 //! take a share of one processor's time, after a burst, and so may all processes of its user together; until
-//! there is some of both again the tree shows its structure as it last was. And every wait in vain makes the next one shorter: then its values are shown as they are
+//! there is some of both again the tree shows its structure as it last was. Whoever has used up half of a
+//! burst is *heavy*: all that are have a share together, of which one look takes no more than a piece, so that
+//! nobody's request is behind much of it. And every wait in vain makes the next one shorter: then its values are shown as they are
 //! found. An honest process that does need more has its readers wait; its counts stay right.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +20,15 @@ const BURST: Duration = Duration::from_secs(1);
 /// same time is there in advance, and however many there are, others get as much.
 const USERS_PART: u32 = 2;
 const USERS_BURST: Duration = Duration::from_secs(4);
+
+/// The same for all that are heavy together: in advance what one look may take for them.
+const HEAVY_PART: u32 = 2;
+const HEAVY_BURST: Duration = Duration::from_millis(10);
+
+/// What all that are heavy may cost together.
+pub(super) fn heavy_share() -> Share {
+    Share::new(Instant::now(), HEAVY_PART, HEAVY_BURST)
+}
 
 /// How long a process is waited for at first.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -88,6 +99,16 @@ impl Budget {
     /// Whether it has used up what it may have, or its user what all the user's processes may have.
     pub(super) fn is_spent(&self, now: Instant) -> bool {
         self.own.is_spent(now) || self.users.lock().is_spent(now)
+    }
+
+    /// How long it takes until neither it nor its user uses anything in advance any more.
+    pub(super) fn debt(&self, now: Instant) -> Duration {
+        self.own.debt(now).max(self.users.lock().debt(now))
+    }
+
+    /// Whether it, or its user, has used up half of what may be used in advance.
+    pub(super) fn is_heavy(&self, now: Instant) -> bool {
+        self.own.debt(now) > BURST / 2 || self.users.lock().debt(now) > USERS_BURST / 2
     }
 
     /// How long to wait until its cells settle.

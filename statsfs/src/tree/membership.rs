@@ -130,6 +130,7 @@ impl Tree {
             return Err(TreeError::NoProcess);
         }
         state.set_detached(id, true);
+        state.say_what_is_lost(id);
         let left = state.left_by(&sweep);
         let kept = state.keep_folded(id, &left).map_err(TreeError::Commit);
         if kept.is_ok() {
@@ -155,7 +156,7 @@ impl Tree {
         Some(ProcessUsage {
             segments: segments.len() as u64,
             bytes: segments.iter().map(|segment| segment.size() as u64).sum(),
-            sources: member.sources().count() as u64,
+            sources: member.source_count() as u64,
         })
     }
 
@@ -165,16 +166,31 @@ impl Tree {
     /// [`TreeError::NoProcess`].
     pub(crate) fn adopt_all(&self, process: ProcessKey) -> Result<ProcessId, TreeError> {
         loop {
-            let mut state = self.lock();
-            let id = state.processes.id(process).ok_or(TreeError::NoProcess)?;
-            if state.processes[id].pending.is_empty() {
+            if let Some(id) = self.adopt_some(process, ADOPT)? {
                 return Ok(id);
             }
-            if let Err(error) = state.adopt(id, ADOPT) {
-                state.refuse(id, error);
-            }
-            self.collect(&mut state);
+            // Whoever takes a lock again at once leaves those who wait for it no time to wake up.
+            std::thread::sleep(YIELD);
         }
+    }
+
+    /// Takes over so many sources of a process at most; it is answered when that is all that it has.
+    ///
+    /// # Errors
+    /// [`TreeError::NoProcess`].
+    pub(crate) fn adopt_some(
+        &self,
+        process: ProcessKey,
+        most: usize,
+    ) -> Result<Option<ProcessId>, TreeError> {
+        let mut state = self.lock();
+        let id = state.processes.id(process).ok_or(TreeError::NoProcess)?;
+        if let Err(error) = state.adopt(id, most) {
+            state.refuse(id, error);
+        }
+        self.collect(&mut state);
+        let id = state.processes.id(process).ok_or(TreeError::NoProcess)?;
+        Ok(state.processes[id].pending.is_empty().then_some(id))
     }
 
     /// The processes that were let go since the last time: their segments were not what they must be, so
@@ -183,6 +199,9 @@ impl Tree {
         std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
+
+/// How long the others have the tree between two pieces of what takes long.
+const YIELD: Duration = Duration::from_micros(200);
 
 /// Attaches the segments that a process has beyond the first `have`.
 fn add_segments(process: &mut Process, feed: &dyn Feed, have: usize) -> Result<(), TreeError> {
@@ -210,33 +229,60 @@ impl State {
     pub(super) fn is_stale(&self, look: Look) -> bool {
         let (Look::In(dir) | Look::At(dir)) = look else { return self.is_any_stale() };
         let Some(directory) = self.dirs.get(&dir) else { return self.is_any_stale() };
+        let now = Instant::now();
         let mut members = directory.members.iter().map(|key| &self.processes[key.0]);
+        let is_due = |member: &Member| self.is_due(member, now);
         match look {
             Look::At(_) if matches!(dir, ROOT_DIR | BY_NAME_DIR) || self.ledger.has(dir) => false,
-            Look::At(_) => members.all(Member::needs_refresh),
+            Look::At(_) => members.all(is_due),
             _ if dir == ROOT_DIR || directory.parent == ROOT_DIR => self.is_any_stale(),
-            _ => members.any(Member::needs_refresh),
+            _ => members.any(is_due),
         }
     }
 
     fn is_any_stale(&self) -> bool {
-        self.processes.iter().any(|(_, process)| process.needs_refresh())
+        let now = Instant::now();
+        self.processes.iter().any(|(_, process)| self.is_due(process, now))
+    }
+
+    /// Whether there is something to be taken in of a process by whoever looks now.
+    fn is_due(&self, process: &Member, now: Instant) -> bool {
+        process.needs_refresh() && !self.must_wait(process, now)
+    }
+
+    /// Whether a process must wait until those that are heavy may cost something again.
+    fn must_wait(&self, process: &Member, now: Instant) -> bool {
+        self.heavy.is_spent(now) && process.is_heavy(now)
     }
 
     /// Whether there is more to be taken over now than was at a time.
     pub(super) fn has_more(&self) -> bool {
+        let now = Instant::now();
+        let mut all = self.processes.iter();
+        all.any(|(_, process)| process.has_more() && !self.must_wait(process, now))
+    }
+
+    /// Whether there is more to be taken over than may be now.
+    pub(super) fn has_put_off(&self) -> bool {
         self.processes.iter().any(|(_, process)| process.has_more())
     }
 
     /// Takes in what changed in the segments. Of those that `force` picks every record is looked at,
     /// whatever their change counters say, and all new sources are taken over as far as budgets allow.
     pub(super) fn refresh(&mut self, force: impl Fn(ProcessId) -> bool) {
+        let now = Instant::now();
         let due = self.processes.iter().filter(|(id, process)| {
-            process.needs_refresh() || (force(*id) && !process.has_spent_its_budget())
+            self.is_due(process, now) || (force(*id) && !process.has_spent_its_budget())
         });
-        let due: Vec<_> = due.map(|(id, _)| id).collect();
-        for process in due {
-            let (key, force) = (self.processes[process].key, force(process));
+        let mut due: Vec<_> = due.map(|(id, process)| (process.debt(now), id)).collect();
+        due.sort_unstable();
+        for (_, process) in due {
+            let (member, force) = (&self.processes[process], force(process));
+            let key = member.key;
+            // Those before it may have used up what it shares with them.
+            if member.has_spent_its_budget() || !force && self.must_wait(member, Instant::now()) {
+                continue;
+            }
             self.refresh_one(process, force);
             while force
                 && self.processes.id(key) == Some(process)
@@ -259,10 +305,14 @@ impl State {
 
     fn take_changes(&mut self, process: ProcessId, force: bool) -> Result<(), TreeError> {
         let member = &self.processes[process];
-        if force || member.incomplete || member.is_stale() {
+        let was_incomplete = member.incomplete;
+        if force || was_incomplete || member.is_stale() {
             let mut touched = Vec::new();
             self.refresh_process(process, force, &mut touched)?;
             self.reconcile(process, &touched)?;
+            if was_incomplete {
+                self.find_gone(process);
+            }
         }
         self.adopt(process, ADOPT)?;
         // Once one can have none, the others can have none either.
@@ -279,7 +329,30 @@ impl State {
     pub(super) fn charge(&mut self, process: ProcessKey, since: Duration) {
         let Some(id) = self.processes.id(process) else { return };
         if let Some(budget) = &mut self.processes[id].budget {
-            budget.spend(Instant::now(), thread_time().saturating_sub(since));
+            let (now, cost) = (Instant::now(), thread_time().saturating_sub(since));
+            if budget.is_heavy(now) {
+                self.heavy.spend(now, cost);
+            }
+            budget.spend(now, cost);
+        }
+    }
+
+    /// Says so if a process is about to be folded some of whose segments nobody has.
+    fn say_what_is_lost(&mut self, process: ProcessId) {
+        let member = &self.processes[process];
+        let Identity { pid, uid, .. } = member.identity;
+        let (have, made) = (member.segments().len(), member.segments_expected());
+        if have < made
+            && let Some(unsaid) = self.lost.say(uid, Instant::now())
+        {
+            tracing::warn!(
+                pid,
+                uid,
+                have,
+                made,
+                unsaid,
+                "a process left before all of its segments were here: what it counted in the others is lost"
+            );
         }
     }
 

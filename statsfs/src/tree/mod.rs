@@ -127,6 +127,8 @@ pub(crate) struct State {
     groups: Vec<Arc<GroupDescriptor>>,
     groups_by_name: HashMap<String, Vec<GroupId>>,
     users: Users,
+    /// What processes that are heavy may cost together.
+    heavy: Share,
     /// What an earlier tree knew that is not there yet.
     remembered: Remembered,
     keeper: Option<Box<dyn Keeper>>,
@@ -139,8 +141,9 @@ pub(crate) struct State {
     baselines: Baselines,
     ledger: Ledger,
     clashes: Clashes,
-    /// Users whose processes were let go.
+    /// Users whose processes were let go, and users whose processes left without all of their segments.
     let_go: Repeats<u32>,
+    lost: Repeats<u32>,
     /// Nodes that the kernel must doubt, collected by a refresh.
     gone: Vec<Ino>,
     /// Processes that were let go, collected by a refresh, and how many there were so far.
@@ -166,6 +169,8 @@ impl Snapshot {
 
 /// How often a tree looks for changes that nobody tells it of.
 const POLL: Duration = Duration::from_millis(100);
+/// And how often it goes on with what is too much for one look.
+const POLL_AGAIN: Duration = Duration::from_millis(5);
 /// Refused processes are collected up to this number.
 const MAX_REFUSED: usize = 1 << 10;
 /// Attempts to settle, or to clear where blocks are torn, until a writer is taken for one that will never
@@ -469,7 +474,9 @@ impl Tree {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let wakes = self.sleeper.wait(*seen, left.min(POLL));
+            // What nobody can wait for is gone on with as soon as may be.
+            let poll = if self.lock_to_read().has_put_off() { POLL_AGAIN } else { POLL };
+            let wakes = self.sleeper.wait(*seen, left.min(poll));
             let woken = std::mem::replace(&mut *seen, wakes) != wakes;
             drop(self.read());
             if self.lock_to_read().has_unkept() {

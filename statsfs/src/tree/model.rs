@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::budget::heavy_share;
 use super::by_name::Links;
 use super::clashes::Clashes;
 use super::clear::Baselines;
@@ -90,6 +91,7 @@ impl State {
             groups: Vec::new(),
             groups_by_name: HashMap::new(),
             users: Users::default(),
+            heavy: heavy_share(),
             remembered: Remembered::default(),
             keeper: None,
             unkept: false,
@@ -101,18 +103,16 @@ impl State {
             ledger: Ledger::default(),
             clashes: Clashes::default(),
             let_go: Repeats::default(),
+            lost: Repeats::default(),
             gone: Vec::new(),
             refused: Vec::new(),
             refused_so_far: 0,
         }
     }
 
-    /// Adds a process whose structure was read; its sources are still to be taken over, but for those that
-    /// it had baselines of in an earlier tree.
+    /// Adds a process whose structure was read; its sources are still to be taken over, but for the first.
     pub(super) fn take_in(&mut self, mut member: Member, touched: &[u64]) -> Result<(), TreeError> {
-        let mut absent = self.remembered.take(member.publisher()).unwrap_or_default();
-        member.blocks = std::mem::take(&mut absent.blocks);
-        let of_baselines: Vec<_> = absent.sources().into_iter().collect();
+        member.blocks = self.remembered.blocks_of(member.publisher());
         let id = self.processes.insert(member);
         let mut root = SourceModel::new();
         (root.reach, root.dir) = (Reach::Live, Some(ROOT_DIR));
@@ -120,15 +120,15 @@ impl State {
         if let Some(dir) = self.dirs.get_mut(&ROOT_DIR) {
             dir.members.push((id, ROOT_ID));
         }
-        let taken = self
-            .reconcile(id, touched)
-            .and_then(|()| self.adopt_these(id, of_baselines))
-            .and_then(|()| self.adopt(id, ADOPT));
+        self.give_back(id, &[ROOT_ID]);
+        let taken = self.reconcile(id, touched).and_then(|()| {
+            self.find_gone(id);
+            self.adopt(id, ADOPT)
+        });
         if let Err(error) = taken {
             self.let_go(id);
             return Err(error);
         }
-        self.give_back(id, absent);
         Ok(())
     }
 
@@ -147,7 +147,9 @@ impl State {
         if let Some(root) = self.dirs.get_mut(&ROOT_DIR) {
             root.members.retain(|member| member.0 != process);
         }
-        self.processes.remove(process);
+        if let Some(member) = self.processes.remove(process) {
+            self.remembered.forget(member.publisher());
+        }
         self.readmit();
     }
 
@@ -188,14 +190,17 @@ impl State {
         let known = |id: &u64| self.sources.contains_key(&(process, *id));
         let (known, new): (Vec<_>, Vec<_>) = touched.iter().copied().partition(known);
         let member = &mut self.processes[process];
-        for id in new {
-            if member.source(id).is_some() {
-                member.pending.insert(id);
-            } else {
-                member.pending.remove(&id);
-            }
+        let (there, gone): (Vec<_>, Vec<_>) =
+            new.into_iter().partition(|id| member.source(*id).is_some());
+        member.pending.extend(there);
+        for id in &gone {
+            member.pending.remove(id);
         }
-        self.take_over(process, known)
+        self.take_over(process, known)?;
+        if !gone.is_empty() {
+            self.are_gone(process, gone);
+        }
+        Ok(())
     }
 
     /// Takes over sources that are pending, at most so many.
@@ -208,13 +213,6 @@ impl State {
             next.push(id);
         }
         self.take_over(process, next)
-    }
-
-    /// Takes over these sources, if they are pending.
-    fn adopt_these(&mut self, process: ProcessId, mut these: Vec<u64>) -> Result<(), TreeError> {
-        let pending = &mut self.processes[process].pending;
-        these.retain(|id| pending.remove(id));
-        self.take_over(process, these)
     }
 
     /// Takes over these sources.
@@ -237,11 +235,12 @@ impl State {
         }
         // So does what left, whatever was created first.
         let (left, others): (Vec<_>, Vec<_>) = touched
-            .into_iter()
-            .partition(|id| self.processes[process].source(*id).is_some_and(|r| r.departed));
+            .iter()
+            .partition(|id| self.processes[process].source(**id).is_some_and(|r| r.departed));
         for id in left.into_iter().chain(others) {
             self.settle((process, id));
         }
+        self.give_back(process, &touched);
         self.readmit();
         self.forget_directories();
         Ok(())

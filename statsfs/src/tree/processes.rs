@@ -190,6 +190,16 @@ impl Member {
         self.budget.as_ref().is_some_and(|budget| budget.is_spent(Instant::now()))
     }
 
+    /// How much more it has cost than its share: who has cost least is seen to first.
+    pub(super) fn debt(&self, now: Instant) -> Duration {
+        self.budget.as_ref().map(|budget| budget.debt(now)).unwrap_or_default()
+    }
+
+    /// Whether it is among those that have a share together.
+    pub(super) fn is_heavy(&self, now: Instant) -> bool {
+        self.budget.as_ref().is_some_and(|budget| budget.is_heavy(now))
+    }
+
     /// The segments, and where they come from.
     pub(super) fn parts(&mut self) -> (&mut Process, &dyn Feed) {
         (&mut self.process, &*self.feed)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::clear::OfGroups;
 use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::inode::DirId;
+use super::model::Reach;
 use super::numbers::{MAX_BLOCKS, Numbers, PLACE_BITS};
 use super::sweep::Account;
 use super::{GroupId, ProcessId, SourceKey, State, Tree, TreeError, TreeOptions};
@@ -114,19 +115,21 @@ pub trait Keeper: Send + Sync + 'static {
     fn keep(&mut self, saved: &Saved, occasion: Occasion) -> io::Result<()>;
 }
 
-/// What is known of a publisher that has not come back yet.
+/// What is known of a publisher that has not come back yet, or not with all that it had.
 #[derive(Debug, Default)]
 pub(super) struct Absent {
-    pub(super) blocks: HashMap<u64, u64>,
+    blocks: HashMap<u64, u64>,
     parents: HashMap<u64, u64>,
     baselines: BTreeMap<(u64, bool, GroupId), Box<[u64]>>,
+    /// Sources that are gone, of which there are baselines: by the one above that has what they counted, and has
+    /// not been taken over yet.
+    gone: BTreeMap<u64, Vec<u64>>,
 }
 
 impl Absent {
-    /// The sources that it has baselines of, and those above them.
-    pub(super) fn sources(&self) -> BTreeSet<u64> {
-        let of_baselines = self.baselines.keys().map(|(source, ..)| *source);
-        of_baselines.chain(self.parents.keys().copied()).filter(|id| *id != ROOT_ID).collect()
+    /// The sources that it has baselines of.
+    fn sources(&self) -> BTreeSet<u64> {
+        self.baselines.keys().map(|(source, ..)| *source).collect()
     }
 
     /// A source and those above it, from the top down, without the root.
@@ -150,9 +153,17 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    /// A publisher is back.
-    pub(super) fn take(&mut self, publisher: u128) -> Option<Absent> {
-        self.absent.remove(&publisher)
+    /// A publisher is back: the blocks of numbers that it had. Its baselines are given back with its sources.
+    pub(super) fn blocks_of(&mut self, publisher: u128) -> HashMap<u64, u64> {
+        self.absent
+            .get_mut(&publisher)
+            .map(|absent| std::mem::take(&mut absent.blocks))
+            .unwrap_or_default()
+    }
+
+    /// A publisher is gone for good, or what it had is of no use.
+    pub(super) fn forget(&mut self, publisher: u128) {
+        self.absent.remove(&publisher);
     }
 
     /// A directory is back.
@@ -208,7 +219,7 @@ impl Tree {
     /// Forgets what is remembered of a publisher that will not come back.
     pub fn forget(&self, publisher: u128) {
         let mut state = self.lock();
-        state.remembered.take(publisher);
+        state.remembered.forget(publisher);
         state.forget_directories();
     }
 }
@@ -303,7 +314,9 @@ impl State {
             let cleared = baseline.map_or_else(|| vec![0; sums.len()].into(), Box::from);
             saved.ledger.insert((self.top_name(dir), group), Left { raw: sums.into(), cleared });
         }
-        for (publisher, absent) in &self.remembered.absent {
+        let gone_publisher = gone.map(|gone| self.processes[gone].publisher());
+        let absent = self.remembered.absent.iter();
+        for (publisher, absent) in absent.filter(|(of, _)| Some(**of) != gone_publisher) {
             let blocks = absent.blocks.iter().map(|(high, block)| ((*publisher, *high), *block));
             saved.grants.extend(blocks);
             let parents = absent.parents.iter().map(|(id, parent)| ((*publisher, *id), *parent));
@@ -439,16 +452,82 @@ impl State {
         }
     }
 
-    /// Gives a process that is back the baselines that it had. Its sources that they are of, and those
-    /// above, have been taken over.
-    pub(super) fn give_back(&mut self, process: ProcessId, absent: Absent) {
-        for (&(source, departed, group), words) in &absent.baselines {
-            let key = (process, source);
-            let account = self.account(key, &absent.above(source), departed);
+    /// Gives a process the baselines that it had of these sources, which have just been taken over, and of those
+    /// that are gone and whose counts these have. Until then nothing of them is shown, cleared or not.
+    pub(super) fn give_back(&mut self, process: ProcessId, taken_over: &[u64]) {
+        let publisher = self.processes[process].publisher();
+        let Some(mut absent) = self.remembered.absent.remove(&publisher) else { return };
+        for id in taken_over {
+            self.give_back_of(process, *id, *id, &mut absent);
+            for gone in absent.gone.remove(id).unwrap_or_default() {
+                self.give_back_of(process, gone, *id, &mut absent);
+            }
+        }
+        if !absent.baselines.is_empty() {
+            self.remembered.absent.insert(publisher, absent);
+        }
+    }
+
+    /// Gives back the baselines of a source, whose counts are now those of `holder`, which was taken over.
+    fn give_back_of(&mut self, process: ProcessId, source: u64, holder: u64, absent: &mut Absent) {
+        let own = (source, false, 0)..=(source, true, GroupId::MAX);
+        let keys: Vec<_> = absent.baselines.range(own).map(|(key, _)| *key).collect();
+        for key in keys {
+            let (_, departed, group) = key;
+            let Some(words) = absent.baselines.remove(&key) else { continue };
+            let key = (process, holder);
+            let account = match self.sources.get(&key).map(|holder| holder.reach) {
+                Some(Reach::Departed(into)) => Account::Departed((process, into)),
+                _ if departed || holder != source => Account::Departed(key),
+                _ => Account::Live(key),
+            };
             let baseline = self.baselines.entry(account, group, words.len());
-            for (sum, word) in baseline.iter_mut().zip(words) {
+            for (sum, word) in baseline.iter_mut().zip(&words) {
                 *sum = sum.wrapping_add(*word);
             }
+        }
+    }
+
+    /// Whether a process that is back has a source, taken over or not.
+    fn has_record(&self, process: ProcessId, id: u64) -> bool {
+        id == ROOT_ID || self.processes[process].source(id).is_some()
+    }
+
+    /// A process's sources that it had baselines of may be gone: then these go where the counts went, to those
+    /// above. As long as not all of its segments are there nobody knows what is gone.
+    pub(super) fn find_gone(&mut self, process: ProcessId) {
+        let publisher = self.processes[process].publisher();
+        let absent = self.remembered.absent.get(&publisher);
+        let sources = absent.map(Absent::sources).unwrap_or_default();
+        let gone = sources.into_iter().filter(|id| !self.has_record(process, *id));
+        self.are_gone(process, gone.collect());
+    }
+
+    /// These sources of a process are gone, that were not taken over.
+    pub(super) fn are_gone(&mut self, process: ProcessId, mut gone: Vec<u64>) {
+        if self.processes[process].incomplete {
+            return;
+        }
+        let publisher = self.processes[process].publisher();
+        let Some(mut absent) = self.remembered.absent.remove(&publisher) else { return };
+        // With those whose counts were theirs.
+        let with: Vec<_> = gone.iter().filter_map(|id| absent.gone.remove(id)).flatten().collect();
+        gone.extend(with);
+        for id in gone {
+            let above = absent.above(id);
+            let mut above = above.into_iter().rev();
+            let home = above.find(|id| self.has_record(process, *id)).unwrap_or(ROOT_ID);
+            if self.sources.contains_key(&(process, home)) {
+                self.give_back_of(process, id, home, &mut absent);
+            } else {
+                let there = absent.gone.entry(home).or_default();
+                if !there.contains(&id) {
+                    there.push(id);
+                }
+            }
+        }
+        if !absent.baselines.is_empty() {
+            self.remembered.absent.insert(publisher, absent);
         }
     }
 }

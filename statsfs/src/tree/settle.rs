@@ -137,7 +137,7 @@ impl State {
 
     /// On whose account a block of a source is, which may have gone, and all those above it. Of the topmost
     /// that has left, the parent has what it counted.
-    pub(super) fn account(&self, key: SourceKey, above: &[u64], is_accumulator: bool) -> Account {
+    fn account(&self, key: SourceKey, above: &[u64], is_accumulator: bool) -> Account {
         let mut parent = ROOT_ID;
         for &id in above {
             match self.sources.get(&(key.0, id)).map(|source| source.reach) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::dirs::ROOT_DIR;
 use super::inode::Bulk;
@@ -9,6 +10,7 @@ use super::sweep::{Request, Sweep};
 use super::{Access, Identity, Owner, Subtree, Tree, TreeOptions, View};
 use crate::export;
 use crate::fs::{Caller, Errno, Nodes, ROOT};
+use crate::share::Share;
 use crate::value::{
     Aggregations, Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType,
 };
@@ -486,6 +488,47 @@ fn others_stay_right_while_one_storms() {
     let again = told.sweeps.iter().filter(|swept| swept.outdated).count();
     println!("{} sweeps, {again} in vain; given up {} times", told.sweeps.len(), told.gave_up);
     assert!(again > 0);
+}
+
+#[test]
+fn nobody_is_behind_what_heavy_processes_want() {
+    let registries: Vec<_> = (0..4).map(|_| Registry::new().unwrap()).collect();
+    let tops: Vec<_> = registries.iter().map(top).collect();
+    let owner = Owner { uid: 0, gid: 0 };
+    let tree = Tree::host(TreeOptions { pid_prefix: true, ..TreeOptions::new(owner) });
+    // Three processes of one user, and one of another.
+    let join = |(n, registry): (usize, &Registry)| {
+        let (pid, uid) = (n as u32, 7 + n as u32 / 3);
+        let identity = Identity { pid, uid, gid: uid, is_public: true, is_host: false };
+        registry.join(&tree, identity).unwrap()
+    };
+    let keys: Vec<_> = registries.iter().enumerate().map(join).collect();
+    drop(tree.read());
+    let of = group("g", &[counter("n", ValueType::U64)]);
+    let pairs = tops.iter().zip(&registries);
+    let _slots: Vec<_> = pairs.map(|(top, registry)| publish(top, registry, "a", &of)).collect();
+    let stale = || {
+        let state = tree.lock_to_read();
+        let ids = keys.iter().map(|key| state.processes.id(*key).unwrap());
+        ids.map(|id| state.processes[id].is_stale()).collect::<Vec<_>>()
+    };
+    assert_eq!(stale(), [true; 4]);
+    {
+        // The first user's have nearly used up what they may in advance, and all that are heavy what these may.
+        let mut state = tree.lock();
+        let (now, first) = (Instant::now(), state.processes.id(keys[0]).unwrap());
+        let budget = state.processes[first].budget.as_mut().unwrap();
+        budget.spend(now, Duration::from_millis(1900));
+        assert!(!state.processes[first + 1].has_spent_its_budget());
+        state.heavy.spend(now, Duration::from_secs(1000));
+    }
+    drop(tree.read());
+    assert_eq!(stale(), [true, true, true, false]);
+    assert_eq!(names(&tree, "kvm").iter().filter(|name| name.ends_with("-a")).count(), 1);
+    // It is gone on with when there is time for it.
+    tree.lock().heavy = Share::new(Instant::now(), 1, Duration::from_secs(1));
+    drop(tree.read());
+    assert_eq!(stale(), [true, false, false, false]);
 }
 
 #[test]

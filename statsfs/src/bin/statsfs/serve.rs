@@ -7,7 +7,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Group;
 use statsfs::fs::MountOptions;
-use statsfs::host::server::{Amounts, FdStore, ServeOptions, Server};
+use statsfs::host::server::{Amounts, FdStore, HostLimits, ServeOptions, Server};
 use statsfs::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
 use statsfs::tree::Owner;
 use tracing_subscriber::EnvFilter;
@@ -17,7 +17,7 @@ Whoever may connect to the socket may publish: root, the server's user, and the 
 What a process publishes is in a directory of its own, which only its user and the readers' group may look into.
 Totals are for all to see.
 
-A limit that a user has reached is named in the refusal, in the log and in `statsfs status`. What one user may
+A limit that a user, or that all users together, have reached is named in the refusal, in the log and in `statsfs status`. What one user may
 have open in the mount, root may exceed.";
 
 /// How to serve.
@@ -51,6 +51,12 @@ pub struct Args {
     /// Sources that one user may have
     #[arg(long, value_name = "N", default_value_t = Amounts::DEFAULT.sources)]
     max_sources: u64,
+    /// MiB of segments that all users together may have
+    #[arg(long, value_name = "MIB", default_value_t = HostLimits::DEFAULT.bytes >> 20)]
+    max_host_mib: u64,
+    /// Sources that all users together may have: a source takes some 3 KiB of the server's memory
+    #[arg(long, value_name = "N", default_value_t = HostLimits::DEFAULT.sources)]
+    max_host_sources: u64,
     /// Files of the mount that may be open at once
     #[arg(long, value_name = "N", default_value_t = 1 << 16)]
     max_open_files: usize,
@@ -110,8 +116,12 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
         limits: Amounts {
             connections: args.max_connections,
             segments: args.max_segments,
-            bytes: args.max_mib << 20,
+            bytes: args.max_mib.saturating_mul(1 << 20),
             sources: args.max_sources,
+        },
+        host_limits: HostLimits {
+            bytes: args.max_host_mib.saturating_mul(1 << 20),
+            sources: args.max_host_sources,
         },
         mount_options: MountOptions::new()
             .max_open_files(args.max_open_files)

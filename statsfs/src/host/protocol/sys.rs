@@ -147,10 +147,29 @@ unsafe fn new_fd(result: libc::c_long) -> io::Result<OwnedFd> {
 /// sd_listen_fds(3).
 #[cfg(feature = "server")]
 pub(in crate::host) fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
-    let all = sd_notify::listen_fds_with_names(true)?;
+    let passed = passed();
+    let all = sd_notify::listen_fds_with_names(true).inspect_err(|_| {
+        for fd in (FIRST_PASSED..).take(passed) {
+            // SAFETY: a plain system call. The environment has said that it is this process's, and nobody is told
+            // of it.
+            unsafe { libc::close(fd) };
+        }
+    })?;
     // SAFETY: the environment, which is changed by that, says that they are this process's, and nobody else
     // asks; nothing else of this process has been given these numbers since it was executed with them open.
     Ok(all.map(|(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) })).collect())
+}
+
+/// The first descriptor that a service manager passes: `SD_LISTEN_FDS_START`.
+#[cfg(feature = "server")]
+const FIRST_PASSED: RawFd = 3;
+
+/// How many descriptors the environment says that this process was passed.
+#[cfg(feature = "server")]
+fn passed() -> usize {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let is_ours = number("LISTEN_PID") == Some(std::process::id());
+    number("LISTEN_FDS").filter(|_| is_ours).map_or(0, |n| n as usize)
 }
 
 /// Has this thread give up all capabilities but those of a set, as far as it has them: capset(2).

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::limits::Amounts;
 use super::received::Received;
 use super::worker::ClientId;
-use crate::host::protocol::{Hello, Socket};
+use crate::host::protocol::{Hello, Life, PeerError, Socket};
+use crate::host::state;
 use crate::tree::ProcessKey;
 
 /// How long a client may take until it has said who it is and sent its segments.
@@ -27,6 +28,20 @@ pub(super) struct Who {
 }
 
 impl Who {
+    /// Whose segments were kept.
+    pub(super) fn of(process: &state::Process) -> Self {
+        let state::Process { pid, uid, gid, start_time, .. } = *process;
+        Self { pid, uid, gid, start_time }
+    }
+
+    /// What it is watched by; `None` if it is gone, and waited for.
+    ///
+    /// # Errors
+    /// [`PeerError`] if that can not be said now.
+    pub(super) fn life(&self) -> Result<Option<Life>, PeerError> {
+        Ok(Life::of(self.pid)?.filter(|life| life.start_time == self.start_time))
+    }
+
     /// Whether it is the same process, whatever its user is by now.
     pub(super) fn is_process(&self, other: &Self) -> bool {
         (self.pid, self.start_time) == (other.pid, other.start_time)
@@ -63,7 +78,7 @@ pub(super) struct Outgoing {
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) who: Who,
-    /// `None` once it is known to be dead.
+    /// `None` once it is known to be dead, and as long as it can not be watched.
     pub(super) pidfd: Option<OwnedFd>,
     /// `None` once it is lost.
     pub(super) socket: Option<Socket>,
@@ -71,13 +86,40 @@ pub(super) struct Client {
     /// Nothing is counted any more: it is dead, has said goodbye, or was refused.
     pub(super) is_over: bool,
     pub(super) received: Received,
-    /// What its user is charged for it.
+    /// The client that it was before, if it has come back.
+    pub(super) before: Option<ClientId>,
+    /// The segments, and their bytes, that it has sent.
+    pub(super) brought: Amounts,
+    /// What its user is charged for it: if it has come back, what it has beyond what is charged for it already.
     pub(super) has: Amounts,
+    /// When it connected; of one that the server before had, when this one took it in.
     pub(super) since: Instant,
     pub(super) outgoing: Option<Outgoing>,
 }
 
 impl Client {
+    /// One that has said nothing yet.
+    pub(super) fn new(
+        who: Who,
+        pidfd: Option<OwnedFd>,
+        socket: Option<Socket>,
+        has: Amounts,
+    ) -> Self {
+        Self {
+            who,
+            pidfd,
+            socket,
+            phase: Phase::Silent,
+            is_over: false,
+            received: Received::default(),
+            before: None,
+            brought: Amounts::default(),
+            has,
+            since: Instant::now(),
+            outgoing: None,
+        }
+    }
+
     /// The process that it is in the tree.
     pub(super) fn process(&self) -> Option<ProcessKey> {
         match self.phase {
@@ -141,6 +183,16 @@ impl Clients {
             self.by_process.remove(&process);
         }
         Some(client)
+    }
+
+    /// The client that a process was before which says that it is this publisher, if it has been in the tree.
+    pub(super) fn before(&self, who: &Who, publisher: u128) -> Option<ClientId> {
+        let is_it = |client: &Client| {
+            client.process().is_some()
+                && client.who.is_process(who)
+                && client.received.publisher() == publisher
+        };
+        self.iter().find(|(_, client)| is_it(client)).map(|(id, _)| id)
     }
 
     /// The client whose process this is.

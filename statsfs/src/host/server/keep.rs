@@ -3,7 +3,7 @@
 //! The tree has it committed before anybody sees what is new: see [`Keeper`]. What else is kept, which processes
 //! there are and which were folded, goes along. Locks are taken in this order: the tree's, then this one's.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +19,9 @@ use super::options::{ServeError, ServeOptions};
 use super::received::Received;
 use super::stats::{Own, StateStats};
 use crate::Slot;
-use crate::host::protocol::Life;
 use crate::host::state::{self, Found, HostState, Store};
+use crate::segment::memfd;
+use crate::share::thread_time;
 use crate::tree::{Identity, Keeper, Occasion, ProcessKey, Saved, Tree, TreeError, TreeOptions};
 
 /// Why a process was not taken in.
@@ -36,17 +37,31 @@ pub(super) enum JoinError {
     Folded,
 }
 
+/// How much of a processor's time the processes of an earlier server may take until somebody is answered: those who
+/// wait have been waiting since that one ended.
+const BEFORE_SERVING: Duration = Duration::from_secs(1);
+/// Sources of one process that are taken over before that.
+const AT_ONCE: usize = 4096;
+
 /// The store, and what in it is not the tree's.
 #[derive(Debug)]
 struct Kept {
     store: Store,
     host: HostState,
+    /// What the processes have sent, by publisher.
+    received: HashMap<u128, Received>,
     own: Slot<StateStats>,
 }
 
 impl Kept {
-    fn commit(&mut self, saved: &Saved, host: &HostState) -> io::Result<()> {
+    fn commit(&mut self, saved: &Saved, host: &mut HostState) -> io::Result<()> {
         let start = Instant::now();
+        for process in &mut host.processes {
+            // What is cleared may be in any of them.
+            if let Some(received) = self.received.get(&process.publisher) {
+                process.segments = received.len() as u32;
+            }
+        }
         let result = self.store.commit(saved, host);
         self.own.state_commits.inc();
         self.own.state_time.record(start.elapsed().as_nanos() as u64);
@@ -79,6 +94,40 @@ pub(super) struct Resumed {
     pub(super) is_over: bool,
 }
 
+/// A process that an earlier server had, and that has not been looked at yet.
+#[derive(Debug)]
+pub(super) struct Unseen {
+    process: state::Process,
+    segments: Vec<OwnedFd>,
+}
+
+impl Unseen {
+    pub(super) fn publisher(&self) -> u128 {
+        self.process.publisher
+    }
+
+    pub(super) fn uid(&self) -> u32 {
+        self.process.uid
+    }
+}
+
+/// The order in which users' processes are taken in, of each its user and how large it is: those of each user from
+/// the smallest on, and no user's large ones before the others' small ones.
+fn in_turns(all: &[(u32, u64)]) -> Vec<usize> {
+    let mut order: Vec<_> = (0..all.len()).collect();
+    order.sort_by_key(|n| all[*n].1);
+    let mut so_far = HashMap::<u32, u64>::new();
+    let mut ends = vec![0; all.len()];
+    for &n in &order {
+        let (uid, size) = all[n];
+        let of_user = so_far.entry(uid).or_default();
+        *of_user = of_user.saturating_add(size);
+        ends[n] = *of_user;
+    }
+    order.sort_by_key(|n| ends[*n]);
+    order
+}
+
 /// Has what the tree wants kept committed, with all else.
 #[derive(Debug)]
 struct Commits(Arc<Keep>);
@@ -90,7 +139,7 @@ impl Keeper for Commits {
         if let Occasion::Folded(publisher) = occasion {
             host.fold(publisher);
         }
-        kept.commit(saved, &host)?;
+        kept.commit(saved, &mut host)?;
         kept.host = host;
         Ok(())
     }
@@ -126,7 +175,8 @@ impl Keep {
             }
             Found::Refused(error) => anew(&error),
         };
-        let kept = Mutex::new(Kept { store, host, own: own.of_state()? });
+        let received = HashMap::new();
+        let kept = Mutex::new(Kept { store, host, received, own: own.of_state()? });
         let keep = Arc::new(Self { kept, store: store_of_fds, carries_on });
         tree.keep_by(Commits(keep.clone()))
             .map_err(|source| ServeError::Keep { path: options.state.clone(), source })?;
@@ -148,71 +198,110 @@ impl Keep {
     }
 
     /// Takes in the processes that an earlier server had, of those segments that were kept, and folds those that
-    /// have died since. What was kept of no process is not kept any longer.
+    /// have died since; as many as can be before somebody is answered. The others are [taken
+    /// over](Self::take_over) later. What was kept of no process is not kept any longer.
     pub(super) fn resume(
         &self,
         tree: &Tree,
         mut segments: BTreeMap<u128, Vec<OwnedFd>>,
         options: &ServeOptions,
-    ) -> Vec<Resumed> {
+    ) -> (Vec<Resumed>, Vec<Unseen>) {
+        let start = thread_time();
         // The kernel may know names of what is gone: they are to be told once it is served.
         tree.wait(Duration::ZERO, &mut Vec::new());
         let processes = self.lock().host.processes.clone();
-        let mut resumed = Vec::new();
+        let mut all = Vec::new();
         for process in processes {
+            // What was only about to be kept when that server ended is not there: then the process comes by itself,
+            // or it is said that what it counted is lost.
             let Some(fds) = segments.remove(&process.publisher) else { continue };
-            let fds = in_order(fds, &options.process_limits);
-            if fds.len() < process.segments as usize {
+            let segments = in_order(fds, &options.process_limits);
+            if segments.len() < process.segments as usize {
                 // Its baselines are of all of them.
                 let state::Process { publisher, pid, uid, .. } = process;
                 tracing::warn!(
                     pid,
                     uid,
+                    have = segments.len(),
+                    made = process.segments,
                     "what was kept of a process is not taken in: not all of it is there"
                 );
                 self.store.remove(&segments_name(publisher));
                 continue;
             }
-            match self.take_over(tree, &process, fds) {
-                Ok(Some(process)) => resumed.push(process),
-                Ok(None) => {}
-                Err(error) => {
-                    let state::Process { publisher, pid, uid, .. } = process;
-                    tracing::warn!(%error, pid, uid, "what was kept of a process is not taken in");
-                    // It may come by itself.
-                    self.store.remove(&segments_name(publisher));
-                }
-            }
+            all.push(Some(Unseen { process, segments }));
         }
         segments.keys().for_each(|publisher| self.store.remove(&segments_name(*publisher)));
-        resumed
+        let size = |fd: &OwnedFd| memfd::sealed_size(fd.as_fd()).unwrap_or_default();
+        let sizes = all
+            .iter()
+            .flatten()
+            .map(|unseen| (unseen.process.uid, unseen.segments.iter().map(size).sum()));
+        let order = in_turns(&sizes.collect::<Vec<_>>());
+        let (mut resumed, mut later) = (Vec::new(), Vec::new());
+        for unseen in order.into_iter().filter_map(|n| all[n].take()) {
+            if thread_time().saturating_sub(start) < BEFORE_SERVING {
+                resumed.extend(self.take_over(tree, unseen));
+            } else {
+                later.push(unseen);
+            }
+        }
+        if !later.is_empty() {
+            tracing::warn!(
+                processes = later.len(),
+                "there is more than can be taken in before anybody is answered: the rest comes later"
+            );
+        }
+        (resumed, later)
     }
 
-    /// Takes in a process that an earlier server had, or folds it.
-    fn take_over(
+    /// Takes in a process that an earlier server had, or folds it, if it has died since. Nothing, if it is in the
+    /// tree already, or if there is nothing to be taken in.
+    pub(super) fn take_over(&self, tree: &Tree, unseen: Unseen) -> Option<Resumed> {
+        let Unseen { process, segments } = unseen;
+        let state::Process { publisher, pid, uid, .. } = process;
+        match self.try_take_over(tree, &process, segments) {
+            Ok(resumed) => resumed,
+            // It has come by itself, or has come and gone.
+            Err(JoinError::Folded | JoinError::Tree(TreeError::Joined(_))) => None,
+            Err(error) => {
+                tracing::warn!(%error, pid, uid, "what was kept of a process is not taken in");
+                // It may come by itself.
+                self.has_let_go(publisher);
+                None
+            }
+        }
+    }
+
+    fn try_take_over(
         &self,
         tree: &Tree,
         process: &state::Process,
         fds: Vec<OwnedFd>,
-    ) -> Result<Option<Resumed>, TreeError> {
+    ) -> Result<Option<Resumed>, JoinError> {
         let state::Process { publisher, pid, start_time, uid, gid, public, .. } = *process;
+        if self.lock().host.folded.contains(&publisher) {
+            return Err(JoinError::Folded);
+        }
         let received = Received::kept(publisher, fds, self.store.clone());
         let identity = Identity { pid, uid, gid, is_public: public, is_host: false };
         let key = tree.join(received.clone(), identity)?;
-        // All of it: what is open must be there.
-        tree.adopt_all(key)?;
-        let pidfd = match Life::of(pid) {
-            Ok(life) => life.filter(|life| life.start_time == start_time).map(|life| life.pidfd),
+        self.lock().received.insert(publisher, received.clone());
+        // What is open must be there: all of it, unless it is so much that the others would wait too long.
+        let is_whole = tree.adopt_some(key, AT_ONCE)?.is_some();
+        let who = Who { pid, uid, gid, start_time };
+        let resumed =
+            |pidfd, is_over| Some(Resumed { who, pidfd, process: key, received, is_over });
+        let pidfd = match who.life() {
+            Ok(life) => life.map(|life| life.pidfd),
             Err(error) => {
                 // It is shown as long as it may come back.
-                tracing::warn!(%error, pid, "nobody will tell when a process ends");
-                let who = Who { pid, uid, gid, start_time };
-                let (pidfd, is_over) = (None, false);
-                return Ok(Some(Resumed { who, pidfd, process: key, received, is_over }));
+                tracing::warn!(%error, pid, "it can not be watched yet when a process ends");
+                return Ok(resumed(None, false));
             }
         };
         let is_dead = pidfd.as_ref().is_none_or(has_ended);
-        if is_dead {
+        if is_dead && is_whole {
             match tree.fold(key) {
                 Ok(()) => {
                     tracing::info!(
@@ -226,15 +315,15 @@ impl Keep {
                 Err(TreeError::Commit(error)) => {
                     tracing::error!(%error, pid, "what a dead process counted can not be kept yet");
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
-        let who = Who { pid, uid, gid, start_time };
-        Ok(Some(Resumed { who, pidfd, process: key, received, is_over: is_dead }))
+        Ok(resumed(pidfd, is_dead))
     }
 
     /// Nothing of a process is in the tree any more, so its segments need not be kept.
     pub(super) fn has_let_go(&self, publisher: u128) {
+        self.lock().received.remove(&publisher);
         self.store.remove(&segments_name(publisher));
     }
 
@@ -255,10 +344,13 @@ impl Keep {
         let process = state::Process { publisher, pid, start_time, uid, gid, public, segments };
         let mut is_recorded = false;
         // Before anybody sees it: its segments are kept, and it is kept whose they are. What was seen of it stays
-        // then, whenever it and this server end.
+        // then, whenever it and this server end; but where the service manager has yet to read what was sent to
+        // it before, its segments are on their way still, and a server that is killed just then takes them along.
         let record = || {
             received.keep_in(&self.store);
-            let processes = &mut self.lock().host.processes;
+            let mut kept = self.lock();
+            kept.received.insert(publisher, received.clone());
+            let processes = &mut kept.host.processes;
             processes.retain(|process| process.publisher != publisher);
             processes.push(process);
             is_recorded = true;
@@ -271,13 +363,18 @@ impl Keep {
         joined.map_err(JoinError::Tree)
     }
 
-    /// Forgets a process that was let go: nothing of it is kept, and it may come again.
-    pub(super) fn forget(&self, tree: &Tree, publisher: u128) {
-        self.lock().host.forget(publisher);
-        self.has_let_go(publisher);
-        tree.forget(publisher);
-        if let Err(error) = tree.keep() {
-            tracing::error!(%error, "it can not be kept that a process is gone");
+    /// Forgets processes that were let go: nothing of them is kept, and they may come again.
+    pub(super) fn forget(&self, tree: &Tree, publishers: &[u128]) {
+        for publisher in publishers {
+            self.lock().host.forget(*publisher);
+            self.has_let_go(*publisher);
+            tree.forget(*publisher);
+        }
+        // All at once.
+        if !publishers.is_empty()
+            && let Err(error) = tree.keep()
+        {
+            tracing::error!(%error, "it can not be kept that processes are gone");
         }
     }
 
@@ -286,22 +383,13 @@ impl Keep {
     pub(super) fn forget_dead(&self, tree: &Tree, here: &HashSet<u128>) {
         let absent = |process: &&state::Process| !here.contains(&process.publisher);
         let absent: Vec<_> = self.lock().host.processes.iter().filter(absent).copied().collect();
-        let is_dead = |process: &state::Process| match Life::of(process.pid) {
-            Ok(life) => life.is_none_or(|life| life.start_time != process.start_time),
-            Err(_) => false,
-        };
+        let is_dead = |process: &state::Process| matches!(Who::of(process).life(), Ok(None));
         let dead: Vec<_> = absent.into_iter().filter(is_dead).collect();
-        for state::Process { publisher, pid, uid, .. } in &dead {
+        for state::Process { pid, uid, .. } in &dead {
             tracing::warn!(pid, uid, "died while there was no server: what it counted is lost");
-            self.lock().host.forget(*publisher);
-            tree.forget(*publisher);
         }
-        // All at once.
-        if !dead.is_empty()
-            && let Err(error) = tree.keep()
-        {
-            tracing::error!(%error, "it can not be kept that processes are gone");
-        }
+        let dead: Vec<_> = dead.into_iter().map(|process| process.publisher).collect();
+        self.forget(tree, &dead);
     }
 }
 
@@ -309,4 +397,119 @@ impl Keep {
 fn has_ended(pidfd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{Caller, Nodes, ROOT};
+    use crate::host::protocol::Life;
+    use crate::{Registry, Source, stats};
+
+    stats! {
+        /// Something to count.
+        struct Some: "some" {
+            /// Things.
+            things: Counter,
+        }
+    }
+
+    #[test]
+    fn no_users_processes_are_before_all_of_the_others() {
+        // A user with much, one with many small ones, and one with a little.
+        let all = [(7, 1000), (8, 10), (8, 10), (9, 30), (8, 10), (7, 20), (8, 10), (8, 3000)];
+        assert_eq!(in_turns(&all), [1, 2, 5, 4, 3, 6, 0, 7]);
+    }
+
+    fn who() -> Who {
+        let pid = std::process::id();
+        let start_time = Life::of(pid).unwrap().unwrap().start_time;
+        Who { pid, uid: 7, gid: 7, start_time }
+    }
+
+    fn segments(registry: &Registry) -> Vec<OwnedFd> {
+        registry.segments().unwrap()
+    }
+
+    fn received(registry: &Registry) -> Received {
+        let received = Received::of(registry.publisher());
+        received.add(segments(registry));
+        received
+    }
+
+    fn number(tree: &Tree, path: &str) -> u64 {
+        let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
+        let mut out = Vec::new();
+        tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out).unwrap();
+        std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
+    }
+
+    #[test]
+    fn so_many_sources_are_taken_over_before_anybody_is_answered_and_all_in_the_end() {
+        let state = tempfile::tempdir().unwrap();
+        let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+        let open = || {
+            let own = Own::new().unwrap();
+            let store = Arc::new(FdStore::default());
+            (Keep::open(&options, &own, store).unwrap(), own)
+        };
+        let registry = Registry::new().unwrap();
+        let top = registry.create_source("top").unwrap();
+        let all = AT_ONCE as u64 * 3;
+        let make = |n| -> Source {
+            let source = registry.create_source(&format!("s{n}")).unwrap();
+            source.add_values::<Some>().unwrap().things.inc();
+            source
+        };
+        let sources: Vec<_> = (0..all).map(make).collect();
+        // What is above comes last.
+        let inner = registry.create_source("inner").unwrap();
+        sources.iter().for_each(|source| inner.add_subordinate(source).unwrap());
+        top.add_subordinate(&inner).unwrap();
+        top.register().unwrap();
+        {
+            let ((keep, tree), _own) = open();
+            let key = keep.join(&tree, received(&registry), who(), true).unwrap();
+            tree.adopt_all(key).unwrap();
+            assert_eq!(number(&tree, "top/things"), all);
+            tree.clear("top/things").unwrap();
+        }
+        // Some of those that were cleared are gone when it is back, and their counts are elsewhere.
+        for source in sources.iter().step_by(3) {
+            inner.remove_subordinate(source).unwrap();
+            source.revoke().ok();
+        }
+        sources[1].add_values::<Some>().unwrap().things.add(5);
+        let ((keep, tree), _own) = open();
+        let kept = BTreeMap::from([(registry.publisher(), segments(&registry))]);
+        let (resumed, later) = keep.resume(&tree, kept, &options);
+        assert_eq!((resumed.len(), later.len()), (1, 0));
+        let there = tree.last_usage().sources;
+        assert!((AT_ONCE..2 * AT_ONCE).contains(&there), "{there}");
+        // Whatever is kept meanwhile is for the next one as well.
+        let before = tree.save();
+        assert_eq!(before.baselines.values().map(|words| words[0]).sum::<u64>(), all);
+        tree.adopt_all(resumed[0].process).unwrap();
+        let after = tree.save();
+        assert_eq!(after.baselines.values().map(|words| words[0]).sum::<u64>(), all);
+        assert_eq!(number(&tree, "top/things"), 5);
+        let inner = format!("top/{}-inner/things", std::process::id());
+        assert_eq!(number(&tree, &inner), 5);
+    }
+
+    #[test]
+    fn what_is_kept_says_how_many_segments_there_are_now() {
+        let state = tempfile::tempdir().unwrap();
+        let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+        let registry = Registry::new().unwrap();
+        registry.create_source("top").unwrap().register().unwrap();
+        let own = Own::new().unwrap();
+        let (keep, tree) = Keep::open(&options, &own, Arc::default()).unwrap();
+        let received = received(&registry);
+        keep.join(&tree, received.clone(), who(), true).unwrap();
+        // One more has come; what it is does not matter here.
+        received.add(segments(&registry));
+        tree.keep().unwrap();
+        assert_eq!(keep.lock().host.processes[0].segments, 2);
+    }
 }

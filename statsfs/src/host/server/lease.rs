@@ -4,10 +4,12 @@ use std::time::Instant;
 
 use super::clients::{Client, Phase, Who};
 use super::keep::JoinError;
+use super::limits::Amounts;
 use super::run::Server;
 use super::stats::RefusedFor;
 use super::worker::{ClientId, Done, Job, Outcome};
 use crate::host::protocol::{SendError, ServerMessage};
+use crate::segment::SegmentError;
 use crate::tree::{ProcessKey, TreeError};
 
 impl Server {
@@ -21,6 +23,12 @@ impl Server {
                 self.own.server_fold_time.record(took.as_nanos() as u64);
                 self.folded(id, result);
             }
+            Outcome::TakenOver(publisher, resumed) => {
+                self.unseen.remove(&publisher);
+                if let Some(resumed) = resumed {
+                    self.await_back(*resumed);
+                }
+            }
         }
     }
 
@@ -32,11 +40,17 @@ impl Server {
             Ok(process) => {
                 self.own.server_joined.inc();
                 self.is_in(id, process);
+                if let Some(usage) = self.tree.usage_of(process) {
+                    self.charge_sources(id, usage.sources);
+                }
             }
             Err(JoinError::Tree(TreeError::Joined(process))) => self.came_back(id, process),
             Err(error) => {
                 let reason = match &error {
                     JoinError::Tree(error) if error.may_pass() => RefusedFor::Server,
+                    JoinError::Tree(TreeError::Segment(
+                        SegmentError::TooManySources(_) | SegmentError::TooManyBytes { .. },
+                    )) => RefusedFor::Limit,
                     JoinError::Tree(TreeError::Segment(_) | TreeError::Publisher) => {
                         RefusedFor::Segment
                     }
@@ -106,7 +120,11 @@ impl Server {
             self.part_with(was);
             // However few of its segments it sent again, it has them all.
             if let Some(client) = self.clients.get(id) {
-                let has = client.has.most(&had);
+                client.before = None;
+                client.brought =
+                    client.brought.most(&Amounts { connections: 0, sources: 0, ..had });
+                let Amounts { segments, bytes, .. } = client.brought;
+                let has = Amounts { connections: 1, segments, bytes, sources: had.sources };
                 if let Err(exceeded) = self.accounts.change(who.uid, &mut client.has, has) {
                     self.clients.enter(id, Phase::Published(process));
                     return self.refuse(id, RefusedFor::Limit, exceeded.to_string(), true);

@@ -1,4 +1,4 @@
-//! What one user may have of the server, over all of the user's processes.
+//! What one user may have of the server, over all of the user's processes, and what all users together.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 /// What is limited, for each user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Limited {
-    /// Connections, those that were lost by a process that lives on included.
+    /// Connections, whether or not they publish; and processes in the tree that have none: whose connection is
+    /// lost, or that the server before had and that have not come back yet. One that comes back is counted once.
     Connections,
     /// Segments.
     Segments,
@@ -45,7 +46,7 @@ pub struct Amounts {
 impl Amounts {
     /// What a user may have unless told: a thousand machines of 64 vCPUs.
     pub const DEFAULT: Self =
-        Self { connections: 2048, segments: 8192, bytes: 4 << 30, sources: 1 << 18 };
+        Self { connections: 2048, segments: 8192, bytes: 1 << 30, sources: 1 << 18 };
 
     const KINDS: [Limited; 4] =
         [Limited::Connections, Limited::Segments, Limited::Bytes, Limited::Sources];
@@ -57,6 +58,16 @@ impl Amounts {
             Limited::Bytes => self.bytes,
             Limited::Sources => self.sources,
         }
+    }
+
+    /// This with one part of it replaced.
+    fn replaced(&self, part: &Self, by: &Self) -> Self {
+        self.combined(part, u64::saturating_sub).combined(by, u64::saturating_add)
+    }
+
+    /// What it is more than another.
+    pub(super) fn beyond(&self, other: &Self) -> Self {
+        self.combined(other, u64::saturating_sub)
     }
 
     /// The larger of each.
@@ -74,6 +85,29 @@ impl Amounts {
     }
 }
 
+/// How much all users together may have: what they have takes memory of the server's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostLimits {
+    /// Bytes of segments.
+    pub bytes: u64,
+    /// Sources.
+    pub sources: u64,
+}
+
+impl HostLimits {
+    /// What they may have unless told: twice what one user may.
+    pub const DEFAULT: Self =
+        Self { bytes: 2 * Amounts::DEFAULT.bytes, sources: 2 * Amounts::DEFAULT.sources };
+
+    fn of(&self, what: Limited) -> Option<u64> {
+        match what {
+            Limited::Bytes => Some(self.bytes),
+            Limited::Sources => Some(self.sources),
+            Limited::Connections | Limited::Segments => None,
+        }
+    }
+}
+
 /// A limit that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Exceeded {
@@ -82,6 +116,14 @@ pub enum Exceeded {
     User {
         /// The user.
         uid: u32,
+        /// What there is too much of.
+        what: Limited,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// By all users together.
+    #[error("all users together have reached the limit of {limit} {what}")]
+    Host {
         /// What there is too much of.
         what: Limited,
         /// How much is allowed.
@@ -112,15 +154,17 @@ pub(super) fn mappable() -> u64 {
 #[derive(Debug)]
 pub(super) struct Accounts {
     limits: Amounts,
+    host_limits: HostLimits,
     /// Segments that all users together may have.
     most_segments: u64,
-    segments: u64,
+    all: Amounts,
     used: HashMap<u32, Amounts>,
 }
 
 impl Accounts {
-    pub(super) fn new(limits: Amounts, most_segments: u64) -> Self {
-        Self { limits, most_segments, segments: 0, used: HashMap::new() }
+    pub(super) fn new(limits: Amounts, host_limits: HostLimits, most_segments: u64) -> Self {
+        let (all, used) = (Amounts::default(), HashMap::new());
+        Self { limits, host_limits, most_segments, all, used }
     }
 
     /// Replaces what one of a user's processes had by what it has: all of it, or nothing.
@@ -134,32 +178,39 @@ impl Accounts {
         had: &mut Amounts,
         has: Amounts,
     ) -> Result<(), Exceeded> {
-        let used = self.used.get(&uid).copied().unwrap_or_default();
-        let would = used.combined(had, u64::saturating_sub).combined(&has, u64::saturating_add);
-        for what in Amounts::KINDS {
+        let (used, all) = (self.used(uid).replaced(had, &has), self.all.replaced(had, &has));
+        let grows = |what: &Limited| has.of(*what) > had.of(*what);
+        for what in Amounts::KINDS.into_iter().filter(grows) {
             let limit = self.limits.of(what);
-            if would.of(what) > limit && has.of(what) > had.of(what) {
+            if used.of(what) > limit {
                 return Err(Exceeded::User { uid, what, limit });
             }
+            if let Some(limit) = self.host_limits.of(what).filter(|limit| all.of(what) > *limit) {
+                return Err(Exceeded::Host { what, limit });
+            }
         }
-        let segments = self.segments - had.segments + has.segments;
-        if has.segments > had.segments && segments > self.most_segments {
+        if grows(&Limited::Segments) && all.segments > self.most_segments {
             return Err(Exceeded::Mappings { limit: self.most_segments });
         }
-        self.segments = segments;
+        self.set(uid, had, has);
+        Ok(())
+    }
+
+    /// The same, whether or not that is too much: it is there.
+    pub(super) fn set(&mut self, uid: u32, had: &mut Amounts, has: Amounts) {
+        let used = self.used(uid).replaced(had, &has);
+        self.all = self.all.replaced(had, &has);
         *had = has;
-        if would == Amounts::default() {
+        if used == Amounts::default() {
             self.used.remove(&uid);
         } else {
-            self.used.insert(uid, would);
+            self.used.insert(uid, used);
         }
-        Ok(())
     }
 
     /// Gives back what a process had.
     pub(super) fn release(&mut self, uid: u32, had: &mut Amounts) {
-        let less = self.change(uid, had, Amounts::default());
-        debug_assert!(less.is_ok(), "less is always allowed");
+        self.set(uid, had, Amounts::default());
     }
 
     /// What a user has now.
@@ -173,10 +224,32 @@ mod tests {
     use super::*;
 
     const LIMITS: Amounts = Amounts { connections: 2, segments: 10, bytes: 100, sources: 5 };
+    const HOST_LIMITS: HostLimits = HostLimits { bytes: 150, sources: 7 };
+
+    #[test]
+    fn all_users_together_have_limits_too() {
+        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10);
+        let (mut a, mut b) = Default::default();
+        let of = |sources, bytes| Amounts { sources, bytes, ..Amounts::default() };
+        accounts.change(7, &mut a, of(5, 100)).unwrap();
+        let exceeded = accounts.change(8, &mut b, of(3, 0)).unwrap_err();
+        assert_eq!(exceeded, Exceeded::Host { what: Limited::Sources, limit: 7 });
+        let text = "all users together have reached the limit of 7 sources";
+        assert_eq!(exceeded.to_string(), text);
+        let exceeded = accounts.change(8, &mut b, of(0, 51)).unwrap_err();
+        assert_eq!(exceeded, Exceeded::Host { what: Limited::Bytes, limit: 150 });
+        // What is there is charged, however much it is; then nobody's may grow.
+        accounts.set(8, &mut b, of(9, 0));
+        accounts.change(7, &mut a, of(4, 100)).unwrap();
+        assert!(accounts.change(7, &mut a, of(5, 100)).is_err());
+        accounts.release(8, &mut b);
+        accounts.release(7, &mut a);
+        assert_eq!((accounts.all, accounts.used.len()), (Amounts::default(), 0));
+    }
 
     #[test]
     fn each_user_has_limits_of_their_own() {
-        let mut accounts = Accounts::new(LIMITS, 10);
+        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10);
         let one = Amounts { connections: 1, segments: 6, bytes: 1, sources: 1 };
         let (mut a, mut b, mut c) = Default::default();
         accounts.change(7, &mut a, one).unwrap();
@@ -196,12 +269,12 @@ mod tests {
         accounts.release(7, &mut a);
         accounts.release(8, &mut c);
         assert!(accounts.used.is_empty());
-        assert_eq!(accounts.segments, 0);
+        assert_eq!(accounts.all, Amounts::default());
     }
 
     #[test]
     fn what_is_there_is_not_held_against_what_does_not_grow() {
-        let mut accounts = Accounts::new(LIMITS, 10);
+        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10);
         let (mut a, mut b) = Default::default();
         accounts
             .change(7, &mut a, Amounts { connections: 1, sources: 5, ..Amounts::default() })

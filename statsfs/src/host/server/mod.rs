@@ -42,7 +42,7 @@ mod turns;
 mod worker;
 
 pub use self::fd_store::{FdStore, Inherited};
-pub use self::limits::{Amounts, Exceeded, Limited};
+pub use self::limits::{Amounts, Exceeded, HostLimits, Limited};
 pub use self::options::{ServeError, ServeOptions};
 pub use self::refusals::Refusal;
 pub use self::run::Server;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::limits::Amounts;
+use super::limits::{Amounts, HostLimits};
 use super::stats::StatsError;
 use crate::fs::{MountError, MountOptions};
 use crate::host::state::StoreError;
@@ -26,7 +26,10 @@ pub struct ServeOptions {
     pub owner: Owner,
     /// What one user may have.
     pub limits: Amounts,
-    /// What one process may have.
+    /// What all users together may have.
+    pub host_limits: HostLimits,
+    /// What one process may have, beyond which it is let go with all that it counted; of sources no more than twice
+    /// as many as its user.
     pub process_limits: Limits,
     /// How the mount is served. What happens in it is told to the server, which counts it.
     pub mount_options: MountOptions,
@@ -44,6 +47,7 @@ impl Default for ServeOptions {
             state: DEFAULT_STATE.into(),
             owner: Owner::this_process(),
             limits: Amounts::DEFAULT,
+            host_limits: HostLimits::DEFAULT,
             process_limits: Limits::default(),
             mount_options: MountOptions::default(),
             gives_up_rights: false,

@@ -15,15 +15,14 @@ use super::closer::{self, Closer};
 use super::fd_store::{FdStore, Inherited};
 use super::inherited::{self, Found, KeptDevices};
 use super::keep::{Keep, Resumed};
-use super::limits::{self, Accounts, Amounts};
+use super::limits::{self, Accounts, Amounts, Exceeded};
 use super::listen::Listening;
 use super::options::{ServeError, ServeOptions};
-use super::received::Received;
 use super::refusals::Refusals;
 use super::rights;
 use super::stats::{Own, RefusedFor};
 use super::turns::{self, Turns};
-use super::worker::{ClientId, Job, Worker};
+use super::worker::{ClientId, Job, NOBODY, Worker};
 use crate::fs::Mount;
 use crate::host::protocol::{Buffer, PeerError, ServerMessage, Socket};
 use crate::share::thread_time;
@@ -66,6 +65,8 @@ pub struct Server {
     pub(super) epoll: Epoll,
     pub(super) clients: Clients,
     pub(super) accounts: Accounts,
+    /// The publishers of the server before that have not been taken over yet.
+    pub(super) unseen: HashSet<u128>,
     pub(super) turns: Turns,
     pub(super) refusals: Refusals,
     pub(super) closer: Closer,
@@ -105,13 +106,17 @@ impl Server {
         let store = Arc::new(store);
         let found = Found::sort(inherited, &store);
         let own = Own::new()?;
+        // However fast one grows: before it is seen that this is too much, it is not twice as much.
+        let most = options.limits.sources.min(options.host_limits.sources).saturating_mul(2);
+        let of_process = &mut options.process_limits.sources;
+        *of_process = (*of_process).min(usize::try_from(most).unwrap_or(usize::MAX));
         // First what only one server can have.
         let (keep, tree) = Keep::open(&options, &own, store.clone())?;
         let listening = Listening::at(&options.socket, options.socket_group)?;
         let tree = Arc::new(tree);
         own.registry.join(&tree, Identity { is_host: true, ..Identity::this_process() })?;
         // Before anybody is answered: all is there that was.
-        let resumed = keep.resume(&tree, found.segments, &options);
+        let (resumed, later) = keep.resume(&tree, found.segments, &options);
         options.mount_options = options.mount_options.events(own.counts.clone());
         if options.gives_up_rights {
             options.mount_options = options.mount_options.map_thread_start(rights::given_up_by);
@@ -123,7 +128,8 @@ impl Server {
         let worker = Worker::start(tree.clone(), keep.clone(), options.gives_up_rights)
             .map_err(ServeError::Wait)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
-        let accounts = Accounts::new(options.limits, limits::mappable());
+        let mappable = limits::mappable();
+        let accounts = Accounts::new(options.limits, options.host_limits, mappable);
         let mut server = Self {
             listening,
             worker,
@@ -136,6 +142,7 @@ impl Server {
             epoll,
             clients: Clients::default(),
             accounts,
+            unseen: HashSet::new(),
             turns: Turns::default(),
             refusals: Refusals::default(),
             closer: Closer::default(),
@@ -147,35 +154,59 @@ impl Server {
         server.watch(server.listening.listener(), LISTENER, EpollFlags::EPOLLIN)?;
         server.watch(server.worker.signal(), DONE, EpollFlags::EPOLLIN)?;
         resumed.into_iter().for_each(|resumed| server.await_back(resumed));
+        for unseen in later {
+            server.unseen.insert(unseen.publisher());
+            server.worker.give(unseen.uid(), NOBODY, Job::TakeOver(unseen));
+        }
         Ok(server)
     }
 
     /// A process that the server before had may come back.
-    fn await_back(&mut self, resumed: Resumed) {
+    pub(super) fn await_back(&mut self, resumed: Resumed) {
         let Resumed { who, pidfd, process, received, is_over } = resumed;
-        // It is charged with what it has when it comes back, which would else be twice at that time; or when it
-        // does not.
-        let has = Amounts::default();
         let id = self.clients.add(Client {
-            who,
-            pidfd,
-            socket: None,
-            phase: Phase::Silent,
-            is_over,
             received,
-            has,
-            since: Instant::now(),
-            outgoing: None,
+            is_over,
+            ..Client::new(who, pidfd, None, Amounts::default())
         });
         self.clients.enter(id, Phase::Awaited(process));
-        let watched = self.clients.get(id).and_then(|client| client.pidfd.as_ref()).map(|pidfd| {
-            self.epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, pidfd_token(id)))
-        });
-        if let Some(Err(error)) = watched {
-            tracing::warn!(%error, pid = who.pid, "nobody will tell when a process ends");
+        if let (Some(client), Some(usage)) = (self.clients.get(id), self.tree.usage_of(process)) {
+            let ProcessUsage { segments, bytes, sources } = usage;
+            // It is here, whether or not that is too much.
+            let has = Amounts { connections: 1, segments, bytes, sources };
+            self.accounts.set(who.uid, &mut client.has, has);
         }
+        self.watch_life(id);
         if is_over {
             self.leave(id, process);
+        }
+    }
+
+    /// Has the end of a client's process told. It is tried again if that can not be had now.
+    fn watch_life(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get(id) else { return };
+        let Some(pidfd) = &client.pidfd else { return };
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, pidfd_token(id));
+        if let Err(error) = self.epoll.add(pidfd, event) {
+            tracing::warn!(%error, pid = client.who.pid, "it can not be watched yet when a process ends");
+            client.pidfd = None;
+        }
+    }
+
+    /// Looks after processes that could not be watched so far.
+    fn watch_again(&mut self) {
+        let unwatched =
+            self.clients.iter().filter(|(_, client)| client.pidfd.is_none() && !client.is_over);
+        for id in unwatched.map(|(id, _)| id).collect::<Vec<_>>() {
+            let Some(client) = self.clients.get(id) else { continue };
+            match client.who.life() {
+                Ok(Some(life)) => {
+                    client.pidfd = Some(life.pidfd);
+                    self.watch_life(id);
+                }
+                Ok(None) => self.died(id),
+                Err(_) => {}
+            }
         }
     }
 
@@ -342,22 +373,12 @@ impl Server {
         let is_over = peer.life.is_none();
         let (pidfd, start_time) =
             peer.life.map_or((None, 0), |life| (Some(life.pidfd), life.start_time));
+        let who = Who { pid, uid, gid, start_time };
         let mut has = Amounts::default();
-        let one = Amounts { connections: 1, ..has };
-        if let Err(exceeded) = self.accounts.change(uid, &mut has, one) {
+        if let Err(exceeded) = self.charge_connection(&who, &mut has) {
             return self.turn_away(socket, pid, uid, RefusedFor::Limit, exceeded.to_string(), true);
         }
-        let id = self.clients.add(Client {
-            who: Who { pid, uid, gid, start_time },
-            pidfd,
-            socket: Some(socket),
-            phase: Phase::Silent,
-            is_over,
-            received: Received::default(),
-            has,
-            since: Instant::now(),
-            outgoing: None,
-        });
+        let id = self.clients.add(Client { is_over, ..Client::new(who, pidfd, Some(socket), has) });
         let Some(client) = self.clients.get(id) else { return };
         let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
         let event = |token| EpollEvent::new(events, token);
@@ -377,6 +398,25 @@ impl Server {
                 true,
             );
         }
+    }
+
+    /// Charges a user with a connection. If there is no room, one that comes back takes the place of the one that
+    /// it lost.
+    fn charge_connection(&mut self, who: &Who, has: &mut Amounts) -> Result<(), Exceeded> {
+        let one = Amounts { connections: 1, ..*has };
+        let charged = self.accounts.change(who.uid, has, one);
+        if charged.is_ok() {
+            return charged;
+        }
+        let is_away = |client: &Client| matches!(client.phase, Phase::Lost(_) | Phase::Awaited(_));
+        let before = self.clients.iter().find(|(_, client)| {
+            client.has.connections > 0 && is_away(client) && client.who.is_process(who)
+        });
+        let Some((before, _)) = before else { return charged };
+        let Some(client) = self.clients.get(before) else { return charged };
+        let none = Amounts { connections: 0, ..client.has };
+        self.accounts.set(client.who.uid, &mut client.has, none);
+        self.accounts.change(who.uid, has, one)
     }
 
     /// Refuses somebody who is no client yet.
@@ -409,11 +449,14 @@ impl Server {
             return Err(ServeError::Unmounted(self.options.mount.clone()));
         }
         self.store.send();
-        for refused in self.tree.refused() {
+        let refused: Vec<_> = self.tree.refused();
+        let ids = refused.iter().filter_map(|refused| self.clients.of_process(refused.process));
+        let ids: Vec<_> = ids.collect();
+        let of = |id| self.clients.get(id).map(|client| client.received.publisher());
+        let publishers: Vec<_> = ids.into_iter().filter_map(of).collect();
+        self.keep.forget(&self.tree, &publishers);
+        for refused in refused {
             if let Some(id) = self.clients.of_process(refused.process) {
-                if let Some(client) = self.clients.get(id) {
-                    self.keep.forget(&self.tree, client.received.publisher());
-                }
                 let again = refused.error.may_pass();
                 let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
                 self.refuse(id, reason, refused.error.to_string(), again);
@@ -423,13 +466,6 @@ impl Server {
             self.clients.iter().filter_map(|(id, client)| Some((id, client.is_missed(now)?)));
         for (id, process) in missed.collect::<Vec<_>>() {
             self.detach(id, process, Phase::Lost(process));
-            if let (Some(client), Some(usage)) = (self.clients.get(id), self.tree.usage_of(process))
-            {
-                let ProcessUsage { segments, bytes, sources } = usage;
-                let has = Amounts { segments, bytes, sources, ..client.has };
-                // It is here, whether or not that is too much.
-                let _ = self.accounts.change(client.who.uid, &mut client.has, has);
-            }
         }
         let overdue = self.clients.iter().filter(|(_, client)| client.is_overdue(now));
         for id in overdue.map(|(id, _)| id).collect::<Vec<_>>() {
@@ -439,7 +475,16 @@ impl Server {
         Ok(())
     }
 
-    fn round(&mut self) {
+    /// Charges a user with a client's sources, and parts with it if they are too many.
+    pub(super) fn charge_sources(&mut self, id: ClientId, sources: u64) {
+        let Some(client) = self.clients.get(id) else { return };
+        let has = Amounts { sources, ..client.has };
+        if let Err(exceeded) = self.accounts.change(client.who.uid, &mut client.has, has) {
+            self.refuse(id, RefusedFor::Limit, exceeded.to_string(), false);
+        }
+    }
+
+    pub(super) fn round(&mut self) {
         let all: Vec<_> =
             self.clients.iter().filter_map(|(id, client)| Some((id, client.process()?))).collect();
         let (mut segments, mut bytes, mut sources) = (0, 0, 0);
@@ -451,20 +496,20 @@ impl Server {
             segments += usage.segments;
             bytes += usage.bytes;
             sources += usage.sources;
-            let has = Amounts { sources: usage.sources, ..client.has };
             let (uid, phase) = (client.who.uid, client.phase);
-            let exceeded = self.accounts.change(uid, &mut client.has, has).err();
-            match (phase, exceeded) {
+            // One that has given its place to one that did not come back after all has one again, if there is one.
+            let has = Amounts { connections: 1, ..client.has };
+            let _ = self.accounts.change(uid, &mut client.has, has);
+            if let Phase::Leaving(_) = phase {
                 // What could not be kept is tried again.
-                (Phase::Leaving(_), _) => self.worker.again(uid, id, Job::Fold(process)),
-                (_, Some(exceeded)) => {
-                    self.refuse(id, RefusedFor::Limit, exceeded.to_string(), false);
-                }
-                _ => {}
+                self.worker.again(uid, id, Job::Fold(process));
+            } else {
+                self.charge_sources(id, usage.sources);
             }
         }
-        let here: HashSet<_> =
-            self.clients.iter().map(|(_, client)| client.received.publisher()).collect();
+        self.watch_again();
+        let here = self.clients.iter().map(|(_, client)| client.received.publisher());
+        let here: HashSet<_> = here.chain(self.unseen.iter().copied()).collect();
         self.keep.forget_dead(&self.tree, &here);
         let own = &self.own;
         own.server_segments.set(segments as u32);
@@ -498,4 +543,56 @@ pub(super) fn full(new: &impl AsFd, room: u64) -> Option<String> {
 
 fn wait_error(error: impl Into<io::Error>) -> ServeError {
     ServeError::Wait(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::Registry;
+    use crate::host::protocol::Life;
+    use crate::host::server::received::Received;
+
+    #[test]
+    fn a_process_that_could_not_be_watched_is_watched_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name| directory.path().join(name);
+        let mut server = Server::start(ServeOptions {
+            mount: place("mount"),
+            socket: place("socket"),
+            state: place("state"),
+            ..ServeOptions::default()
+        })
+        .unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let start_time = Life::of(child.id()).unwrap().unwrap().start_time;
+        let who = Who { pid: child.id(), uid: 7, gid: 7, start_time };
+        let registry = Registry::new().unwrap();
+        registry.create_source("top").unwrap().register().unwrap();
+        let received = Received::of(registry.publisher());
+        received.add(registry.segments().unwrap());
+        let process = server.keep.join(&server.tree, received.clone(), who, true).unwrap();
+        // As if there had been no descriptor for it.
+        server.await_back(Resumed { who, pidfd: None, process, received, is_over: false });
+        let is_watched = |server: &Server| server.clients.iter().any(|(_, c)| c.pidfd.is_some());
+        assert!(!is_watched(&server));
+        server.round();
+        assert!(is_watched(&server));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // The kernel tells of it, nobody else.
+        let is_there = |server: &Server| server.tree.usage_of(process).is_some();
+        let mut events = [EpollEvent::empty(); 8];
+        while is_there(&server) {
+            let n = server.epoll.wait(&mut events, EpollTimeout::from(60_000u16)).unwrap();
+            assert!(n > 0, "nobody tells of it");
+            for event in &events[..n] {
+                match event.data() {
+                    DONE => server.worker.done().into_iter().for_each(|done| server.done(done)),
+                    token => server.turn((token - FIRST) / 2, token, event.events()),
+                }
+            }
+        }
+    }
 }

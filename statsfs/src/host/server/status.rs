@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::clients::{Client, Phase};
-use super::limits::Amounts;
+use super::limits::{Amounts, HostLimits};
 use super::refusals::Refusal;
 
 /// How far a client has come.
@@ -36,7 +36,8 @@ pub struct ClientStatus {
     pub gid: u32,
     /// How far it has come.
     pub state: ClientState,
-    /// For how long it has been connected.
+    /// For how long it has been connected; one that is [awaited](ClientState::Awaited), for how long this server
+    /// has been awaiting it.
     pub seconds: u64,
     /// What it has.
     pub has: Amounts,
@@ -71,6 +72,8 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// What a user may have.
     pub limits: Amounts,
+    /// What all users together may have.
+    pub host_limits: HostLimits,
     /// What the user who asks has.
     pub used: Amounts,
     /// The clients, by process.

@@ -70,6 +70,11 @@ impl Server {
             (Phase::Silent, ClientMessage::Hello(hello)) => {
                 client.phase = Phase::Greeting(hello);
                 client.received = Received::of(hello.publisher);
+                let who = client.who;
+                let before = self.clients.before(&who, hello.publisher);
+                if let Some(client) = self.clients.get(id) {
+                    client.before = before;
+                }
                 self.received(id, fds);
             }
             (
@@ -127,13 +132,23 @@ impl Server {
             drop(fds);
             return self.refuse(id, RefusedFor::Server, text, true);
         }
-        let segments = client.has.segments + fds.len() as u64;
-        let has = Amounts { segments, bytes: client.has.bytes.saturating_add(bytes), ..client.has };
+        // If it comes back, what is charged for it already is not charged again.
+        let before = client.before.and_then(|before| self.clients.get(before));
+        let charged = before.map(|before| before.has).unwrap_or_default();
+        let Some(client) = self.clients.get(id) else { return };
+        let brought = Amounts {
+            segments: client.brought.segments + fds.len() as u64,
+            bytes: client.brought.bytes.saturating_add(bytes),
+            ..client.brought
+        };
+        let Amounts { segments, bytes, .. } = brought.beyond(&charged);
+        let has = Amounts { segments, bytes, ..client.has };
         if let Err(exceeded) = self.accounts.change(who.uid, &mut client.has, has) {
             // They are memfds: closing them keeps nobody waiting.
             drop(fds);
             return self.refuse(id, RefusedFor::Limit, exceeded.to_string(), true);
         }
+        client.brought = brought;
         client.received.add(fds);
         let Phase::Greeting(hello) = client.phase else { return };
         // It may have more by now than when it said how many there are.
@@ -161,6 +176,7 @@ impl Server {
             state: self.options.state.clone(),
             uptime_seconds: self.started.elapsed().as_secs(),
             limits: self.options.limits,
+            host_limits: self.options.host_limits,
             used: self.accounts.used(uid),
             clients,
             refused,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::EventFd;
 
 use super::clients::Who;
-use super::keep::{JoinError, Keep};
+use super::keep::{JoinError, Keep, Resumed, Unseen};
 use super::received::Received;
 use super::rights;
 use crate::share::{Share, thread_time};
@@ -29,6 +29,8 @@ const REMEMBERED: usize = 1024;
 
 /// A client's number, never reused.
 pub(super) type ClientId = u64;
+/// Of no client.
+pub(super) const NOBODY: ClientId = 0;
 
 /// What there is to do.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(super) enum Job {
     Join(Who, Received, bool),
     /// Fold it.
     Fold(ProcessKey),
+    /// Take over a process that the server before had.
+    TakeOver(Unseen),
 }
 
 /// What became of it.
@@ -44,6 +48,8 @@ pub(super) enum Job {
 pub(super) enum Outcome {
     Joined(Result<ProcessKey, JoinError>),
     Folded(Result<(), TreeError>),
+    /// Of this publisher; nothing if it is not there, or is there already.
+    TakenOver(u128, Option<Box<Resumed>>),
 }
 
 /// A job that was done.
@@ -200,6 +206,10 @@ fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
                 Outcome::Joined(keep.join(tree, received, who, public))
             }
             Job::Fold(process) => Outcome::Folded(tree.fold(process)),
+            Job::TakeOver(unseen) => {
+                let publisher = unseen.publisher();
+                Outcome::TakenOver(publisher, keep.take_over(tree, unseen).map(Box::new))
+            }
         };
         queue = desk.lock();
         queue.busy = None;
