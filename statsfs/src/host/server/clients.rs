@@ -95,6 +95,8 @@ pub(super) struct Client {
     /// When it connected; of one that the server before had, when this one took it in.
     pub(super) since: Instant,
     pub(super) outgoing: Option<Outgoing>,
+    /// Nobody is there to be answered: what it had asked before is left.
+    pub(super) is_deaf: bool,
 }
 
 impl Client {
@@ -117,6 +119,7 @@ impl Client {
             has,
             since: Instant::now(),
             outgoing: None,
+            is_deaf: false,
         }
     }
 

@@ -92,7 +92,7 @@ impl Server {
             }
             (Phase::Published(process), ClientMessage::Goodbye) => self.leave(id, process),
             (_, ClientMessage::Status) => {
-                if client.outgoing.is_none() {
+                if client.outgoing.is_none() && !client.is_deaf {
                     let uid = client.who.uid;
                     let text = self.status(id, uid).to_string();
                     if let Some(client) = self.clients.get(id) {
@@ -195,8 +195,11 @@ impl Server {
                     is_full = true;
                     break;
                 }
-                // Its end is seen in its turn.
-                Err(_) => break,
+                // Its end is seen in its turn, after all that it has said.
+                Err(_) => {
+                    client.is_deaf = true;
+                    break;
+                }
             }
         }
         let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
