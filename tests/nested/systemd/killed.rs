@@ -10,11 +10,12 @@ use std::time::Duration;
 use tests::Random;
 use tests::outside::Outside;
 use tests::running::wait_until;
+use tests::soak::rounds;
 
 use super::unit::{Unit, busy, device, parked, path, run, seen, value};
 
 /// How often: each way to leave around that time at least once.
-const ROUNDS: u64 = 4;
+const ROUNDS: u32 = 4;
 
 /// Values of a process, and of the host, that only ever grow.
 const CUMULATIVE: [&str; 4] =
@@ -125,7 +126,7 @@ pub fn nobody_notices_that_the_server_was_killed() {
         for below in [&*exits, "kvm/user_exits"] {
             scope.spawn(|| readers.open_anew(below));
         }
-        for round in 0..ROUNDS {
+        for round in 0..u64::from(rounds(ROUNDS).max(ROUNDS)) {
             let mut leaves = if round % 3 == 2 { parked() } else { busy() };
             seen(&leaves);
             let outside = Outside::attach(leaves.pid()).unwrap();

@@ -209,15 +209,18 @@ fn cases(suite: &Suite, cargo: &Cargo) -> Result<Cases> {
     let soak = std::env::var("STATSFS_SOAK").unwrap_or_else(|_| "1".into());
     for test in &mut cases.tests {
         test.environment.push(("STATSFS_SOAK".into(), format!("{soak}/{PART}")));
-        for name in PASSED_ON {
-            test.environment
-                .extend(std::env::var(name).ok().map(|value| (name.to_string(), value)));
-        }
     }
     for (name, _) in suite.functions {
         let mut function = Planned::function(name, patience(suite));
         function.live = suite.live;
+        function.environment.push(("STATSFS_SOAK".into(), soak.clone()));
         cases.tests.push(function);
+    }
+    for name in PASSED_ON {
+        let Ok(value) = std::env::var(name) else { continue };
+        for test in &mut cases.tests {
+            test.environment.push((name.to_string(), value.clone()));
+        }
     }
     Ok(cases)
 }
