@@ -108,8 +108,8 @@ fn a_refresh_names_what_changed() {
     assert_eq!(cells(&process, &block)[0], 42);
 
     // Dropping the slot retires its block; a fold frees it.
-    drop((slot, child));
     let folds = process.folds();
+    drop((slot, child));
     registry.usage();
     assert!(process.folds() > folds);
     assert!(process.is_stale());
