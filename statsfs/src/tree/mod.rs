@@ -19,7 +19,7 @@
 //! cells, `clear` keeps the baselines, `ledger` what processes left, `files` knows which files a directory
 //! has, `render` writes them, `nodes` serves them to the file system, `by_name` links to them; `events`
 //! tells whoever counts what is done. A `subtree` is what one sweep found of one, which is all that
-//! [`export`](crate::export) needs; `totals` are what its files show. The tree is
+//! `export` needs; `totals` are what its files show. The tree is
 //! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
 
 mod access;
