@@ -261,7 +261,7 @@ impl Descriptor {
                 Semantics::Peak => Aggregations::MAX,
                 _ => Aggregations::SUM,
             },
-            mode: if semantics == Semantics::Cumulative { 0o644 } else { 0o444 },
+            mode: default_mode(semantics),
             help: Cow::Borrowed(""),
             family: None,
             label: None,
@@ -381,8 +381,8 @@ pub enum GroupError {
     /// The size of a latched copy is not a multiple of 8: what follows it would be unaligned.
     #[error("a latched copy of {0} bytes is not a multiple of 8")]
     LatchedSize(u32),
-    /// The group's help is too long or not one line.
-    #[error("the group's help is not one line of at most 255 bytes")]
+    /// The group's help is too long or not one line, or has control characters.
+    #[error("the group's help is not one line of at most 255 bytes without control characters")]
     Help,
     /// A cell is unaligned, outside its area, or overlaps another.
     #[error("the cells of value {0:?} are unaligned, outside the block, or overlap others")]
@@ -442,7 +442,7 @@ impl GroupDescriptor {
         if !self.latched_size.is_multiple_of(8) {
             return Err(GroupError::LatchedSize(self.latched_size));
         }
-        if self.help.len() > MAX_HELP || self.help.contains(['\n', '\0']) {
+        if !is_line(&self.help) {
             return Err(GroupError::Help);
         }
         let mut names = std::collections::HashSet::new();
@@ -529,6 +529,16 @@ impl GroupDescriptor {
     }
 }
 
+/// The mode of a value's file unless it is declared: what can be cleared can be written by its owner.
+pub(crate) fn default_mode(semantics: Semantics) -> u16 {
+    if semantics == Semantics::Cumulative { 0o644 } else { 0o444 }
+}
+
+/// Whether a text can be a line of help: terminals show it.
+fn is_line(help: &str) -> bool {
+    help.len() <= MAX_HELP && !help.contains(char::is_control)
+}
+
 fn check_value(value: &Descriptor) -> Result<(), GroupError> {
     let bad = |reason| Err(GroupError::Value { value: value.name.to_string(), reason });
     if !is_value_name(&value.name, MAX_VALUE_NAME) {
@@ -556,8 +566,8 @@ fn check_value(value: &Descriptor) -> Result<(), GroupError> {
     if value.mode & 0o222 != 0 && value.semantics != Semantics::Cumulative {
         return bad("only a cumulative value is writable");
     }
-    if value.help.len() > MAX_HELP || value.help.contains(['\n', '\0']) {
-        return bad("the help is not one line of at most 255 bytes");
+    if !is_line(&value.help) {
+        return bad("the help is not one line of at most 255 bytes without control characters");
     }
     if let Some(family) = &value.family
         && !is_value_name(family, MAX_VALUE_NAME)

@@ -3,7 +3,7 @@
 mod support;
 
 use statsfs::value::{
-    Aggregations, Descriptor, GroupBuilder, GroupDescriptor, Semantics, ValueType,
+    Aggregations, Descriptor, GroupBuilder, GroupDescriptor, GroupError, Semantics, ValueType,
 };
 use statsfs::{Registry, RegistryError, RegistryOptions, Source, SourceError};
 use std::sync::Arc;
@@ -204,6 +204,18 @@ fn a_group_whose_description_is_long_finds_room() {
     let tree = registry.tree().unwrap();
     assert_eq!(number(&tree, "top/value1023"), 5);
     assert!(registry.usage().segments <= 2);
+}
+
+#[test]
+fn terminals_are_told_nothing() {
+    let value =
+        |help: &'static str| Descriptor::new("n", ValueType::U64, Semantics::Cumulative).help(help);
+    let group = |help: &'static str| GroupBuilder::new("g").help(help);
+    assert!(group("It is 5 µs, “about”.").value(value("Ça va.")).build().is_ok());
+    for help in ["\x1b[2J", "a\nb", "\0", "a\tb", "\u{9b}2J", "\x7f"] {
+        refused!(group(help).value(value("")).build(), GroupError::Help, "control characters");
+        refused!(group("").value(value(help)).build(), GroupError::Value { .. }, "control");
+    }
 }
 
 #[test]

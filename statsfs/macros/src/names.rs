@@ -94,7 +94,13 @@ pub fn one_line(attrs: &[Attribute]) -> syn::Result<String> {
                 .map(str::to_string),
         );
     }
-    Ok(words.join(" "))
+    let line = words.join(" ");
+    match attrs.first() {
+        Some(attr) if line.contains(char::is_control) => {
+            Err(Error::new_spanned(attr, "the help has control characters"))
+        }
+        _ => Ok(line),
+    }
 }
 
 /// `IoIn` as `io_in`, `HTTPGet` as `http_get`, `X86Rdmsr` as `x86_rdmsr`.

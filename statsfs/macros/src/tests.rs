@@ -116,6 +116,7 @@ fn help() {
     refused("/// X.\n x: PerLabel<Counter, L>", "the help does not say what each label means");
     refused("/// {} {}\n x: PerLabel<Counter, L>", "the help has more than one {}");
     refused("#[doc = concat!()] x: Counter", "help is taken from doc comments that are plain");
+    refused("/// \x1b[2J\n x: Counter", "the help has control characters");
 }
 
 #[test]

@@ -54,7 +54,7 @@ struct Value<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     buckets: Option<Layout>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    states: &'a [std::borrow::Cow<'static, str>],
+    states: &'a [Text],
 }
 
 /// The layout of a histogram.
@@ -104,7 +104,8 @@ fn schema(subtree: &Subtree) -> Schema<'_> {
         kinds: Vec::new(),
         labels: BTreeMap::new(),
     };
-    let mut values: HashMap<IdentityId, usize> = HashMap::new();
+    // One value may be described in several ways: by every process for itself.
+    let mut values: HashMap<Described<'_>, usize> = HashMap::new();
     // Directories of one kind have their files in common.
     let mut kinds = HashMap::new();
     let visited = subtree.try_each_dir(|n, _, path| {
@@ -118,7 +119,7 @@ fn schema(subtree: &Subtree) -> Schema<'_> {
         }
         let kind = *kinds.entry(Arc::as_ptr(dir.files())).or_insert_with(|| {
             let files = dir.files().iter().map(|file| {
-                let value = *values.entry(file.identity).or_insert_with(|| {
+                let value = *values.entry(described(file)).or_insert_with(|| {
                     schema.groups.entry(file.group.name()).or_insert(file.group.help());
                     schema.values.push(value(file));
                     schema.values.len() - 1
@@ -134,6 +135,15 @@ fn schema(subtree: &Subtree) -> Schema<'_> {
     });
     let Ok(()) = visited;
     schema
+}
+
+/// A value, and what else is said of it.
+type Described<'a> = (IdentityId, &'a str, &'a Option<Text>, &'a Option<(Text, Text)>, &'a [Text]);
+type Text = std::borrow::Cow<'static, str>;
+
+fn described(file: &File) -> Described<'_> {
+    let Descriptor { help, family, label, states, .. } = &*file.value;
+    (file.identity, help, family, label, states)
 }
 
 fn histogram_file(field: Field) -> HistogramFile {

@@ -1,6 +1,7 @@
 //! What was counted in a subtree, for people: in units that they think in, and without what is 0.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use super::Full;
 use crate::aggregate::Buckets;
@@ -9,7 +10,7 @@ use crate::tree::inode::{Field, Part};
 use crate::tree::render::Total;
 use crate::tree::subtree::Subtree;
 use crate::tree::totals::Totals;
-use crate::value::{Aggregations, BaseUnit, Descriptor, Unit, ValueType};
+use crate::value::{Aggregations, BaseUnit, Descriptor, GroupDescriptor, Unit, ValueType};
 
 /// Appends a paragraph for each directory that has files. Stops after the one with which there are more than `most`
 /// bytes.
@@ -30,8 +31,8 @@ pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result
 /// A file that does not show 0.
 struct Line {
     name: Box<str>,
-    /// The help of its group, which stands above the first file of one.
-    group: String,
+    /// Its group, of which something stands above the first file.
+    group: Arc<GroupDescriptor>,
     shown: String,
 }
 
@@ -40,8 +41,7 @@ fn write_dir(totals: &mut Totals<'_>, dir: usize, path: &str, text: &mut String)
     totals.each_file(dir, |file, total| match shown(file, total) {
         None => zeros += 1,
         Some(shown) => {
-            let (name, group) = (file.name.clone(), file.group.help().to_owned());
-            lines.push(Line { name, group, shown });
+            lines.push(Line { name: file.name.clone(), group: file.group.clone(), shown });
         }
     });
     if lines.is_empty() && zeros == 0 {
@@ -52,12 +52,11 @@ fn write_dir(totals: &mut Totals<'_>, dir: usize, path: &str, text: &mut String)
     let width = lines.iter().map(|line| line.name.len()).max().unwrap_or_default();
     let mut above = None;
     for Line { name, group, shown } in &lines {
-        if above != Some(group) && !group.is_empty() {
+        if above.replace(group.name()) != Some(group.name()) {
             text.push_str("  # ");
-            text.push_str(group);
+            text.push_str(if group.help().is_empty() { group.name() } else { group.help() });
             text.push('\n');
         }
-        above = Some(group);
         // A String takes whatever is written.
         let _ = writeln!(text, "  {name:width$}  {shown}");
     }
@@ -146,8 +145,8 @@ fn in_unit(number: i128, unit: Unit) -> String {
 fn scaled(mut number: f64, step: f64, names: &[&str]) -> String {
     let mut names = names.iter();
     let mut name = names.next().copied().unwrap_or_default();
-    // What would be shown as a whole one of the next.
-    while number.abs() >= step - 0.005
+    // What would be shown as a whole one of the next: large numbers have no decimals.
+    while number.abs() >= step - 0.5
         && let Some(next) = names.next()
     {
         (number, name) = (number / step, next);
@@ -180,7 +179,10 @@ mod tests {
             (7, Unit::NANOSECONDS, "7 ns"),
             (12_345, Unit::NANOSECONDS, "12.3 µs"),
             (123_456, Unit::NANOSECONDS, "123 µs"),
+            (999_499, Unit::NANOSECONDS, "999 µs"),
+            (999_500, Unit::NANOSECONDS, "1.00 ms"),
             (999_999, Unit::NANOSECONDS, "1.00 ms"),
+            (1_048_300, Unit::BYTES, "1.00 MiB"),
             (5_000_000_000, Unit::NANOSECONDS, "5 s"),
             (90_000, Unit::MILLISECONDS, "90 s"),
             (3, Unit { base: BaseUnit::None, exponent: 3 }, "3e3"),

@@ -76,9 +76,18 @@ impl Identities {
     }
 }
 
-/// The part of a descriptor that makes two values the same.
+/// The part of a descriptor that makes two values the same. Names of states are no part of it: a program's next
+/// version may have more.
 pub(crate) fn identity(value: &Descriptor) -> Descriptor {
-    Descriptor { help: "".into(), family: None, label: None, mode: 0, ..value.clone() }
+    let value = value.clone();
+    Descriptor {
+        help: "".into(),
+        family: None,
+        label: None,
+        mode: 0,
+        states: Default::default(),
+        ..value
+    }
 }
 
 /// A group as the registry knows it.

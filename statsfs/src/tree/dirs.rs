@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::by_name::BY_NAME;
 use super::clashes::Why;
-use super::files::{Files, Identities, IdentityId};
+use super::files::{Descriptions, Files, Identities, IdentityId};
 use super::groups::GroupCounts;
 use super::inode::{DirId, Node};
 use super::numbers::PLACE_BITS;
@@ -166,14 +166,21 @@ impl State {
         })
     }
 
+    /// By what the files of a directory are described.
+    pub(super) fn descriptions(&self, dir: &Dir) -> Descriptions<'_> {
+        let is_shared = self.is_host && dir.parent == ROOT_DIR;
+        Descriptions { identities: &self.identities, groups: &self.groups, is_shared }
+    }
+
     fn files_anew(&self, dir: &Dir) -> Arc<Files> {
+        let by = self.descriptions(dir);
         if dir.parent != ROOT_DIR {
-            let files = self.file_sets.of(&self.identities, dir);
+            let files = self.file_sets.of(by, dir);
             if dir.by_name.keys().all(|name| files.get(name).is_none()) {
                 return files;
             }
         }
-        Arc::new(Files::new(&self.identities, dir, |name| dir.child(name).is_some()))
+        Arc::new(Files::new(by, dir, |name| dir.child(name).is_some()))
     }
 
     /// Who came last of those that have a value in or below a directory: whoever is left out came late.

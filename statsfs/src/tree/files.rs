@@ -1,13 +1,13 @@
 //! Which files a directory has: the values of its own groups, and the aggregates of those below.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::GroupId;
 use super::dirs::Dir;
 use super::inode::{MAX_IDENTITIES, Part};
 use crate::registry::names::{aggregate_names, identity};
-use crate::value::{Aggregations, Descriptor, GroupDescriptor, Semantics};
+use crate::value::{Aggregations, Descriptor, GroupDescriptor, Semantics, default_mode};
 
 /// Number of a value's identity: values of equal group name, name, type, unit and semantics are one.
 pub(crate) type IdentityId = usize;
@@ -67,13 +67,6 @@ impl Identities {
         self.all.get(identity).map(|(value, _)| value)
     }
 
-    /// A file that shows a part of a value.
-    fn file(&self, identity: IdentityId, part: Part, name: &str) -> Option<File> {
-        let (value, group) = self.all.get(identity)?;
-        let (value, group) = (value.clone(), group.clone());
-        Some(File { name: name.into(), identity, part, value, group })
-    }
-
     /// The identities of a group's values.
     pub(crate) fn of(&self, group: GroupId) -> &Arc<[Option<IdentityId>]> {
         &self.of_group[group]
@@ -97,7 +90,7 @@ pub(crate) struct File {
     pub(crate) identity: IdentityId,
     pub(crate) part: Part,
     pub(crate) value: Arc<Descriptor>,
-    /// The group that the value first came with.
+    /// The group that the value came with.
     pub(crate) group: Arc<GroupDescriptor>,
 }
 
@@ -134,6 +127,61 @@ pub(crate) struct Files {
     pub(super) left_out: Vec<(Box<str>, IdentityId)>,
 }
 
+/// By what a directory's files are described.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptions<'a> {
+    pub(super) identities: &'a Identities,
+    pub(super) groups: &'a [Arc<GroupDescriptor>],
+    /// Whether processes of several users meet in the directory.
+    pub(super) is_shared: bool,
+}
+
+impl Descriptions<'_> {
+    /// Notes for each identity in some groups where it is described, if that is not known yet.
+    fn find<T: Default>(
+        &self,
+        groups: impl Iterator<Item = GroupId>,
+        found: &mut BTreeMap<IdentityId, (Place, T)>,
+        mut note: impl FnMut(&mut T),
+    ) {
+        for group in groups {
+            for (value, identity) in self.identities.of(group).iter().enumerate() {
+                if let Some(identity) = identity {
+                    let place = Place { group, value };
+                    note(&mut found.entry(*identity).or_insert((place, T::default())).1);
+                }
+            }
+        }
+    }
+
+    /// A value as it is described in a place, and its group.
+    fn of(
+        &self,
+        identity: IdentityId,
+        place: Place,
+    ) -> Option<(Arc<Descriptor>, Arc<GroupDescriptor>)> {
+        let (first, group) = self.identities.all.get(identity)?;
+        if self.is_shared {
+            // Nobody opens to all, or closes, what others count.
+            let mode = default_mode(first.semantics);
+            let is_it = first.mode == mode;
+            let anew = || Arc::new(Descriptor { mode, ..Descriptor::clone(first) });
+            return Some((if is_it { first.clone() } else { anew() }, group.clone()));
+        }
+        let group = self.groups.get(place.group)?;
+        let value = group.values().get(place.value)?;
+        let is_it = *value == **first;
+        Some((if is_it { first.clone() } else { Arc::new(value.clone()) }, group.clone()))
+    }
+}
+
+/// Which value of which group.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    group: GroupId,
+    value: usize,
+}
+
 /// The groups that a directory knows: its own, and those below.
 type Known = (Box<[GroupId]>, Box<[GroupId]>);
 
@@ -144,7 +192,7 @@ pub(crate) struct FileSets(Mutex<HashMap<Known, Weak<Files>>>);
 impl FileSets {
     /// The files of a directory whose subordinates' names are all free, and in which it does not matter what
     /// came first.
-    pub(super) fn of(&self, identities: &Identities, dir: &Dir) -> Arc<Files> {
+    pub(super) fn of(&self, by: Descriptions, dir: &Dir) -> Arc<Files> {
         let known = (dir.own.groups().collect(), dir.below.groups().collect());
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(files) = all.get(&known).and_then(Weak::upgrade) {
@@ -153,7 +201,7 @@ impl FileSets {
         if all.len() == all.capacity() {
             all.retain(|_, files| files.strong_count() > 0);
         }
-        let files = Arc::new(Files::new(identities, dir, |_| false));
+        let files = Arc::new(Files::new(by, dir, |_| false));
         all.insert(known, Arc::downgrade(&files));
         files
     }
@@ -161,52 +209,46 @@ impl FileSets {
 
 impl Files {
     /// The files of a directory, but for those whose names are taken by subordinates.
-    pub(super) fn new(identities: &Identities, dir: &Dir, is_taken: impl Fn(&str) -> bool) -> Self {
-        // For every identity, whether the directory itself and whether something below has it.
-        let mut found: BTreeMap<IdentityId, (bool, bool)> = BTreeMap::new();
-        for group in dir.own.groups() {
-            let of_group = identities.of(group).iter().flatten();
-            of_group.for_each(|identity| found.entry(*identity).or_default().0 = true);
-        }
-        for group in dir.below.groups() {
-            let of_group = identities.of(group).iter().flatten();
-            of_group.for_each(|identity| found.entry(*identity).or_default().1 = true);
-        }
+    pub(super) fn new(by: Descriptions, dir: &Dir, is_taken: impl Fn(&str) -> bool) -> Self {
+        // For every identity, whether the directory itself and whether something below has it. The directory
+        // itself says what its own values are.
+        let mut found: BTreeMap<IdentityId, (Place, (bool, bool))> = BTreeMap::new();
+        by.find(dir.own.groups(), &mut found, |(own, _)| *own = true);
+        by.find(dir.below.groups(), &mut found, |(_, below)| *below = true);
         let mut files = Self::default();
         let mut found: Vec<_> = found.into_iter().collect();
         // Whoever came first holds a name.
         found.sort_by_key(|(identity, _)| dir.admitted.get(identity).map(|(when, _)| *when));
-        for (identity, (own, below)) in found {
-            let Some(value) = identities.get(identity) else { continue };
-            for (name, part) in names(value, own, below) {
+        for (identity, (place, (own, below))) in found {
+            let Some((value, group)) = by.of(identity, place) else { continue };
+            for (name, part) in names(&value, own, below) {
                 // Another process's subordinate may have the name; it keeps it.
                 if is_taken(&name) {
                     files.left_out.push((name.into(), identity));
                     continue;
                 }
-                identities.file(identity, part, &name).into_iter().for_each(|f| files.push(f));
+                let (name, value, group) = (name.into(), value.clone(), group.clone());
+                files.push(File { name, identity, part, value, group });
             }
         }
         files.in_order()
     }
 
     /// The files of a `.departed`: sums of the cumulative values among the totals.
-    pub(crate) fn departed(identities: &Identities, groups: impl Iterator<Item = GroupId>) -> Self {
-        let mut found = BTreeSet::new();
-        for group in groups {
-            found.extend(identities.of(group).iter().flatten());
-        }
+    pub(super) fn departed(by: Descriptions, groups: impl Iterator<Item = GroupId>) -> Self {
+        let mut found: BTreeMap<IdentityId, (Place, ())> = BTreeMap::new();
+        by.find(groups, &mut found, |()| {});
         let mut files = Self::default();
-        for identity in found {
-            let Some(value) = identities.get(identity) else { continue };
+        for (identity, (place, ())) in found {
+            let Some((value, group)) = by.of(identity, place) else { continue };
             if value.semantics == Semantics::Cumulative {
                 let part = if value.ty.is_histogram() {
                     Part::Histogram
                 } else {
                     Part::Aggregate(Aggregations::SUM)
                 };
-                let file = identities.file(identity, part, &value.name);
-                file.into_iter().for_each(|file| files.push(file));
+                let name = (*value.name).into();
+                files.push(File { name, identity, part, value, group });
             }
         }
         files.in_order()

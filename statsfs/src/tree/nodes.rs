@@ -35,9 +35,8 @@ fn is_zero(data: &[u8]) -> bool {
 impl State {
     /// The files of a directory's `.departed`: of the groups that departed sources left totals of.
     pub(super) fn departed_files(&self, dir: DirId) -> Option<Files> {
-        self.dirs.get(&dir)?;
-        let groups = self.departed_groups(dir).into_iter();
-        Some(Files::departed(&self.identities, groups))
+        let by = self.descriptions(self.dirs.get(&dir)?);
+        Some(Files::departed(by, self.departed_groups(dir).into_iter()))
     }
 
     /// The file or histogram directory that an inode number means, if it is there now.

@@ -173,6 +173,42 @@ fn whoever_comes_first_holds_a_name() {
 }
 
 #[test]
+fn nobody_says_how_the_files_of_others_are() {
+    let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
+    let tops = [top(&one), top(&two)];
+    let value = || counter("n", ValueType::U64);
+    let strangers = group("vm", &[value().mode(0o666).help("A stranger's.")]);
+    let mine = group("vm", &[value().help("Mine.")]);
+    let in_one = publish(&tops[0], &one, "a", &strangers);
+    publish(&tops[0], &one, "gone", &strangers).add(0, 1);
+    let in_two = publish(&tops[1], &two, "b", &mine);
+    let tree = Tree::host(TreeOptions::new(Owner::this_process()));
+    for registry in [&one, &two] {
+        registry.join(&tree, Identity::this_process()).unwrap();
+    }
+    in_one.add(0, 3);
+    in_two.add(0, 20);
+    assert_eq!(number(&tree, "kvm/n"), 24, "it is one value");
+    let mode = |path: &str| {
+        let names = path.split('/');
+        names.fold((ROOT, 0), |(ino, _), name| {
+            let attr = tree.lookup(ino, name).unwrap();
+            (attr.ino, attr.mode)
+        })
+    };
+    for (path, expected) in
+        [("kvm/n", 0o644), ("kvm/a/n", 0o666), ("kvm/b/n", 0o644), ("kvm/.departed/n", 0o644)]
+    {
+        assert_eq!(mode(path).1, expected, "{path}: {:o}", mode(path).1);
+    }
+    let mut schema = Vec::new();
+    let (ino, _) = mode("kvm/b/.stats/schema");
+    tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut schema).unwrap();
+    let schema: serde_json::Value = serde_json::from_slice(&schema).unwrap();
+    assert_eq!(schema["values"][0]["help"], "Mine.");
+}
+
+#[test]
 fn a_subordinate_and_a_value_of_two_processes_do_not_share_a_name() {
     let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
     let tops = [top(&one), top(&two)];
