@@ -1,6 +1,7 @@
 //! The statistics of another process, read as a host's server would: through its segments, which the
 //! library's reader validates. The process itself may be stopped or dead.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,7 +32,8 @@ impl Outside {
     /// # Errors
     /// If the process is gone, or has no segments yet, or they are refused.
     pub fn attach(pid: u32) -> io::Result<Self> {
-        let mut segments = Vec::new();
+        // While one is being sent, there are two descriptors of it.
+        let mut segments = BTreeMap::new();
         for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
             let link = entry?.path();
             let Ok(target) = std::fs::read_link(&link) else { continue };
@@ -39,14 +41,13 @@ impl Outside {
             let name =
                 target.strip_prefix("/memfd:statsfs-").and_then(|t| t.strip_suffix(" (deleted)"));
             if let Some(index) = name.and_then(|name| name.parse::<u32>().ok()) {
-                segments.push((index, OwnedFd::from(File::open(&link)?)));
+                segments.insert(index, OwnedFd::from(File::open(&link)?));
             }
         }
-        segments.sort_by_key(|(index, _)| *index);
         if segments.is_empty() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let segments = segments.into_iter().map(|(_, fd)| fd).collect();
+        let segments = segments.into_values().collect();
         let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
         let tree = Tree::host(TreeOptions { pid_prefix: true, ..options });
         let identity = Identity { pid, uid: 0, gid: 0, is_public: true, is_host: false };
