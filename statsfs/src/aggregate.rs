@@ -64,7 +64,7 @@ impl Number {
     }
 }
 
-/// The aggregate of a scalar value over any number of instances; aggregates of disjoint sets merge.
+/// The aggregate of a scalar value over any number of instances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scalar {
     /// Sum over the instances and the departed, wrapping.
@@ -96,23 +96,6 @@ impl Scalar {
     /// Adds to the sum only: what departed instances left, or, wrapping, what a clear took away.
     pub(crate) fn add_sum(&mut self, value: u64) {
         self.sum = self.sum.wrapping_add(value);
-    }
-
-    /// Merges the aggregate of other instances.
-    pub(crate) fn merge(&mut self, ty: ValueType, other: &Self) {
-        if other.count > 0 {
-            let first = self.count == 0;
-            if first || below(ty, other.least, self.least) {
-                self.least = other.least;
-            }
-            if first || below(ty, self.greatest, other.greatest) {
-                self.greatest = other.greatest;
-            }
-        }
-        self.sum = self.sum.wrapping_add(other.sum);
-        self.total += other.total;
-        self.count += other.count;
-        self.zero += other.zero;
     }
 
     /// One kind of aggregate; 0 over nothing.
@@ -326,21 +309,6 @@ mod tests {
             prop_assert_eq!(get(&all, Aggregations::SUM), wrapped(sum + exact(ty, departed)));
             for kind in [Aggregations::MIN, Aggregations::MAX, Aggregations::AVG] {
                 prop_assert_eq!(get(&all, kind), get(&without, kind));
-            }
-        }
-
-        #[test]
-        fn parts_merge_to_the_whole((ty, cells) in cells(12), at in 0..12usize, departed in any::<u64>()) {
-            let (left, right) = cells.split_at(at.min(cells.len()));
-            let mut merged = aggregate(ty, left);
-            let mut other = aggregate(ty, right);
-            other.add_sum(departed);
-            merged.merge(ty, &other);
-            let mut whole = aggregate(ty, &cells);
-            whole.add_sum(departed);
-            for bit in 0..6 {
-                let kind = Aggregations::from_bits(1 << bit).unwrap();
-                prop_assert_eq!(merged.get(ty, kind), whole.get(ty, kind), "{:?}", kind);
             }
         }
 

@@ -1,6 +1,6 @@
 //! Every value of a subtree as text, a line each.
 
-use super::Full;
+use super::{Full, fits};
 use crate::aggregate::Buckets;
 use crate::tree::files::File;
 use crate::tree::inode::{Field, Part};
@@ -8,7 +8,7 @@ use crate::tree::render::{Total, write_buckets};
 use crate::tree::subtree::Subtree;
 use crate::tree::totals::Totals;
 
-/// Appends `path value` for every file of a subtree. Stops after the directory with which there are more than
+/// Appends `path value` for every file of a subtree. Stops after the file with which there are more than
 /// `most` bytes.
 pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
     let mut totals = Totals::of(subtree);
@@ -19,8 +19,10 @@ pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result
         if !path.is_empty() {
             prefix.push('/');
         }
-        totals.each_file(dir, |file, total| write_file(file, &prefix, total, out));
-        if out.len() > most { Err(Full) } else { Ok(()) }
+        totals.try_each_file(dir, |file, total| {
+            write_file(file, &prefix, total, out);
+            fits(out.len(), most)
+        })
     })
 }
 

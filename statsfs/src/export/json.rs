@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::Full;
+use super::{Full, fits};
 use crate::aggregate::{Buckets, Number};
 use crate::tree::files::File;
 use crate::tree::inode::{Field, Part};
@@ -13,7 +13,7 @@ use crate::tree::subtree::Subtree;
 use crate::tree::totals::Totals;
 
 /// Appends an object for the first directory of a subtree: by name its files' numbers, histograms as objects, and
-/// the directories in it. Stops after the directory with which there are more than `most` bytes.
+/// the directories in it. Stops after the file or directory with which there are more than `most` bytes.
 pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
     let mut totals = Totals::of(subtree);
     let mut open = 0;
@@ -26,12 +26,15 @@ pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result
         }
         out.push(b'{');
         open = dir.depth() + 1;
-        totals.each_file(n, |file, total| write_file(file, total, out));
-        if out.len() > most { Err(Full) } else { Ok(()) }
+        fits(out.len(), most)?;
+        totals.try_each_file(n, |file, total| {
+            write_file(file, total, out);
+            fits(out.len(), most)
+        })
     })?;
     (0..open).for_each(|_| out.push(b'}'));
     out.push(b'\n');
-    if out.len() > most { Err(Full) } else { Ok(()) }
+    fits(out.len(), most)
 }
 
 /// Appends what comes before an entry of an object. Nothing in a name of ours is to be escaped.

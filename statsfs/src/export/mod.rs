@@ -12,8 +12,13 @@ use crate::tree::subtree::Subtree;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Full;
 
-/// Appends a bulk file's content, of which there may be `most` bytes: where there are more, not many more are
-/// written.
+/// Whether there is room for so many bytes.
+fn fits(len: usize, most: usize) -> Result<(), Full> {
+    if len > most { Err(Full) } else { Ok(()) }
+}
+
+/// Appends a bulk file's content, of which there may be `most` bytes: where there are more, no more are written
+/// than one value has.
 ///
 /// # Errors
 /// [`Full`].

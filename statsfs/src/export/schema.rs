@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::{Full, json};
 use crate::aggregate::Buckets;
-use crate::tree::files::{File, IdentityId, file_mode, is_own};
+use crate::tree::files::{File, Files, IdentityId, file_mode, is_own};
 use crate::tree::inode::{Field, Part};
 use crate::tree::subtree::Subtree;
 use crate::value::{Aggregations, BaseUnit, Descriptor, Semantics, ValueType};
@@ -17,15 +17,35 @@ use crate::value::{Aggregations, BaseUnit, Descriptor, Semantics, ValueType};
 const VERSION: u32 = 1;
 
 #[derive(Serialize)]
-struct Schema<'a> {
+struct Schema<'a, V, K, L> {
     version: u32,
     /// The directory that it is of.
     path: &'a str,
-    histogram: Vec<HistogramFile>,
+    histogram: [HistogramFile; Field::ALL.len()],
     groups: BTreeMap<&'a str, &'a str>,
-    values: Vec<Value<'a>>,
-    kinds: Vec<Kind<'a>>,
-    labels: BTreeMap<String, BTreeMap<&'a str, &'a str>>,
+    values: V,
+    kinds: K,
+    labels: L,
+}
+
+/// A list of which each item is made when it is written: all together may be more than there is room for.
+struct List<F>(F);
+
+impl<I: IntoIterator<Item: Serialize>, F: Fn() -> I> Serialize for List<F> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.0())
+    }
+}
+
+/// The same by key.
+struct Map<F>(F);
+
+impl<K: Serialize, V: Serialize, I: IntoIterator<Item = (K, V)>, F: Fn() -> I> Serialize
+    for Map<F>
+{
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.0())
+    }
 }
 
 /// A file in every histogram's directory.
@@ -68,9 +88,9 @@ struct Layout {
 
 /// The directories that have the same files.
 #[derive(Serialize)]
-struct Kind<'a> {
-    files: Vec<FileOfKind<'a>>,
-    paths: Vec<String>,
+struct Kind<F, P> {
+    files: F,
+    paths: P,
 }
 
 #[derive(Serialize)]
@@ -91,50 +111,57 @@ fn octal<S: Serializer>(mode: &u16, to: S) -> Result<S::Ok, S::Error> {
 
 /// Appends the description of what a subtree is of.
 pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
-    json::write_line(&schema(subtree), most, out)
-}
-
-fn schema(subtree: &Subtree) -> Schema<'_> {
-    let mut schema = Schema {
-        version: VERSION,
-        path: subtree.root(),
-        histogram: Field::ALL.map(histogram_file).into(),
-        groups: BTreeMap::new(),
-        values: Vec::new(),
-        kinds: Vec::new(),
-        labels: BTreeMap::new(),
-    };
+    let mut groups = BTreeMap::new();
+    let mut values: Vec<&File> = Vec::new();
     // One value may be described in several ways: by every process for itself.
-    let mut values: HashMap<Described<'_>, usize> = HashMap::new();
+    let mut number_of: HashMap<Described<'_>, usize> = HashMap::new();
     // Directories of one kind have their files in common.
-    let mut kinds = HashMap::new();
-    let visited = subtree.try_each_dir(|n, _, path| {
-        let dir = &subtree.dirs()[n];
+    let mut kinds: Vec<(&Files, Vec<usize>)> = Vec::new();
+    let mut kind_of = HashMap::new();
+    let mut labelled = Vec::new();
+    for (n, dir) in subtree.dirs().iter().enumerate() {
         if !dir.labels().is_empty() {
-            let labels = dir.labels().iter().map(|(key, value)| (&**key, &**value));
-            schema.labels.insert(path.to_owned(), labels.collect());
+            labelled.push((n, dir));
         }
         if dir.files().iter().len() == 0 {
-            return Ok(());
+            continue;
         }
-        let kind = *kinds.entry(Arc::as_ptr(dir.files())).or_insert_with(|| {
-            let files = dir.files().iter().map(|file| {
-                let value = *values.entry(described(file)).or_insert_with(|| {
-                    schema.groups.entry(file.group.name()).or_insert(file.group.help());
-                    schema.values.push(value(file));
-                    schema.values.len() - 1
+        let kind = *kind_of.entry(Arc::as_ptr(dir.files())).or_insert_with(|| {
+            for file in dir.files().iter() {
+                number_of.entry(described(file)).or_insert_with(|| {
+                    groups.entry(file.group.name()).or_insert(file.group.help());
+                    values.push(file);
+                    values.len() - 1
                 });
-                file_of_kind(file, value)
-            });
-            let files = files.collect();
-            schema.kinds.push(Kind { files, paths: Vec::new() });
-            schema.kinds.len() - 1
+            }
+            kinds.push((&**dir.files(), Vec::new()));
+            kinds.len() - 1
         });
-        schema.kinds[kind].paths.push(path.to_owned());
-        Ok::<_, std::convert::Infallible>(())
-    });
-    let Ok(()) = visited;
-    schema
+        kinds[kind].1.push(n);
+    }
+    let number_of = &number_of;
+    let schema = Schema {
+        version: VERSION,
+        path: subtree.root(),
+        histogram: Field::ALL.map(histogram_file),
+        groups,
+        values: List(|| values.iter().map(|file| value(file))),
+        kinds: List(|| {
+            kinds.iter().map(|(files, dirs)| Kind {
+                files: List(|| {
+                    files.iter().map(|file| file_of_kind(file, number_of[&described(file)]))
+                }),
+                paths: List(|| dirs.iter().map(|dir| subtree.path(*dir))),
+            })
+        }),
+        labels: Map(|| {
+            labelled.iter().map(|(n, dir)| {
+                let labels = dir.labels().iter().map(|(key, value)| (&**key, &**value));
+                (subtree.path(*n), labels.collect::<BTreeMap<_, _>>())
+            })
+        }),
+    };
+    json::write_line(&schema, most, out)
 }
 
 /// A value, and what else is said of it.

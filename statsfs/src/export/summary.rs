@@ -1,9 +1,8 @@
 //! What was counted in a subtree, for people: in units that they think in, and without what is 0.
 
 use std::fmt::Write;
-use std::sync::Arc;
 
-use super::Full;
+use super::{Full, fits};
 use crate::aggregate::Buckets;
 use crate::tree::files::File;
 use crate::tree::inode::{Field, Part};
@@ -12,40 +11,50 @@ use crate::tree::subtree::Subtree;
 use crate::tree::totals::Totals;
 use crate::value::{Aggregations, BaseUnit, Descriptor, GroupDescriptor, Unit, ValueType};
 
-/// Appends a paragraph for each directory that has files. Stops after the one with which there are more than `most`
+/// Appends a paragraph for each directory that has files. Stops after the file with which there are more than `most`
 /// bytes.
 pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
     let mut totals = Totals::of(subtree);
     let mut text = String::new();
     subtree.try_each_dir(|dir, _, path| {
         text.clear();
-        write_dir(&mut totals, dir, path, &mut text);
+        write_dir(&mut totals, dir, path, most.saturating_sub(out.len()), &mut text)?;
         if !out.is_empty() && !text.is_empty() {
             out.push(b'\n');
         }
         out.extend_from_slice(text.as_bytes());
-        if out.len() > most { Err(Full) } else { Ok(()) }
+        fits(out.len(), most)
     })
 }
 
 /// A file that does not show 0.
-struct Line {
-    name: Box<str>,
+struct Line<'a> {
+    name: &'a str,
     /// Its group, of which something stands above the first file.
-    group: Arc<GroupDescriptor>,
+    group: &'a GroupDescriptor,
     shown: String,
 }
 
-fn write_dir(totals: &mut Totals<'_>, dir: usize, path: &str, text: &mut String) {
-    let (mut lines, mut zeros) = (Vec::new(), 0);
-    totals.each_file(dir, |file, total| match shown(file, total) {
-        None => zeros += 1,
-        Some(shown) => {
-            lines.push(Line { name: file.name.clone(), group: file.group.clone(), shown });
+fn write_dir(
+    totals: &mut Totals<'_>,
+    dir: usize,
+    path: &str,
+    most: usize,
+    text: &mut String,
+) -> Result<(), Full> {
+    let (mut lines, mut zeros, mut len) = (Vec::new(), 0, 0);
+    totals.try_each_file(dir, |file, total| {
+        match shown(file, total) {
+            None => zeros += 1,
+            Some(shown) => {
+                len += file.name.len() + shown.len();
+                lines.push(Line { name: &file.name, group: &file.group, shown });
+            }
         }
-    });
+        fits(len, most)
+    })?;
     if lines.is_empty() && zeros == 0 {
-        return;
+        return Ok(());
     }
     text.push_str(path);
     text.push('\n');
@@ -59,10 +68,12 @@ fn write_dir(totals: &mut Totals<'_>, dir: usize, path: &str, text: &mut String)
         }
         // A String takes whatever is written.
         let _ = writeln!(text, "  {name:width$}  {shown}");
+        fits(text.len(), most)?;
     }
     if zeros > 0 {
         let _ = writeln!(text, "  ({zeros} more are 0)");
     }
+    Ok(())
 }
 
 /// What a file shows, unless that is 0.

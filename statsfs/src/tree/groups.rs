@@ -38,11 +38,6 @@ impl GroupCounts {
         self.0.iter().map(|(group, _)| *group)
     }
 
-    /// The sum over all groups: how many sources there are, those with several groups as often.
-    pub(super) fn sources(&self) -> usize {
-        self.0.iter().map(|(_, sources)| *sources).sum()
-    }
-
     /// Counts one in or out; whether the group appeared or disappeared.
     pub(super) fn count(&mut self, group: GroupId, add: bool) -> bool {
         match (self.0.binary_search_by_key(&group, |(group, _)| *group), add) {

@@ -11,7 +11,7 @@ use crate::aggregate::{Buckets, Number, Scalar};
 use crate::value::{Descriptor, GroupDescriptor, Semantics};
 
 /// A value over any number of instances.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum Total {
     /// Anything but a histogram.
     Scalar(Scalar),
@@ -32,15 +32,19 @@ impl Total {
         match self {
             Self::Scalar(scalar) if *departed => scalar.add_sum(words[0]),
             Self::Scalar(scalar) => scalar.add(value.ty, words[0]),
-            Self::Histogram(cells) => add(cells, words),
+            Self::Histogram(cells) => {
+                for (cell, word) in cells.iter_mut().zip(&**words) {
+                    *cell = cell.wrapping_add(*word);
+                }
+            }
         }
     }
 
-    pub(super) fn merge(&mut self, value: &Descriptor, other: &Self) {
-        match (self, other) {
-            (Self::Scalar(scalar), Self::Scalar(other)) => scalar.merge(value.ty, other),
-            (Self::Histogram(cells), Self::Histogram(other)) => add(cells, other),
-            _ => debug_assert!(false, "one identity is one type"),
+    /// Makes it one over no instances.
+    pub(super) fn reset(&mut self) {
+        match self {
+            Self::Scalar(scalar) => *scalar = Scalar::default(),
+            Self::Histogram(cells) => cells.fill(0),
         }
     }
 
@@ -64,12 +68,6 @@ impl Total {
     }
 }
 
-fn add(cells: &mut [u64], other: &[u64]) {
-    for (cell, other) in cells.iter_mut().zip(other) {
-        *cell = cell.wrapping_add(*other);
-    }
-}
-
 /// One value of what a sweep read on one account.
 #[derive(Debug)]
 pub(super) struct Shown<'a> {
@@ -77,7 +75,7 @@ pub(super) struct Shown<'a> {
     /// Whether it counts as what departed.
     departed: bool,
     pub(super) identity: IdentityId,
-    pub(super) value: &'a Descriptor,
+    value: &'a Descriptor,
     /// Its words, since its last clear.
     words: Cow<'a, [u64]>,
 }

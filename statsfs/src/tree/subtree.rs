@@ -64,18 +64,13 @@ pub(crate) struct SubtreeDir {
     name: Arc<str>,
     files: Arc<Files>,
     labels: Option<Arc<[(String, String)]>>,
-    /// Whether others are in it, be they to be seen or not.
-    has_others: bool,
+    /// The first one that is not in or below it.
+    end: usize,
     /// Whether it is not to be seen.
     is_hidden: bool,
 }
 
 impl SubtreeDir {
-    /// The directory that it is in; of the first one itself.
-    pub(crate) fn parent(&self) -> usize {
-        self.parent
-    }
-
     /// How many directories are between it and the first one, itself included.
     pub(crate) fn depth(&self) -> usize {
         self.depth
@@ -94,11 +89,6 @@ impl SubtreeDir {
     /// The labels of its source.
     pub(crate) fn labels(&self) -> &[(String, String)] {
         self.labels.as_deref().unwrap_or_default()
-    }
-
-    /// Whether others are in it, or would be for who may enter them.
-    pub(super) fn has_others(&self) -> bool {
-        self.has_others
     }
 }
 
@@ -158,41 +148,63 @@ impl Subtree {
         Ok(())
     }
 
-    /// What is shown of all that was found in a directory, or is without a directory right below it.
-    pub(super) fn places(&self, dir: usize) -> &[Place] {
-        let at = |dir: usize| self.of_dirs.get(dir).copied().unwrap_or(self.places.len());
-        &self.places[at(dir)..at(dir + 1)]
+    /// A directory's path from the root of the mount, without slashes at its ends.
+    pub(crate) fn path(&self, dir: usize) -> String {
+        let mut names = Vec::new();
+        let mut at = dir;
+        while at > 0 {
+            names.push(&*self.dirs[at].name);
+            at = self.dirs[at].parent;
+        }
+        names.extend((!self.root.is_empty()).then_some(&*self.root));
+        names.reverse();
+        names.join("/")
     }
 
-    /// The group of what was found in a place.
-    pub(super) fn group_id(&self, place: &Place) -> GroupId {
-        self.sweep.cells[place.cells].group
+    /// What is shown of all that was found in a directory, or is without a directory right below it.
+    pub(super) fn places(&self, dir: usize) -> &[Place] {
+        &self.places[self.places_from(dir)..self.places_from(dir + 1)]
+    }
+
+    /// The same of all directories below it: these come right after it.
+    pub(super) fn places_below(&self, dir: usize) -> &[Place] {
+        &self.places[self.places_from(dir + 1)..self.places_from(self.dirs[dir].end)]
+    }
+
+    /// Where the places of a directory, or of all after the last, begin.
+    fn places_from(&self, dir: usize) -> usize {
+        self.of_dirs.get(dir).copied().unwrap_or(self.places.len())
     }
 
     /// The values of a group of which something was found, and their identities.
-    pub(super) fn described(&self, group: GroupId) -> (&[Descriptor], &[Option<IdentityId>]) {
+    fn described(&self, group: GroupId) -> (&[Descriptor], &[Option<IdentityId>]) {
         match &self.groups[group] {
             Some(Group { descriptor, identities }) => (descriptor.values(), identities),
             None => (&[], &[]),
         }
     }
 
-    /// Calls `add` with all values of one place, as they are shown, and which of the group's it is.
-    pub(super) fn each_shown<'a>(&'a self, place: &Place, mut add: impl FnMut(usize, Shown<'a>)) {
+    /// Calls `add` with those values of one place that are wanted, as they are shown.
+    pub(super) fn each_shown<'a>(
+        &'a self,
+        place: &Place,
+        is_wanted: impl Fn(IdentityId) -> bool,
+        mut add: impl FnMut(Shown<'a>),
+    ) {
         let cells = &self.sweep.cells[place.cells];
         let (values, identities) = self.described(cells.group);
         let words = self.sweep.words(cells);
         let mut start = 0;
-        for (n, (value, identity)) in values.iter().zip(identities).enumerate() {
+        for (value, identity) in values.iter().zip(identities) {
             let range = start..start + value.ty.cells();
             start = range.end;
-            let baseline =
-                place.baseline.map(|at| &self.baselines[at + range.start..at + range.end]);
-            if let Some(identity) = *identity {
+            if let Some(identity) = identity.filter(|identity| is_wanted(*identity)) {
+                let baseline =
+                    place.baseline.map(|at| &self.baselines[at + range.start..at + range.end]);
                 let words = &words[range];
                 let (account, departed) = (cells.account, place.departed);
                 let shown = Shown::new(account, departed, identity, value, words, baseline);
-                shown.into_iter().for_each(|shown| add(n, shown));
+                shown.into_iter().for_each(&mut add);
             }
         }
     }
@@ -233,6 +245,11 @@ impl Subtree {
         places.sort_unstable_by_key(|place| (place.dir, place.cells));
         dirs.iter_mut().for_each(|dir| dir.parent = shown_in[dir.parent]);
         dirs.retain(|dir| !dir.is_hidden);
+        for n in (0..dirs.len()).rev() {
+            let SubtreeDir { parent, end, .. } = dirs[n];
+            dirs[n].end = end.max(n + 1);
+            dirs[parent].end = dirs[parent].end.max(dirs[n].end);
+        }
         of_dirs.extend((0..dirs.len()).map(|dir| places.partition_point(|p| p.dir < dir)));
     }
 }
@@ -262,7 +279,7 @@ impl State {
                 name: DEPARTED.into(),
                 files: Arc::new(files),
                 labels: None,
-                has_others: false,
+                end: 0,
                 is_hidden: false,
             });
         } else {
@@ -290,7 +307,7 @@ impl State {
             name: dir.name.clone(),
             files: self.files_of(id, dir).clone(),
             labels: dir.labels.clone(),
-            has_others: !dir.children.is_empty(),
+            end: 0,
             is_hidden,
         });
         for &child in &dir.children {

@@ -206,22 +206,35 @@ impl State {
         if request.below { self.with_those_below(members) } else { members }
     }
 
-    /// Whether more than so many sources are looked at to read what is asked for, give or take some that have
-    /// several groups of values. Takes no longer than a few of them do.
+    /// Whether more than so many sources, or slots of them, are looked at to read what is asked for: those without
+    /// values as well, and those that departed. Takes no longer than to look at a few.
     pub(super) fn reads_many(&self, request: Request, few: usize) -> bool {
         let Some(dir) = self.dirs.get(&request.dir) else { return false };
         if dir.members.len() > few {
             return true;
         }
-        let looked_at: usize = if !request.below {
-            dir.members.len()
-        } else if dir.parent == ROOT_DIR {
+        if request.below && dir.parent == ROOT_DIR {
             // All that these processes have, whatever is asked for.
-            dir.members.iter().map(|key| self.processes[key.0].source_count()).sum()
-        } else {
-            dir.own.sources() + dir.below.sources()
-        };
-        looked_at > few
+            let of_processes = dir.members.iter().map(|key| self.processes[key.0].source_count());
+            return of_processes.sum::<usize>() > few;
+        }
+        let (mut found, mut at, mut looked_at) = (dir.members.clone(), 0, 0);
+        while let Some(&key) = found.get(at) {
+            at += 1;
+            let record = self.processes[key.0].source(key.1);
+            let slots = record.iter().flat_map(|r| &r.groups).map(|group| group.slots.len());
+            looked_at += slots.sum::<usize>().max(1);
+            if request.below
+                && let Some(source) = self.sources.get(&key)
+            {
+                let room = (few + 1).saturating_sub(found.len());
+                found.extend(source.children.iter().take(room).map(|child| (key.0, *child)));
+            }
+            if looked_at.max(found.len()) > few {
+                return true;
+            }
+        }
+        false
     }
 
     /// The plan that reads what is asked for.

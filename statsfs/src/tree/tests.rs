@@ -675,13 +675,33 @@ fn what_looks_at_many_sources_is_slow_and_nothing_else() {
             .aggregate(Aggregations::NONE)],
     );
     let _own = kvm.add_group(&own).unwrap();
-    let mut slots = Vec::new();
+    let (mut slots, mut others, mut machines) = (Vec::new(), Vec::new(), Vec::new());
     for (name, sources) in [("few", 20), ("many", 600)] {
         let machine = registry.create_source(name).unwrap();
         kvm.add_subordinate(&machine).unwrap();
         for n in 0..sources {
             slots.push(publish(&machine, &registry, &format!("vcpu{n}"), &of));
         }
+    }
+    // What has no values is gone through as well; so is what has departed, as long as somebody holds its slots,
+    // and every slot of one that has many.
+    for name in ["empty", "departed", "slots"] {
+        let machine = registry.create_source(name).unwrap();
+        kvm.add_subordinate(&machine).unwrap();
+        slots.push(publish(&machine, &registry, "vcpu", &of));
+        for n in 0..600 {
+            let source = registry.create_source(&format!("source{n}")).unwrap();
+            match name {
+                "slots" => slots.push(machine.add_group(&of).unwrap()),
+                _ => machine.add_subordinate(&source).unwrap(),
+            }
+            if name == "departed" {
+                slots.push(source.add_group(&of).unwrap());
+                machine.remove_subordinate(&source).unwrap();
+            }
+            others.push(source);
+        }
+        machines.push(machine);
     }
     let tree = tree(&[&registry]);
     let ino =
@@ -691,7 +711,11 @@ fn what_looks_at_many_sources_is_slow_and_nothing_else() {
         ("kvm/own", false),
         ("kvm/many/n", true),
         ("kvm/few/n", false),
+        ("kvm/empty/n", true),
+        ("kvm/departed/n", true),
+        ("kvm/slots/n", true),
         ("kvm/many/vcpu7/n", false),
+        ("kvm/empty/vcpu/n", false),
         ("kvm/few/.stats/flat", true),
         ("kvm/few/.stats/schema", true),
     ] {

@@ -1,0 +1,152 @@
+//! What the reader of a bulk file can make the server need: about as much as there is room for, however deep and
+//! wide the tree is, and whatever its sources are called.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use statsfs::fs::{Caller, Errno, Nodes, ROOT};
+use statsfs::tree::Tree;
+use statsfs::value::{Aggregations, Descriptor, GroupBuilder, Semantics, ValueType};
+use statsfs::{DynSlot, Registry, RegistryOptions, Source};
+
+/// Counts what the whole process has allocated and not freed, and the most that this was.
+struct Counting;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is the system allocator's, counted.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let in_use = IN_USE.fetch_add(layout.size(), SeqCst) + layout.size();
+        MOST.fetch_max(in_use, SeqCst);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), SeqCst);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test at a time: the heap is the process's.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const BULK: [&str; 4] = ["flat", "json", "summary", "schema"];
+
+/// Reads a bulk file of everything, of which there is room for `most` bytes. Also how much more than before was
+/// allocated meanwhile.
+fn read(tree: &Tree, bulk: &str, most: usize) -> (Result<(), Errno>, Vec<u8>, usize) {
+    let ino = [".stats", bulk].iter().fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
+    let mut out = Vec::new();
+    let before = IN_USE.load(SeqCst);
+    MOST.store(before, SeqCst);
+    let result = tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, most, &mut out);
+    (result, out, MOST.load(SeqCst) - before)
+}
+
+fn registry() -> Registry {
+    let options = RegistryOptions { segment_size: 16 << 20, max_segments: 2, ..Default::default() };
+    Registry::with_options(options).unwrap()
+}
+
+/// `n` sources with long names, each in the one before, the first at the top.
+fn chain(registry: &Registry, n: usize) -> Vec<Source> {
+    let name = "d".repeat(50);
+    let all: Vec<_> = (0..n).map(|_| registry.create_source(&name).unwrap()).collect();
+    all[0].register().unwrap();
+    all.windows(2).for_each(|pair| pair[0].add_subordinate(&pair[1]).unwrap());
+    all
+}
+
+/// Slots of so many groups of so many values.
+fn fill(source: &Source, groups: usize, values: usize, ty: ValueType) -> Vec<DynSlot> {
+    let group = |n: usize| {
+        let value = |v| {
+            let name = format!("g{n}_v{v}");
+            Descriptor::new(name, ty, Semantics::Cumulative).aggregate(Aggregations::SUM)
+        };
+        let group = GroupBuilder::new(format!("group{n}"));
+        (0..values).fold(group, |group, v| group.value(value(v))).build().unwrap()
+    };
+    (0..groups).map(|n| source.add_group(&group(n)).unwrap()).collect()
+}
+
+#[test]
+fn totals_take_the_memory_of_one_directory_however_deep_it_is() {
+    let _alone = alone();
+    let registry = registry();
+    let sources = chain(&registry, 60);
+    let _slots = fill(sources.last().unwrap(), 16, 1024, ValueType::U64);
+    let tree = registry.tree().unwrap();
+    // Files and directories are there from now on.
+    read(&tree, "schema", usize::MAX).0.unwrap();
+    for bulk in BULK {
+        let (result, _, memory) = read(&tree, bulk, 64 << 10);
+        assert_eq!(result, Err(Errno(libc::EFBIG)), "{bulk}");
+        // Each source keeps sums of what departs, which are read as well: 8 MB.
+        assert!(memory < 24 << 20, "{bulk} took {memory} B");
+    }
+    // All of them show 0.
+    let (result, text, memory) = read(&tree, "summary", 1 << 20);
+    assert_eq!(result, Ok(()));
+    assert!(text.len() < 200_000 && memory < 24 << 20, "{memory} B");
+}
+
+#[test]
+fn one_long_directory_stops_where_there_is_no_room() {
+    let _alone = alone();
+    let registry = registry();
+    let sources = chain(&registry, 20);
+    let ty = ValueType::Histogram { buckets: 64, sum: true };
+    let slots = fill(sources.last().unwrap(), 8, 16, ty);
+    slots.iter().for_each(|slot| (0..16).for_each(|value| slot.record(value, 1 << 20)));
+    let tree = registry.tree().unwrap();
+    for bulk in BULK {
+        let (result, all, _) = read(&tree, bulk, usize::MAX);
+        assert_eq!(result, Ok(()));
+        assert_eq!(read(&tree, bulk, all.len()).0, Ok(()), "{bulk}");
+        assert_eq!(read(&tree, bulk, all.len() - 1).0, Err(Errno(libc::EFBIG)), "{bulk}");
+        // A histogram has less than 72 lines.
+        let value = if bulk == "flat" { 72 * (20 * 51 + 60) } else { 4096 };
+        let most = 5000;
+        let (result, part, _) = read(&tree, bulk, most);
+        assert!(all.len() > 3 * (most + value), "{bulk} has {} B", all.len());
+        assert_eq!(result, Err(Errno(libc::EFBIG)), "{bulk}");
+        assert!(part.len() < most + value, "{bulk} wrote {} B", part.len());
+    }
+}
+
+#[test]
+fn paths_and_labels_are_written_and_not_gathered() {
+    let _alone = alone();
+    let registry = registry();
+    let above = chain(&registry, 60);
+    let group = GroupBuilder::new("g");
+    let value = Descriptor::new("n", ValueType::U64, Semantics::Cumulative);
+    let group = group.value(value).build().unwrap();
+    let leaf = |n| {
+        let source = registry.source(&format!("leaf{n}")).label("k", "v").create().unwrap();
+        above.last().unwrap().add_subordinate(&source).unwrap();
+        let slot = source.add_group(&group).unwrap();
+        (source, slot)
+    };
+    let _leaves: Vec<_> = (0..2000).map(leaf).collect();
+    let tree = registry.tree().unwrap();
+    let (result, all, _) = read(&tree, "schema", usize::MAX);
+    assert_eq!(result, Ok(()));
+    assert!(all.len() > 12_000_000, "{} B", all.len());
+    let (result, part, memory) = read(&tree, "schema", 64 << 10);
+    assert_eq!(result, Err(Errno(libc::EFBIG)));
+    assert!(part.len() <= 64 << 10 && memory < 4 << 20, "{memory} B");
+}
