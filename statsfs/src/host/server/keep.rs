@@ -445,6 +445,69 @@ mod tests {
     }
 
     #[test]
+    fn what_was_cleared_stays_so_wherever_it_goes_before_those_above_are_there() {
+        let state = tempfile::tempdir().unwrap();
+        let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+        let open = || {
+            let own = Own::new().unwrap();
+            let store = Arc::new(FdStore::default());
+            (Keep::open(&options, &own, store).unwrap(), own)
+        };
+        let registry = Registry::new().unwrap();
+        let top = registry.create_source("top").unwrap();
+        let all = AT_ONCE as u64 * 3;
+        let make = |n| -> Source {
+            let source = registry.create_source(&format!("s{n}")).unwrap();
+            source.add_values::<Some>().unwrap().things.inc();
+            source
+        };
+        let sources: Vec<_> = (0..all).map(make).collect();
+        // What is above comes last, and what is above that after it.
+        let inner = registry.create_source("inner").unwrap();
+        let outer = registry.create_source("outer").unwrap();
+        sources.iter().for_each(|source| inner.add_subordinate(source).unwrap());
+        outer.add_subordinate(&inner).unwrap();
+        top.add_subordinate(&outer).unwrap();
+        top.register().unwrap();
+        {
+            let ((keep, tree), _own) = open();
+            let key = keep.join(&tree, received(&registry), who(), true).unwrap();
+            tree.adopt_all(key).unwrap();
+            tree.clear("top/things").unwrap();
+        }
+        let cleared =
+            |tree: &Tree| tree.save().baselines.values().map(|words| words[0]).sum::<u64>();
+        let leaves = |n: usize| {
+            inner.remove_subordinate(&sources[n]).unwrap();
+            sources[n].revoke().ok();
+        };
+        // Twice: also the next server knows what is above.
+        for n in 0..2 {
+            let ((keep, tree), _own) = open();
+            let kept = BTreeMap::from([(registry.publisher(), segments(&registry))]);
+            let (resumed, _) = keep.resume(&tree, kept, &options);
+            let key = resumed[0].process;
+            // They were taken over, and go while nothing that is above them is there.
+            let before = registry.usage().sources;
+            (0..100).for_each(|of| leaves(2 * of + n));
+            assert_eq!(registry.usage().sources, before - 100);
+            tree.detach(key).unwrap();
+            assert!(tree.last_usage().sources < 3 * AT_ONCE);
+            assert_eq!(cleared(&tree), all);
+            tree.reattach(key).unwrap();
+            tree.keep().unwrap();
+            if n == 1 {
+                tree.adopt_all(key).unwrap();
+                assert_eq!(cleared(&tree), all);
+                let outer = format!("top/{}-outer", std::process::id());
+                for of in ["top", &outer, &format!("{outer}/inner")] {
+                    assert_eq!(number(&tree, &format!("{of}/things")), 0, "{of}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn so_many_sources_are_taken_over_before_anybody_is_answered_and_all_in_the_end() {
         let state = tempfile::tempdir().unwrap();
         let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
