@@ -232,7 +232,9 @@ impl Keep {
             all.push(Some(Unseen { process, segments }));
         }
         segments.keys().for_each(|publisher| self.store.remove(&segments_name(*publisher)));
-        let size = |fd: &OwnedFd| memfd::sealed_size(fd.as_fd()).unwrap_or_default();
+        let size = |fd: &OwnedFd| {
+            memfd::checked_size(fd.as_fd(), options.process_limits.segment_size).unwrap_or_default()
+        };
         let sizes = all
             .iter()
             .flatten()
