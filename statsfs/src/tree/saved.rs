@@ -216,6 +216,14 @@ impl Tree {
         self.lock_to_read().save()
     }
 
+    /// Whether something was cleared of a publisher that has not come back yet.
+    #[cfg(feature = "server")]
+    pub(crate) fn has_cleared(&self, publisher: u128) -> bool {
+        let state = self.lock_to_read();
+        let absent = state.remembered.absent.get(&publisher);
+        absent.is_some_and(|absent| !absent.baselines.is_empty())
+    }
+
     /// Forgets what is remembered of a publisher that will not come back.
     pub fn forget(&self, publisher: u128) {
         let mut state = self.lock();

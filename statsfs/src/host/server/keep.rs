@@ -216,15 +216,15 @@ impl Keep {
             // or it is said that what it counted is lost.
             let Some(fds) = segments.remove(&process.publisher) else { continue };
             let segments = in_order(fds, &options.process_limits);
-            if segments.len() < process.segments as usize {
-                // Its baselines are of all of them.
+            if segments.len() < process.segments as usize && tree.has_cleared(process.publisher) {
+                // Some of what was cleared may be in one that is not there: without it there would be less than nothing.
                 let state::Process { publisher, pid, uid, .. } = process;
                 tracing::warn!(
                     pid,
                     uid,
                     have = segments.len(),
                     made = process.segments,
-                    "what was kept of a process is not taken in: not all of it is there"
+                    "what was kept of a process is not taken in: something was cleared, and not all of it is there"
                 );
                 self.store.remove(&segments_name(publisher));
                 continue;
@@ -406,7 +406,7 @@ mod tests {
     use super::*;
     use crate::fs::{Caller, Nodes, ROOT};
     use crate::host::protocol::Life;
-    use crate::{Registry, Source, stats};
+    use crate::{Registry, RegistryOptions, Source, stats};
 
     stats! {
         /// Something to count.
@@ -560,6 +560,52 @@ mod tests {
         assert_eq!(number(&tree, "top/things"), 5);
         let inner = format!("top/{}-inner/things", std::process::id());
         assert_eq!(number(&tree, &inner), 5);
+    }
+
+    #[test]
+    fn what_is_there_of_a_dead_process_is_counted_unless_it_was_cleared() {
+        for is_cleared in [false, true] {
+            let state = tempfile::tempdir().unwrap();
+            let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+            let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            let start_time = Life::of(child.id()).unwrap().unwrap().start_time;
+            let who = Who { pid: child.id(), start_time, ..who() };
+            let small = RegistryOptions { segment_size: 64 << 10, ..RegistryOptions::default() };
+            let registry = Registry::with_options(small).unwrap();
+            let top = registry.create_source("top").unwrap();
+            top.register().unwrap();
+            let mut all = 0;
+            while registry.usage().segments < 2 {
+                let source = registry.create_source(&format!("s{all}")).unwrap();
+                source.add_values::<Some>().unwrap().things.inc();
+                top.add_subordinate(&source).unwrap();
+                all += 1;
+            }
+            {
+                let own = Own::new().unwrap();
+                let (keep, tree) = Keep::open(&options, &own, Arc::default()).unwrap();
+                keep.join(&tree, received(&registry), who, true).unwrap();
+                assert_eq!(number(&tree, "top/things"), all);
+                if is_cleared {
+                    tree.clear("top/things").unwrap();
+                }
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let own = Own::new().unwrap();
+            let (keep, tree) = Keep::open(&options, &own, Arc::default()).unwrap();
+            // The last one had not reached the store.
+            let first = segments(&registry).into_iter().take(1).collect();
+            let (resumed, _) =
+                keep.resume(&tree, BTreeMap::from([(registry.publisher(), first)]), &options);
+            assert!(resumed.is_empty());
+            if is_cleared {
+                assert!(tree.lookup(ROOT, "top").is_err());
+            } else {
+                let there = number(&tree, "top/things");
+                assert!(0 < there && there <= all, "{there} of {all}");
+            }
+        }
     }
 
     #[test]
