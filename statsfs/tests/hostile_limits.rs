@@ -152,10 +152,10 @@ fn all_users_together_may_have_so_much() {
     let first = machine(A, 40);
     until("there is room for it", || is_published(&first.0));
     until("it is counted", || server.number("statsfs/server_sources") > 40);
-    let second = machine(B, 30);
+    let second = machine(B, 50);
     let is_refused = || {
         let why = "all users together have reached the limit of 60 sources";
-        server.status().refused.iter().any(|r| r.uid == B && r.text == why)
+        server.status().refused.iter().any(|r| r.uid == B && r.text.starts_with(why))
     };
     until("there is none for it", is_refused);
     // Nobody else's is let go.
@@ -165,6 +165,53 @@ fn all_users_together_may_have_so_much() {
     // One that is too large by itself is not even taken in.
     let large = machine(B, 61);
     until("it is told so", || matches!(large.0.publisher.state(), PublishState::Refused { .. }));
+}
+
+#[test]
+fn who_has_little_is_not_let_go_because_others_have_all() {
+    let server = &for_users(&["--max-host-sources", "100"]);
+    let honest = Honest::start(server);
+    let more = |machine: &Machine, of: &str, n: usize| {
+        let source = |n| below(&machine.registry, &machine.kvm, &format!("{of}{n}"));
+        (0..n).map(source).collect::<Vec<_>>()
+    };
+    let [first, second] = [(A, 60), (B, 20)].map(|(user, n)| {
+        publishing_user(user, || {
+            let machine = Machine::published(server, &format!("of{user}"), true);
+            let sources = more(&machine, &format!("more-of{user}-"), n);
+            (machine, sources)
+        })
+    });
+    first.0.count(3);
+    until("they are counted", || server.number("statsfs/server_sources") > 80);
+    // There is no room for all that this one is to have.
+    let small = Machine::published(server, "small", true);
+    let _more = more(&small, "more", 20);
+    let why = format!("user {A} has most of them");
+    let is_refused = |refused: Vec<statsfs::host::server::Refusal>| {
+        refused.iter().any(|r| r.uid == A && r.text.contains(&why))
+    };
+    until("there is room again", || is_refused(server.status().refused));
+    assert!(is_published(&small) && is_published(&second.0));
+    assert!(server.path(&directory("more19")).exists());
+    until("it is kept", || server.status().clients.iter().all(|client| client.uid != A));
+    let new = Machine::published(server, "new", true);
+    new.count(4);
+    assert_eq!(server.number("kvm/work_done"), 7);
+    honest.check("others had all", server);
+}
+
+#[test]
+fn what_is_no_segment_is_not_held() {
+    let server = &Server::start();
+    // One that takes no memory, and of which more are to come.
+    let sparse = memfd(libc::MFD_ALLOW_SEALING);
+    nix::unistd::ftruncate(&sparse, 64 << 10).unwrap();
+    clients::seal(&sparse, clients::SEALS);
+    let hostile = Hostile::connect(server);
+    hostile.hello(256, &[sparse.as_fd()]);
+    let refusal = hostile.refusal();
+    assert!(refusal.contains("it has a hole at 0"), "{refusal}");
 }
 
 /// What `resources/systemd/statsfs.service` reckons with: most that a source takes of the server's memory, and a byte

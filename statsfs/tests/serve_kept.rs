@@ -617,6 +617,41 @@ fn a_process_that_has_all_that_it_may_comes_back() {
     }
 }
 
+#[test]
+fn a_process_that_has_more_than_it_may_by_now_comes_back() {
+    let mut server = Server::kept();
+    let registry = Registry::new().unwrap();
+    let top = support::top(&registry);
+    let slot = below(&registry, &top, "below").add_values::<Work>().unwrap();
+    let _more: Vec<_> = (0..4).map(|n| below(&registry, &top, &format!("more{n}"))).collect();
+    let options = PublishOptions { socket: Some(server.socket()), ..PublishOptions::default() };
+    let _publisher = registry.publish(options).unwrap();
+    let is_published = |server: &Server| {
+        let clients = server.status().clients;
+        clients.len() == 1 && clients[0].state == ClientState::Published
+    };
+    until("it is published", || {
+        is_published(&server) && server.status().clients[0].has.sources > 5
+    });
+    let has = server.status().clients[0].has;
+    for limits in [
+        ["--max-sources", "4"],
+        ["--max-host-sources", "4"],
+        ["--max-mib", "0"],
+        ["--max-segments", "0"],
+    ] {
+        server.kill();
+        server.start_again_with(&limits);
+        until(&format!("it has come back: {limits:?}"), || is_published(&server));
+        slot.update(|counters| counters.work_done.add(1));
+        // It stays, whenever it is looked at what it has.
+        thread::sleep(Duration::from_millis(1200));
+        assert!(is_published(&server), "{limits:?}: {}", server.log());
+        assert_eq!(server.status().clients[0].has, has, "{limits:?}");
+    }
+    assert_eq!(server.number("top/work_done"), 4);
+}
+
 /// Publishes, and has one more segment when it is told to, in which it counts.
 #[test]
 #[ignore = "a process that the others start"]

@@ -135,13 +135,6 @@ fn file_size_limit() -> Option<u64> {
     (known && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-/// Checks that a file is a sealed memfd, and answers its size in bytes. Nothing that could hang is done to
-/// an unknown descriptor before its seals are known; nor is what may hang closed by who refuses it.
-#[cfg_attr(not(feature = "server"), expect(dead_code, reason = "asked by the server"))]
-pub(crate) fn sealed_size(fd: BorrowedFd<'_>) -> Result<u64, FileError> {
-    sealed(fd).map(|stat| stat.st_size as u64)
-}
-
 fn sealed(fd: BorrowedFd<'_>) -> Result<libc::stat, FileError> {
     // SAFETY: F_GET_SEALS takes no pointer.
     let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
@@ -162,8 +155,10 @@ fn sealed(fd: BorrowedFd<'_>) -> Result<libc::stat, FileError> {
     Ok(stat)
 }
 
-/// Checks that a file is sealed, of acceptable size and without holes, and maps it read-only.
-pub(crate) fn accept(fd: BorrowedFd<'_>, max: usize) -> Result<Region, FileError> {
+/// Checks that a file is a sealed memfd, of acceptable size and without holes, and answers its size in bytes.
+/// Nothing that could hang is done to an unknown descriptor before its seals are known; nor is what may hang closed
+/// by who refuses it.
+pub(crate) fn checked_size(fd: BorrowedFd<'_>, max: usize) -> Result<u64, FileError> {
     let stat = sealed(fd)?;
     // SAFETY: an all-zero statfs is a valid value, which fstatfs overwrites.
     let mut statfs: libc::statfs = unsafe { std::mem::zeroed() };
@@ -186,5 +181,11 @@ pub(crate) fn accept(fd: BorrowedFd<'_>, max: usize) -> Result<Region, FileError
     if hole as u64 != size {
         return Err(FileError::Hole(hole as u64));
     }
+    Ok(size)
+}
+
+/// Checks a file, and maps it read-only.
+pub(crate) fn accept(fd: BorrowedFd<'_>, max: usize) -> Result<Region, FileError> {
+    let size = checked_size(fd, max)?;
     Region::map(fd, size as usize, false).map_err(FileError::Map)
 }

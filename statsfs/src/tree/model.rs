@@ -120,7 +120,7 @@ impl State {
         if let Some(dir) = self.dirs.get_mut(&ROOT_DIR) {
             dir.members.push((id, ROOT_ID));
         }
-        self.give_back(id, &[ROOT_ID]);
+        self.give_back((id, ROOT_ID));
         let taken = self.reconcile(id, touched).and_then(|()| {
             self.find_gone(id);
             self.adopt(id, ADOPT)
@@ -225,10 +225,10 @@ impl State {
         touched.sort_unstable();
         touched.dedup();
         // What is gone makes room for names that come.
-        for &id in &touched {
-            if id != ROOT_ID && self.processes[process].source(id).is_none() {
-                self.forget((process, id));
-            }
+        let is_gone = |id: &u64| *id != ROOT_ID && self.processes[process].source(*id).is_none();
+        let gone: Vec<_> = touched.iter().copied().filter(is_gone).collect();
+        for &id in &gone {
+            self.forget((process, id));
         }
         for &id in &touched {
             self.take_record((process, id));
@@ -240,7 +240,8 @@ impl State {
         for id in left.into_iter().chain(others) {
             self.settle((process, id));
         }
-        self.give_back(process, &touched);
+        // Those that were known but never in the tree have left what was cleared to those above.
+        self.are_gone(process, gone);
         self.readmit();
         self.forget_directories();
         Ok(())
@@ -341,8 +342,14 @@ impl State {
             self.leave(key, reach);
         } else if reach == Reach::Live {
             self.enter(key);
-        } else if let Some(source) = self.sources.get_mut(&key) {
-            source.reach = reach;
+        } else {
+            if matches!(reach, Reach::Departed(_)) {
+                // They go on from here with the others.
+                self.give_back(key);
+            }
+            if let Some(source) = self.sources.get_mut(&key) {
+                source.reach = reach;
+            }
             if let Reach::Departed(into) = reach {
                 self.depart_baselines(key, into);
             }
@@ -360,6 +367,7 @@ impl State {
         if let Some(source) = self.sources.get_mut(&key) {
             source.reach = Reach::Live;
         }
+        self.give_back(key);
         self.show(key);
     }
 

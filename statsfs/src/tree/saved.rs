@@ -121,8 +121,8 @@ pub(super) struct Absent {
     blocks: HashMap<u64, u64>,
     parents: HashMap<u64, u64>,
     baselines: BTreeMap<(u64, bool, GroupId), Box<[u64]>>,
-    /// Sources that are gone, of which there are baselines: by the one above that has what they counted, and has
-    /// not been taken over yet.
+    /// Sources that are gone, of which there are baselines: by the one above that has what they counted, and is
+    /// not in the tree yet.
     gone: BTreeMap<u64, Vec<u64>>,
 }
 
@@ -214,6 +214,14 @@ impl Tree {
     /// What outlasts the tree.
     pub fn save(&self) -> Saved {
         self.lock_to_read().save()
+    }
+
+    /// Whether something was cleared of a publisher that has not come back yet.
+    #[cfg(feature = "server")]
+    pub(crate) fn has_cleared(&self, publisher: u128) -> bool {
+        let state = self.lock_to_read();
+        let absent = state.remembered.absent.get(&publisher);
+        absent.is_some_and(|absent| !absent.baselines.is_empty())
     }
 
     /// Forgets what is remembered of a publisher that will not come back.
@@ -452,23 +460,22 @@ impl State {
         }
     }
 
-    /// Gives a process the baselines that it had of these sources, which have just been taken over, and of those
-    /// that are gone and whose counts these have. Until then nothing of them is shown, cleared or not.
-    pub(super) fn give_back(&mut self, process: ProcessId, taken_over: &[u64]) {
+    /// A source has come into the tree: gives its process the baselines that it had of it, and of those that are
+    /// gone and whose counts it has. Until then nothing of them is shown, cleared or not, and nobody knows whose
+    /// they will be: it may go before that one comes which is above it.
+    pub(super) fn give_back(&mut self, (process, id): SourceKey) {
         let publisher = self.processes[process].publisher();
         let Some(mut absent) = self.remembered.absent.remove(&publisher) else { return };
-        for id in taken_over {
-            self.give_back_of(process, *id, *id, &mut absent);
-            for gone in absent.gone.remove(id).unwrap_or_default() {
-                self.give_back_of(process, gone, *id, &mut absent);
-            }
+        self.give_back_of(process, id, id, &mut absent);
+        for gone in absent.gone.remove(&id).unwrap_or_default() {
+            self.give_back_of(process, gone, id, &mut absent);
         }
         if !absent.baselines.is_empty() {
             self.remembered.absent.insert(publisher, absent);
         }
     }
 
-    /// Gives back the baselines of a source, whose counts are now those of `holder`, which was taken over.
+    /// Gives back the baselines of a source, whose counts are now those of `holder`, which is in the tree.
     fn give_back_of(&mut self, process: ProcessId, source: u64, holder: u64, absent: &mut Absent) {
         let own = (source, false, 0)..=(source, true, GroupId::MAX);
         let keys: Vec<_> = absent.baselines.range(own).map(|(key, _)| *key).collect();
@@ -503,9 +510,10 @@ impl State {
         self.are_gone(process, gone.collect());
     }
 
-    /// These sources of a process are gone, that were not taken over.
+    /// These sources of a process are gone. What it had cleared of those that had not come into the tree goes to
+    /// those above.
     pub(super) fn are_gone(&mut self, process: ProcessId, mut gone: Vec<u64>) {
-        if self.processes[process].incomplete {
+        if gone.is_empty() || self.processes[process].incomplete {
             return;
         }
         let publisher = self.processes[process].publisher();
@@ -517,7 +525,8 @@ impl State {
             let above = absent.above(id);
             let mut above = above.into_iter().rev();
             let home = above.find(|id| self.has_record(process, *id)).unwrap_or(ROOT_ID);
-            if self.sources.contains_key(&(process, home)) {
+            let home_of = self.sources.get(&(process, home));
+            if home_of.is_some_and(|home| home.reach != Reach::Not) {
                 self.give_back_of(process, id, home, &mut absent);
             } else {
                 let there = absent.gone.entry(home).or_default();

@@ -92,6 +92,12 @@ impl Server {
         self.wait_served();
     }
 
+    /// Starts it again after it was killed, with other arguments.
+    pub fn start_again_with(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|arg| arg.to_string()).collect();
+        self.start_again();
+    }
+
     /// Starts it again, and does not wait for it.
     pub fn begin_again(&mut self) {
         let directory = self.directory.path();

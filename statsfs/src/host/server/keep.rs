@@ -216,15 +216,15 @@ impl Keep {
             // or it is said that what it counted is lost.
             let Some(fds) = segments.remove(&process.publisher) else { continue };
             let segments = in_order(fds, &options.process_limits);
-            if segments.len() < process.segments as usize {
-                // Its baselines are of all of them.
+            if segments.len() < process.segments as usize && tree.has_cleared(process.publisher) {
+                // Some of what was cleared may be in one that is not there: without it there would be less than nothing.
                 let state::Process { publisher, pid, uid, .. } = process;
                 tracing::warn!(
                     pid,
                     uid,
                     have = segments.len(),
                     made = process.segments,
-                    "what was kept of a process is not taken in: not all of it is there"
+                    "what was kept of a process is not taken in: something was cleared, and not all of it is there"
                 );
                 self.store.remove(&segments_name(publisher));
                 continue;
@@ -232,7 +232,9 @@ impl Keep {
             all.push(Some(Unseen { process, segments }));
         }
         segments.keys().for_each(|publisher| self.store.remove(&segments_name(*publisher)));
-        let size = |fd: &OwnedFd| memfd::sealed_size(fd.as_fd()).unwrap_or_default();
+        let size = |fd: &OwnedFd| {
+            memfd::checked_size(fd.as_fd(), options.process_limits.segment_size).unwrap_or_default()
+        };
         let sizes = all
             .iter()
             .flatten()
@@ -404,7 +406,7 @@ mod tests {
     use super::*;
     use crate::fs::{Caller, Nodes, ROOT};
     use crate::host::protocol::Life;
-    use crate::{Registry, Source, stats};
+    use crate::{Registry, RegistryOptions, Source, stats};
 
     stats! {
         /// Something to count.
@@ -442,6 +444,69 @@ mod tests {
         let mut out = Vec::new();
         tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out).unwrap();
         std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_cleared_stays_so_wherever_it_goes_before_those_above_are_there() {
+        let state = tempfile::tempdir().unwrap();
+        let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+        let open = || {
+            let own = Own::new().unwrap();
+            let store = Arc::new(FdStore::default());
+            (Keep::open(&options, &own, store).unwrap(), own)
+        };
+        let registry = Registry::new().unwrap();
+        let top = registry.create_source("top").unwrap();
+        let all = AT_ONCE as u64 * 3;
+        let make = |n| -> Source {
+            let source = registry.create_source(&format!("s{n}")).unwrap();
+            source.add_values::<Some>().unwrap().things.inc();
+            source
+        };
+        let sources: Vec<_> = (0..all).map(make).collect();
+        // What is above comes last, and what is above that after it.
+        let inner = registry.create_source("inner").unwrap();
+        let outer = registry.create_source("outer").unwrap();
+        sources.iter().for_each(|source| inner.add_subordinate(source).unwrap());
+        outer.add_subordinate(&inner).unwrap();
+        top.add_subordinate(&outer).unwrap();
+        top.register().unwrap();
+        {
+            let ((keep, tree), _own) = open();
+            let key = keep.join(&tree, received(&registry), who(), true).unwrap();
+            tree.adopt_all(key).unwrap();
+            tree.clear("top/things").unwrap();
+        }
+        let cleared =
+            |tree: &Tree| tree.save().baselines.values().map(|words| words[0]).sum::<u64>();
+        let leaves = |n: usize| {
+            inner.remove_subordinate(&sources[n]).unwrap();
+            sources[n].revoke().ok();
+        };
+        // Twice: also the next server knows what is above.
+        for n in 0..2 {
+            let ((keep, tree), _own) = open();
+            let kept = BTreeMap::from([(registry.publisher(), segments(&registry))]);
+            let (resumed, _) = keep.resume(&tree, kept, &options);
+            let key = resumed[0].process;
+            // They were taken over, and go while nothing that is above them is there.
+            let before = registry.usage().sources;
+            (0..100).for_each(|of| leaves(2 * of + n));
+            assert_eq!(registry.usage().sources, before - 100);
+            tree.detach(key).unwrap();
+            assert!(tree.last_usage().sources < 3 * AT_ONCE);
+            assert_eq!(cleared(&tree), all);
+            tree.reattach(key).unwrap();
+            tree.keep().unwrap();
+            if n == 1 {
+                tree.adopt_all(key).unwrap();
+                assert_eq!(cleared(&tree), all);
+                let outer = format!("top/{}-outer", std::process::id());
+                for of in ["top", &outer, &format!("{outer}/inner")] {
+                    assert_eq!(number(&tree, &format!("{of}/things")), 0, "{of}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -495,6 +560,52 @@ mod tests {
         assert_eq!(number(&tree, "top/things"), 5);
         let inner = format!("top/{}-inner/things", std::process::id());
         assert_eq!(number(&tree, &inner), 5);
+    }
+
+    #[test]
+    fn what_is_there_of_a_dead_process_is_counted_unless_it_was_cleared() {
+        for is_cleared in [false, true] {
+            let state = tempfile::tempdir().unwrap();
+            let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+            let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            let start_time = Life::of(child.id()).unwrap().unwrap().start_time;
+            let who = Who { pid: child.id(), start_time, ..who() };
+            let small = RegistryOptions { segment_size: 64 << 10, ..RegistryOptions::default() };
+            let registry = Registry::with_options(small).unwrap();
+            let top = registry.create_source("top").unwrap();
+            top.register().unwrap();
+            let mut all = 0;
+            while registry.usage().segments < 2 {
+                let source = registry.create_source(&format!("s{all}")).unwrap();
+                source.add_values::<Some>().unwrap().things.inc();
+                top.add_subordinate(&source).unwrap();
+                all += 1;
+            }
+            {
+                let own = Own::new().unwrap();
+                let (keep, tree) = Keep::open(&options, &own, Arc::default()).unwrap();
+                keep.join(&tree, received(&registry), who, true).unwrap();
+                assert_eq!(number(&tree, "top/things"), all);
+                if is_cleared {
+                    tree.clear("top/things").unwrap();
+                }
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let own = Own::new().unwrap();
+            let (keep, tree) = Keep::open(&options, &own, Arc::default()).unwrap();
+            // The last one had not reached the store.
+            let first = segments(&registry).into_iter().take(1).collect();
+            let (resumed, _) =
+                keep.resume(&tree, BTreeMap::from([(registry.publisher(), first)]), &options);
+            assert!(resumed.is_empty());
+            if is_cleared {
+                assert!(tree.lookup(ROOT, "top").is_err());
+            } else {
+                let there = number(&tree, "top/things");
+                assert!(0 < there && there <= all, "{there} of {all}");
+            }
+        }
     }
 
     #[test]

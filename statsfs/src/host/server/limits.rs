@@ -51,7 +51,7 @@ impl Amounts {
     const KINDS: [Limited; 4] =
         [Limited::Connections, Limited::Segments, Limited::Bytes, Limited::Sources];
 
-    fn of(&self, what: Limited) -> u64 {
+    pub(super) fn of(&self, what: Limited) -> u64 {
         match what {
             Limited::Connections => self.connections,
             Limited::Segments => self.segments,
@@ -85,7 +85,9 @@ impl Amounts {
     }
 }
 
-/// How much all users together may have: what they have takes memory of the server's own.
+/// How much all users together may have: what they have takes memory of the server's own. When there is no room
+/// those who come are to come later, but for users who have less than [a part of it](Self::PART_OF_EACH); what is
+/// there may grow all the same, and whoever has most has one process less then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostLimits {
     /// Bytes of segments.
@@ -95,6 +97,8 @@ pub struct HostLimits {
 }
 
 impl HostLimits {
+    /// One part in so many of that, or of what one user may have, is nobody refused because of others.
+    pub const PART_OF_EACH: u64 = 16;
     /// What they may have unless told: twice what one user may.
     pub const DEFAULT: Self =
         Self { bytes: 2 * Amounts::DEFAULT.bytes, sources: 2 * Amounts::DEFAULT.sources };
@@ -108,8 +112,13 @@ impl HostLimits {
     }
 }
 
+/// The option that says how much all users together may have.
+fn option_for(what: &Limited) -> &'static str {
+    if *what == Limited::Bytes { "--max-host-mib" } else { "--max-host-sources" }
+}
+
 /// A limit that was reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Exceeded {
     /// By a user.
     #[error("user {uid} has reached the limit of {limit} {what}")]
@@ -122,7 +131,10 @@ pub enum Exceeded {
         limit: u64,
     },
     /// By all users together.
-    #[error("all users together have reached the limit of {limit} {what}")]
+    #[error(
+        "all users together have reached the limit of {limit} {what} (raise `{option}`)",
+        option = option_for(.what)
+    )]
     Host {
         /// What there is too much of.
         what: Limited,
@@ -185,7 +197,11 @@ impl Accounts {
             if used.of(what) > limit {
                 return Err(Exceeded::User { uid, what, limit });
             }
-            if let Some(limit) = self.host_limits.of(what).filter(|limit| all.of(what) > *limit) {
+            let others = |limit: &u64| {
+                let own = self.limits.of(what).min(*limit) / HostLimits::PART_OF_EACH;
+                all.of(what) > *limit && used.of(what) > own
+            };
+            if let Some(limit) = self.host_limits.of(what).filter(others) {
                 return Err(Exceeded::Host { what, limit });
             }
         }
@@ -234,7 +250,8 @@ mod tests {
         accounts.change(7, &mut a, of(5, 100)).unwrap();
         let exceeded = accounts.change(8, &mut b, of(3, 0)).unwrap_err();
         assert_eq!(exceeded, Exceeded::Host { what: Limited::Sources, limit: 7 });
-        let text = "all users together have reached the limit of 7 sources";
+        let text =
+            "all users together have reached the limit of 7 sources (raise `--max-host-sources`)";
         assert_eq!(exceeded.to_string(), text);
         let exceeded = accounts.change(8, &mut b, of(0, 51)).unwrap_err();
         assert_eq!(exceeded, Exceeded::Host { what: Limited::Bytes, limit: 150 });
@@ -245,6 +262,21 @@ mod tests {
         accounts.release(8, &mut b);
         accounts.release(7, &mut a);
         assert_eq!((accounts.all, accounts.used.len()), (Amounts::default(), 0));
+    }
+
+    #[test]
+    fn others_leave_each_user_something() {
+        let limits = Amounts { sources: 160, ..LIMITS };
+        let host_limits = HostLimits { sources: 320, ..HOST_LIMITS };
+        let mut accounts = Accounts::new(limits, host_limits, 10);
+        let of = |sources| Amounts { sources, ..Amounts::default() };
+        for uid in 7..9 {
+            accounts.change(uid, &mut Amounts::default(), of(160)).unwrap();
+        }
+        let mut c = Amounts::default();
+        accounts.change(9, &mut c, of(10)).unwrap();
+        let exceeded = accounts.change(9, &mut c, of(11)).unwrap_err();
+        assert_eq!(exceeded, Exceeded::Host { what: Limited::Sources, limit: 320 });
     }
 
     #[test]

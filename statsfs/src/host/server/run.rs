@@ -1,7 +1,7 @@
 //! The loop: who connects, and what is looked at from time to time. What clients say is in `talk`, how they
 //! come and end in `lease`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -65,6 +65,8 @@ pub struct Server {
     pub(super) epoll: Epoll,
     pub(super) clients: Clients,
     pub(super) accounts: Accounts,
+    /// What all users together have grown to have too much of: room is made for it.
+    pub(super) crowded: HashSet<Exceeded>,
     /// The publishers of the server before that have not been taken over yet.
     pub(super) unseen: HashSet<u128>,
     pub(super) turns: Turns,
@@ -142,6 +144,7 @@ impl Server {
             epoll,
             clients: Clients::default(),
             accounts,
+            crowded: HashSet::new(),
             unseen: HashSet::new(),
             turns: Turns::default(),
             refusals: Refusals::default(),
@@ -479,9 +482,47 @@ impl Server {
     pub(super) fn charge_sources(&mut self, id: ClientId, sources: u64) {
         let Some(client) = self.clients.get(id) else { return };
         let has = Amounts { sources, ..client.has };
-        if let Err(exceeded) = self.accounts.change(client.who.uid, &mut client.has, has) {
+        if let Err(exceeded) = self.charge(id, has) {
             self.refuse(id, RefusedFor::Limit, exceeded.to_string(), false);
         }
+    }
+
+    /// Charges a user with what a client has that is here. If that is too much because of what others have, it is
+    /// not this one that has to go.
+    pub(super) fn charge(&mut self, id: ClientId, has: Amounts) -> Result<(), Exceeded> {
+        let Some(client) = self.clients.get(id) else { return Ok(()) };
+        let uid = client.who.uid;
+        let charged = self.accounts.change(uid, &mut client.has, has);
+        if let Err(exceeded @ Exceeded::Host { .. }) = charged {
+            self.accounts.set(uid, &mut client.has, has);
+            self.crowded.insert(exceeded);
+            return Ok(());
+        }
+        charged
+    }
+
+    /// Parts with a process, the largest one, of whoever has most of what there is too much of.
+    fn make_room(&mut self, exceeded: Exceeded) {
+        let Exceeded::Host { what, limit } = exceeded else { return };
+        // Those that leave make room already.
+        let here = || {
+            let all = self.clients.iter().filter(|(_, client)| client.process().is_some());
+            all.filter(|(_, client)| !matches!(client.phase, Phase::Leaving(_)))
+        };
+        let mut of_users = HashMap::<u32, u64>::new();
+        for (_, client) in here() {
+            *of_users.entry(client.who.uid).or_default() += client.has.of(what);
+        }
+        if of_users.values().sum::<u64>() <= limit {
+            return;
+        }
+        let most = of_users.into_iter().max_by_key(|(uid, has)| (*has, *uid));
+        let Some((uid, has)) = most else { return };
+        let of_user = here().filter(|(_, client)| client.who.uid == uid);
+        let largest = of_user.max_by_key(|(id, client)| (client.has.of(what), *id));
+        let Some(id) = largest.map(|(id, _)| id) else { return };
+        let text = format!("{exceeded}, and user {uid} has most of them, {has}");
+        self.refuse(id, RefusedFor::Limit, text, false);
     }
 
     pub(super) fn round(&mut self) {
@@ -506,6 +547,9 @@ impl Server {
             } else {
                 self.charge_sources(id, usage.sources);
             }
+        }
+        for exceeded in std::mem::take(&mut self.crowded) {
+            self.make_room(exceeded);
         }
         self.watch_again();
         let here = self.clients.iter().map(|(_, client)| client.received.publisher());

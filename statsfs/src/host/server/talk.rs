@@ -117,7 +117,7 @@ impl Server {
         // Nothing else is asked of a descriptor before this: it could hang.
         let mut bytes = 0;
         for fd in &fds {
-            match memfd::sealed_size(fd.as_fd()) {
+            match memfd::checked_size(fd.as_fd(), self.options.process_limits.segment_size) {
                 Ok(size) => bytes = size.saturating_add(bytes),
                 Err(error) => {
                     self.closer.close(who.uid, fds);
@@ -143,11 +143,19 @@ impl Server {
         };
         let Amounts { segments, bytes, .. } = brought.beyond(&charged);
         let has = Amounts { segments, bytes, ..client.has };
-        if let Err(exceeded) = self.accounts.change(who.uid, &mut client.has, has) {
+        // What is not here yet may come later.
+        let is_new = matches!(client.phase, Phase::Greeting(_));
+        let charged = if is_new {
+            self.accounts.change(who.uid, &mut client.has, has)
+        } else {
+            self.charge(id, has)
+        };
+        if let Err(exceeded) = charged {
             // They are memfds: closing them keeps nobody waiting.
             drop(fds);
             return self.refuse(id, RefusedFor::Limit, exceeded.to_string(), true);
         }
+        let Some(client) = self.clients.get(id) else { return };
         client.brought = brought;
         client.received.add(fds);
         let Phase::Greeting(hello) = client.phase else { return };
