@@ -86,15 +86,15 @@ fn fill(source: &Source, groups: usize, values: usize, ty: ValueType) -> Vec<Dyn
 fn totals_take_the_memory_of_one_directory_however_deep_it_is() {
     let _alone = alone();
     let registry = registry();
-    let sources = chain(&registry, 60);
+    let sources = chain(&registry, 40);
     let _slots = fill(sources.last().unwrap(), 16, 1024, ValueType::U64);
     let tree = registry.tree().unwrap();
     // Files and directories are there from now on.
     read(&tree, "schema", usize::MAX).0.unwrap();
     for bulk in BULK {
-        let (result, _, memory) = read(&tree, bulk, 64 << 10);
+        let (result, _, memory) = read(&tree, bulk, 16 << 10);
         assert_eq!(result, Err(Errno(libc::EFBIG)), "{bulk}");
-        // Each source keeps sums of what departs, which are read as well: 8 MB.
+        // Each source keeps sums of what departs, which are read as well: 5 MB.
         assert!(memory < 24 << 20, "{bulk} took {memory} B");
     }
     // All of them show 0.
@@ -107,7 +107,7 @@ fn totals_take_the_memory_of_one_directory_however_deep_it_is() {
 fn one_long_directory_stops_where_there_is_no_room() {
     let _alone = alone();
     let registry = registry();
-    let sources = chain(&registry, 20);
+    let sources = chain(&registry, 8);
     let ty = ValueType::Histogram { buckets: 64, sum: true };
     let slots = fill(sources.last().unwrap(), 8, 16, ty);
     slots.iter().for_each(|slot| (0..16).for_each(|value| slot.record(value, 1 << 20)));
@@ -118,7 +118,7 @@ fn one_long_directory_stops_where_there_is_no_room() {
         assert_eq!(read(&tree, bulk, all.len()).0, Ok(()), "{bulk}");
         assert_eq!(read(&tree, bulk, all.len() - 1).0, Err(Errno(libc::EFBIG)), "{bulk}");
         // A histogram has less than 72 lines.
-        let value = if bulk == "flat" { 72 * (20 * 51 + 60) } else { 4096 };
+        let value = if bulk == "flat" { 72 * (8 * 51 + 60) } else { 4096 };
         let most = 5000;
         let (result, part, _) = read(&tree, bulk, most);
         assert!(all.len() > 3 * (most + value), "{bulk} has {} B", all.len());

@@ -354,6 +354,30 @@ fn bulk_files() {
 }
 
 #[test]
+fn a_total_is_behind_no_bulk_file() {
+    let (tree, _) = Tree::sample();
+    tree.held(ROOT, "held");
+    tree.total(ROOT, "total");
+    let (_dir, mount) = mounted_with(&tree, MountOptions::new().bulk(1, 8));
+    let before = tree.rendered.load(Relaxed);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| read(&mount.path().join("held")))).collect();
+        eventually("a worker is at it", || tree.rendered.load(Relaxed) > before);
+        let total = scope.spawn(|| read(&mount.path().join("total")));
+        let end = Instant::now() + Duration::from_secs(60);
+        while !total.is_finished() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let in_time = total.is_finished();
+        tree.let_go();
+        assert_eq!(total.join().unwrap().unwrap(), "5\n");
+        assert!(in_time, "it waited for bulk files");
+        readers.into_iter().for_each(|reader| assert!(reader.join().unwrap().is_ok()));
+    });
+}
+
+#[test]
 fn bulk_rendering_holds_up_nobody_else() {
     let (tree, _) = Tree::sample();
     tree.bulk(ROOT, "slow", 1, Duration::from_millis(1500));

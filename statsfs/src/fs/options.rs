@@ -39,8 +39,8 @@ impl Default for MountOptions {
 
 impl MountOptions {
     /// The defaults: 2 threads, for all users where that is allowed, 65,536 open files, 16,384 of one user,
-    /// 64 MiB of rendered content, 32 MiB of one user, 2 threads for what takes long with 256 reads waiting, 64
-    /// of one user, names and attributes remembered for an hour.
+    /// 64 MiB of rendered content, 32 MiB of one user, 2 threads for bulk files with 256 reads waiting, 64
+    /// of one user, and one with as many for totals over many sources, names and attributes remembered for an hour.
     ///
     /// Whoever serves the mount, and root, are limited only together with all.
     pub fn new() -> Self {
@@ -98,8 +98,9 @@ impl MountOptions {
         self
     }
 
-    /// Threads that render what may take long (bulk files, and totals over many sources), at least 1, and how
-    /// many reads may wait for them: a further one gives `EAGAIN`.
+    /// Threads that render bulk files, at least 1, and how many reads may wait for them: a further one gives
+    /// `EAGAIN`. For totals over many sources there is one thread more, for which as many may wait: whatever is
+    /// made of a tree, a total is behind no bulk file.
     #[must_use]
     pub fn bulk(mut self, threads: usize, queue: usize) -> Self {
         self.bulk_threads = threads.max(1);

@@ -57,7 +57,10 @@ pub(super) struct Server {
     nodes: Arc<dyn Nodes>,
     files: OpenFiles,
     budget: Arc<Budget>,
-    workers: Workers,
+    /// Who renders bulk files, and who renders totals over many sources: what one user has rendered may take so long
+    /// that nobody would wait for a number behind it.
+    bulk: Workers,
+    totals: Workers,
     ending: AtomicBool,
     /// We unmount, or try to.
     unmounting: AtomicBool,
@@ -104,11 +107,14 @@ impl Server {
         let MountOptions { open_files: files, open_bytes: bytes, bulk_reads: bulk, .. } = *options;
         // Whoever it is that serves may do without it.
         let owner = nix::unistd::geteuid().as_raw();
+        let start =
+            |name, number| Workers::start(name, number, bulk, threads, &options.thread_start);
         Ok(Server {
             nodes,
             files: OpenFiles::new(files, owner),
             budget: Budget::new(bytes),
-            workers: Workers::start(options.bulk_threads, bulk, threads, &options.thread_start)?,
+            bulk: start("bulk", options.bulk_threads)?,
+            totals: start("total", 1)?,
             ending: AtomicBool::new(false),
             unmounting: AtomicBool::new(false),
             limits: Limits { files, bytes, bulk },
@@ -122,7 +128,8 @@ impl Server {
         let is_first = !self.ending.swap(true, Relaxed);
         if is_first {
             self.nodes.interrupt_wait();
-            self.workers.close();
+            self.bulk.close();
+            self.totals.close();
         }
         is_first
     }
@@ -305,6 +312,7 @@ impl Server {
         }
         asked.operation = Operation::ReadBulk;
         let (server, uid, is_exempt) = (Arc::clone(self), file.caller.uid, file.user.is_exempt);
+        let is_openers = file.is_openers;
         let job = move |go| match go {
             Go::Work if !server.is_ending() => {
                 server.render_and_give(asked, &file, offset, size, reply);
@@ -315,7 +323,8 @@ impl Server {
                 server.give(asked, Err(errno), reply);
             }
         };
-        self.workers.submit(uid, is_exempt, Box::new(job));
+        let workers = if is_openers { &self.bulk } else { &self.totals };
+        workers.submit(uid, is_exempt, Box::new(job));
     }
 
     /// Answers a read.

@@ -89,9 +89,10 @@ impl Shared {
 }
 
 impl Workers {
-    /// A pool of `threads` threads. Of all jobs so many may wait, and of one user's so many wait or be done.
+    /// A pool of `threads` threads, called `statsfs-` and the name and their number. Of all jobs so many may wait, and of one user's so many wait or be done.
     /// The threads count in `running`, and call `start` first.
     pub(super) fn start(
+        name: &str,
         threads: usize,
         most: Most,
         running: &Threads,
@@ -100,7 +101,7 @@ impl Workers {
         let pool = Workers { shared: Arc::default(), most };
         for number in 0..threads {
             let (shared, guard, start) = (pool.shared.clone(), running.enter(), start.clone());
-            let thread = std::thread::Builder::new().name(format!("statsfs-bulk-{number}"));
+            let thread = std::thread::Builder::new().name(format!("statsfs-{name}-{number}"));
             thread.spawn(move || {
                 let _guard = guard;
                 start.call(ThreadKind::Bulk);
@@ -214,7 +215,7 @@ mod tests {
     impl Busy {
         fn new(most: Most) -> Self {
             let running = Threads::default();
-            let pool = Workers::start(1, most, &running, &ThreadStart::default()).unwrap();
+            let pool = Workers::start("bulk", 1, most, &running, &ThreadStart::default()).unwrap();
             let (started, has_started) = mpsc::channel();
             let (release, released) = mpsc::channel::<()>();
             let (tell, told) = mpsc::channel();

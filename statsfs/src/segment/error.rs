@@ -206,6 +206,11 @@ pub enum SegmentError {
     /// More sources than the limits allow.
     #[error("more than {0} sources of one publisher")]
     TooManySources(usize),
+    /// The records of the groups that there were have more bytes than the limits allow.
+    #[error(
+        "the groups of one publisher have more than {0} bytes; use fewer groups, or shorter descriptions"
+    )]
+    TooManyGroupBytes(usize),
     /// Two sources have the same id.
     #[error("two sources have the id {0}")]
     DuplicateId(u64),

@@ -48,6 +48,7 @@
 //! in the pool (32 bits), 8 bytes 0. The names of states have a comma between each two; there are none if
 //! their length is 0, as in what writers leave that do not know of them, and readers that do not know of
 //! them find everything else where it is. The pool begins with the group's name, prefix and help.
+//! It is at least as long as all strings together.
 //!
 //! # Blocks
 //!

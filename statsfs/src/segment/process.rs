@@ -226,7 +226,7 @@ impl Process {
             publisher: 0,
             segments: Vec::new(),
             by_index: HashMap::new(),
-            groups: Groups::default(),
+            groups: Groups::new(limits),
             entries: HashMap::new(),
             sources: 0,
             names: HashMap::new(),

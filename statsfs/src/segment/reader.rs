@@ -18,7 +18,7 @@ use super::memfd;
 use super::plan::Plan;
 use super::protocol;
 use super::region::Region;
-use super::schema::{self, MAX_GROUP_UNITS, SchemaError};
+use super::schema::{self, MAX_GROUP_UNITS};
 use super::sync::{Ordering, fence};
 use crate::value::{MAX_LABEL_KEY, MAX_LABEL_VALUE, is_value_name};
 
@@ -33,6 +33,9 @@ pub struct Limits {
     pub bytes: usize,
     /// Most sources over all segments; 2^20 unless set.
     pub sources: usize,
+    /// Most bytes of all records of groups, equal ones once, that there ever were; 16 MiB unless set. What they
+    /// describe is kept in memory, where it takes several times as much.
+    pub group_bytes: usize,
 }
 
 impl Default for Limits {
@@ -42,6 +45,7 @@ impl Default for Limits {
             segments: MAX_SEGMENTS,
             bytes: usize::MAX,
             sources: 1 << 20,
+            group_bytes: 16 << 20,
         }
     }
 }
@@ -110,19 +114,35 @@ pub(crate) struct Findings {
     pub(crate) moved: Vec<(u32, bool, u64)>,
 }
 
-/// The groups of one process, each once.
-#[derive(Debug, Default)]
+/// The groups of one process, each once. Whether any source has them does not matter.
+#[derive(Debug)]
 pub(crate) struct Groups {
     /// By their canonical encoding, since equal groups have equal ones.
     known: HashMap<Vec<u64>, Arc<Plan>>,
+    /// How many bytes these are, and may be.
+    bytes: usize,
+    most: usize,
 }
 
 impl Groups {
-    fn intern(&mut self, copy: &[u64]) -> Result<Arc<Plan>, SchemaError> {
-        let group = schema::decode(copy)?;
-        let id = self.known.len() as u32;
-        let plan = self.known.entry(schema::encode(&group));
-        Ok(plan.or_insert_with(|| Arc::new(Plan::new(Arc::new(group), id))).clone())
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self { known: HashMap::new(), bytes: 0, most: limits.group_bytes }
+    }
+
+    fn intern(&mut self, unit: u32, copy: &[u64]) -> Result<Arc<Plan>, SegmentError> {
+        let group = schema::decode(copy).map_err(|error| SegmentError::Group { unit, error })?;
+        let encoding = schema::encode(&group);
+        if let Some(plan) = self.known.get(&encoding) {
+            return Ok(plan.clone());
+        }
+        let bytes = self.bytes + encoding.len() * size_of::<u64>();
+        if bytes > self.most {
+            return Err(SegmentError::TooManyGroupBytes(self.most));
+        }
+        self.bytes = bytes;
+        let plan = Arc::new(Plan::new(Arc::new(group), self.known.len() as u32));
+        self.known.insert(encoding, plan.clone());
+        Ok(plan)
     }
 }
 
@@ -343,7 +363,7 @@ impl SegmentReader {
         if !protocol::is_still(&self.region, unit, generation) {
             return Err(SegmentError::GroupChanged(unit));
         }
-        let plan = groups.intern(&copy).map_err(|error| SegmentError::Group { unit, error })?;
+        let plan = groups.intern(unit, &copy)?;
         self.units[unit as usize] = Cached { generation, record: Record::Group(plan, units) };
         for other in rest {
             self.units[other as usize].record = Record::Continued;

@@ -23,6 +23,9 @@ pub enum SchemaError {
     /// A string lies outside the pool or is not UTF-8.
     #[error("a group's string is outside its pool or not UTF-8")]
     String,
+    /// Its strings are together longer than their pool: some are in the same place.
+    #[error("a group's strings are together longer than their pool")]
+    Shared,
     /// A number has no meaning.
     #[error("a value's {0} has no meaning")]
     Code(&'static str),
@@ -141,6 +144,12 @@ pub(crate) fn decode(words: &[u64]) -> Result<GroupDescriptor, SchemaError> {
     };
     let (name_len, prefix_len) = ((lengths & 0xff) as usize, (lengths >> 8 & 0xff) as usize);
     let help_len = (lengths >> 16 & 0xffff) as usize;
+    // Each is kept by itself: what were in one place many times would be many times as large.
+    let of_values = records.chunks_exact(VALUE_RECORD).flat_map(|record| &record[10..16]);
+    let of_values: usize = of_values.map(|len| usize::from(*len)).sum();
+    if name_len + prefix_len + help_len + of_values > pool_len {
+        return Err(SchemaError::Shared);
+    }
     let name = text(0, name_len)?;
     let prefix = text(name_len, prefix_len)?;
     let help = text(name_len + prefix_len, help_len)?;
@@ -258,6 +267,18 @@ mod tests {
         let mut words = vec![2];
         words.extend(bytes.chunks(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())));
         decode(&words)
+    }
+
+    #[test]
+    fn strings_are_together_no_longer_than_their_pool() {
+        let value = |name| Descriptor::new(name, ValueType::U8, Semantics::Floating);
+        let group = GroupBuilder::new("g").value(value("aa")).value(value("bb")).build().unwrap();
+        let mut words = encode(&group);
+        words.insert(0, 2);
+        assert!(decode(&words).is_ok());
+        // The first value's help is the second one's name.
+        words[word::GROUP_BODY + 1] |= 2 << 48;
+        assert_eq!(decode(&words), Err(SchemaError::Shared));
     }
 
     #[test]

@@ -55,6 +55,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use crate::export::Full;
 use crate::fs::{Errno, Ino};
 use crate::repeats::Repeats;
 use crate::segment::layout::ROOT_ID;
@@ -80,7 +81,7 @@ pub use self::processes::{Feed, Identity, ProcessKey, ProcessUsage};
 use self::saved::Remembered;
 pub use self::saved::{Keeper, Left, Occasion, Saved, SavedAccount, SavedDirectory};
 use self::subtree::{Subtree, View};
-use self::sweep::{Request, Sweep};
+use self::sweep::{Request, Room, Sweep};
 use self::users::Users;
 use self::wake::Sleeper;
 pub use self::wake::{Wake, Waker};
@@ -329,8 +330,19 @@ impl Tree {
 
     /// Takes what somebody may see of a subtree, with what was counted or only with what there is. It is empty if
     /// that is gone.
-    fn take(&self, view: View, counted: bool, access: &Access, subtree: &mut Subtree) {
+    ///
+    /// # Errors
+    /// [`Full`], before much more than `most` bytes are taken.
+    fn take(
+        &self,
+        view: View,
+        counted: bool,
+        access: &Access,
+        most: Option<usize>,
+        subtree: &mut Subtree,
+    ) -> Result<(), Full> {
         let mut sweep = std::mem::take(&mut subtree.sweep);
+        sweep.room = Room::of(most);
         if counted {
             self.show(State::view_request(view), &mut sweep, |state, sweep| {
                 state.capture(view, access, sweep, subtree);
@@ -339,7 +351,12 @@ impl Tree {
             sweep.clear();
             self.look(|_| Look::In(view.dir)).capture(view, access, &sweep, subtree);
         }
+        if subtree.room.is_full {
+            *subtree = Subtree::default();
+            return Err(Full);
+        }
         subtree.arrange(sweep);
+        Ok(())
     }
 
     /// Reads what is asked for, and shows it as part of the tree that it was read from. Every count is in

@@ -11,7 +11,7 @@ use super::membership::Look;
 use super::subtree::{Subtree, View};
 use super::sweep::Sweep;
 use super::{Cleared, State, Tree};
-use crate::export;
+use crate::export::{self, Full};
 use crate::fs::{Attr, Caller, Entry, Errno, Ino, Kind, Nodes};
 
 pub(super) const DEPARTED: &str = ".departed";
@@ -142,7 +142,8 @@ impl Tree {
     /// shows its owner.
     pub fn flat(&self, out: &mut Vec<u8>) {
         let mut subtree = Subtree::default();
-        self.take(View::WHOLE, true, &Access::all(), &mut subtree);
+        // Without a limit there is room.
+        let _ = self.take(View::WHOLE, true, &Access::all(), None, &mut subtree);
         // There is as much room as it takes.
         let _ = export::write(Bulk::Flat, &subtree, usize::MAX, out);
     }
@@ -339,11 +340,14 @@ impl Nodes for Tree {
                 // Whoever opened a file may go into its directory, but perhaps not into all those below.
                 let access = Access::of(caller);
                 let mut subtree = Subtree::default();
-                self.take(View { dir, departed }, bulk.is_counted(), &access, &mut subtree);
+                let view = View { dir, departed };
+                let room = Some(self.options.bulk_bytes);
+                let taken = self.take(view, bulk.is_counted(), &access, room, &mut subtree);
+                taken.map_err(|Full| Errno(libc::EFBIG))?;
                 if subtree.is_empty() {
                     return Err(NO_DEVICE);
                 }
-                export::write(bulk, &subtree, most, out).map_err(|_| Errno(libc::EFBIG))
+                export::write(bulk, &subtree, most, out).map_err(|Full| Errno(libc::EFBIG))
             }
             _ => self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
         }

@@ -79,6 +79,10 @@ pub struct TreeOptions {
     pub limits: Limits,
     /// What is accepted of one user's processes together, in a tree of many processes.
     pub user_limits: UserLimits,
+    /// Most bytes that one read of a bulk file may take beside its text, for what is read and where that is shown;
+    /// 256 MiB unless set, which is the whole of a host of a thousand machines with 64 vCPUs twice. One that would
+    /// take more is refused before it is read.
+    pub bulk_bytes: usize,
     /// Who is told what happens in the tree. Nobody unless set, and then it costs nothing.
     pub events: Option<Arc<dyn TreeEvents>>,
 }
@@ -105,7 +109,7 @@ impl TreeOptions {
     /// The defaults for this owner.
     pub fn new(owner: Owner) -> Self {
         let (limits, user_limits) = (Limits::default(), UserLimits::default());
-        Self { owner, pid_prefix: false, limits, user_limits, events: None }
+        Self { owner, pid_prefix: false, limits, user_limits, bulk_bytes: 256 << 20, events: None }
     }
 }
 

@@ -86,6 +86,9 @@ impl State {
     fn read_settled(&self, request: Request, out: &mut Sweep) -> Vec<Read> {
         let plan = self.plan(request);
         let mut all = Vec::new();
+        if !out.room.take(plan.bytes_of_blocks()) {
+            return all;
+        }
         for &id in &plan.processes {
             let process = &self.processes[id];
             let budget = process.budget.as_ref();

@@ -15,7 +15,7 @@ use super::files::{Files, IdentityId};
 use super::inode::DirId;
 use super::nodes::DEPARTED;
 use super::render::Shown;
-use super::sweep::{Request, Sweep};
+use super::sweep::{Request, Room, Sweep};
 use super::{GroupId, State};
 use crate::value::{Descriptor, GroupDescriptor};
 
@@ -32,6 +32,8 @@ pub(crate) struct Subtree {
     /// Where the places of each directory begin.
     of_dirs: Vec<usize>,
     baselines: Vec<u64>,
+    /// What does not fit is not in it.
+    pub(super) room: Room,
 }
 
 /// Which subtree.
@@ -264,6 +266,7 @@ impl State {
     /// [arranged](Subtree::arrange) with the sweep when the tree's lock is given back.
     pub(super) fn capture(&self, view: View, access: &Access, sweep: &Sweep, to: &mut Subtree) {
         to.clear();
+        to.room = sweep.room.clone();
         let Some(directory) = self.dirs.get(&view.dir) else { return };
         to.root = self.path(view.dir);
         if view.departed {
@@ -283,7 +286,7 @@ impl State {
                 is_hidden: false,
             });
         } else {
-            self.capture_dir(view.dir, directory, (0, 0), None, access, &mut to.dirs);
+            self.capture_dir(view.dir, directory, (0, 0), None, access, to);
         }
         self.capture_places(view, sweep, to);
     }
@@ -295,12 +298,17 @@ impl State {
         (parent, depth): (usize, usize),
         is_above_hidden: Option<bool>,
         access: &Access,
-        to: &mut Vec<SubtreeDir>,
+        to: &mut Subtree,
     ) {
-        let number = to.len();
+        // With where it is by its number, and where its places begin.
+        if !to.room.take(size_of::<SubtreeDir>() + size_of::<(DirId, usize)>() + size_of::<usize>())
+        {
+            return;
+        }
+        let number = to.dirs.len();
         // Whoever has the first one open was let into it.
         let is_hidden = is_above_hidden.is_some_and(|above| above || !access.may_enter(dir));
-        to.push(SubtreeDir {
+        to.dirs.push(SubtreeDir {
             id,
             parent,
             depth,
@@ -320,7 +328,10 @@ impl State {
 
     /// Notes where what was read is shown, what it is, and what was cleared of it.
     fn capture_places(&self, view: View, sweep: &Sweep, to: &mut Subtree) {
-        let Subtree { groups, places, baselines, .. } = to;
+        let Subtree { groups, places, baselines, room, .. } = to;
+        if !room.take(sweep.cells.len() * size_of::<Place>()) {
+            return;
+        }
         groups.resize(self.groups.len(), None);
         places.reserve(sweep.cells.len());
         for (n, cells) in sweep.cells.iter().enumerate() {
@@ -340,7 +351,11 @@ impl State {
                 descriptor: self.groups[cells.group].clone(),
                 identities: self.identities.of(cells.group).clone(),
             });
-            let baseline = self.baseline(cells).map(|baseline| {
+            let baseline = self.baseline(cells);
+            if !room.take(baseline.map_or(0, size_of_val)) {
+                return;
+            }
+            let baseline = baseline.map(|baseline| {
                 baselines.extend_from_slice(baseline);
                 baselines.len() - baseline.len()
             });

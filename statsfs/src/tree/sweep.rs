@@ -111,6 +111,33 @@ pub(crate) struct Cells {
     words: Range<usize>,
 }
 
+/// How much memory something may take.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Room {
+    /// How many bytes, if there is a limit.
+    most: Option<usize>,
+    taken: usize,
+    /// Whether there was too little.
+    pub(super) is_full: bool,
+}
+
+impl Room {
+    pub(super) fn of(most: Option<usize>) -> Self {
+        Self { most, ..Self::default() }
+    }
+
+    /// Whether there is room for so many bytes more.
+    pub(super) fn take(&mut self, bytes: usize) -> bool {
+        self.taken = self.taken.saturating_add(bytes);
+        self.is_full |= self.most.is_some_and(|most| self.taken > most);
+        !self.is_full
+    }
+
+    fn clear(&mut self) {
+        *self = Self::of(self.most);
+    }
+}
+
 /// What a sweep read. May be used again, which saves its memory.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
@@ -119,6 +146,8 @@ pub(crate) struct Sweep {
     /// How many of them were read: what is beyond is there from the last time.
     read: usize,
     scratch: Vec<u64>,
+    /// What does not fit is not read.
+    pub(super) room: Room,
     /// How many blocks were read for them.
     pub(super) blocks: usize,
     /// A fold came in between, or a block was freed: the model must be brought up to date and the sweep
@@ -149,6 +178,7 @@ impl Sweep {
         (self.read, self.blocks) = (0, 0);
         (self.outdated, self.cut, self.torn) = (false, None, 0);
         self.outdated_by.clear();
+        self.room.clear();
     }
 
     /// Something of a process is not as it must be.
@@ -159,6 +189,9 @@ impl Sweep {
 
     /// Adds cells that come all at once.
     pub(super) fn push(&mut self, account: Account, group: GroupId, words: &[u64]) {
+        if !self.room.take(size_of_val(words) + size_of::<Cells>()) {
+            return;
+        }
         let range = self.room(words.len());
         self.words[range.clone()].copy_from_slice(words);
         self.found(account, group, range);
@@ -181,6 +214,17 @@ impl Sweep {
 }
 
 impl Plan {
+    /// How many bytes a sweep takes that reads it.
+    fn bytes(&self) -> usize {
+        self.words * size_of::<u64>() + self.steps.len() * size_of::<Cells>()
+    }
+
+    /// How many more it takes to read each block by itself.
+    pub(super) fn bytes_of_blocks(&self) -> usize {
+        let words: usize = self.steps.iter().map(|step| step.words * step.blocks.len()).sum();
+        words * size_of::<u64>()
+    }
+
     /// Takes the steps in the order of their blocks' addresses, which is how memory is read fastest: a
     /// segment's blocks are allocated downwards while its units are allocated upwards.
     fn lay_out(&mut self, mut steps: Vec<(Step, Vec<BlockRef>)>) {
@@ -350,6 +394,9 @@ impl State {
     /// Reads the cells that a plan of this state of the model names.
     fn read_plan(&self, plan: &Plan, only: Only<'_>, out: &mut Sweep) {
         if only.value_of.is_none() {
+            if !out.room.take(plan.bytes()) {
+                return;
+            }
             // At once, and the first time zeroed by the kernel.
             out.room(plan.words);
         }

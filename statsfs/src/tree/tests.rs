@@ -649,6 +649,31 @@ fn a_bulk_file_that_is_too_long_stops_where_there_is_no_room() {
 }
 
 #[test]
+fn what_would_take_too_much_to_be_read_at_once_is_not_begun() {
+    let registry = Registry::new().unwrap();
+    let kvm = top(&registry);
+    let of = group("vm", &[counter("n", ValueType::U64).aggregate(Aggregations::SUM)]);
+    let names: Vec<_> = (0..100).map(|n| format!("vm{n}")).collect();
+    let slots: Vec<_> = names.iter().map(|name| publish(&kvm, &registry, name, &of)).collect();
+    slots.iter().for_each(|slot| slot.add(0, 1));
+    let render = |bulk_bytes, path: &str| {
+        let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
+        let tree = Tree::with(TreeOptions { bulk_bytes, ..options }, false);
+        registry.join(&tree, Identity::this_process()).unwrap();
+        assert_eq!(number(&tree, "kvm/n"), 100, "what is one number is read whatever it takes");
+        let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
+        let mut out = Vec::new();
+        tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out)
+    };
+    for bulk in Bulk::ALL.into_iter().filter(|bulk| *bulk != Bulk::Clear) {
+        let of_all = format!(".stats/{}", bulk.name());
+        assert_eq!(render(4096, &of_all), Err(Errno(libc::EFBIG)), "{of_all}");
+        assert_eq!(render(4096, &format!("kvm/vm7/{of_all}")), Ok(()));
+        assert_eq!(render(1 << 20, &of_all), Ok(()));
+    }
+}
+
+#[test]
 fn how_to_read_a_process_is_kept_until_its_own_structure_changes() {
     let (one, two) = (Registry::new().unwrap(), Registry::new().unwrap());
     let tops = [top(&one), top(&two)];
@@ -743,7 +768,7 @@ fn what_is_shown_at_once_needs_no_tree_and_can_be_used_again() {
     });
     let mut subtree = Subtree::default();
     for (tree, expected) in &flats {
-        tree.take(View::WHOLE, true, &Access::all(), &mut subtree);
+        tree.take(View::WHOLE, true, &Access::all(), None, &mut subtree).unwrap();
         let mut out = Vec::new();
         export::write(Bulk::Flat, &subtree, usize::MAX, &mut out).unwrap();
         assert_eq!(String::from_utf8(out), String::from_utf8(expected.clone()));

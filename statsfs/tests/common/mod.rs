@@ -21,6 +21,8 @@ enum Node {
     Bulk { lines: usize, time: Duration },
     /// One line, made by a worker, which waits until all such are let go.
     Held,
+    /// A number that is made by a worker, the same for everybody.
+    Total,
     /// Panics when it is rendered.
     Broken,
     /// A link.
@@ -123,6 +125,11 @@ impl Tree {
     /// Something that is not made before [`let_go`](Self::let_go).
     pub fn held(&self, parent: Ino, name: &str) -> Ino {
         self.add(parent, name, Node::Held, 0o444)
+    }
+
+    /// A number that takes long.
+    pub fn total(&self, parent: Ino, name: &str) -> Ino {
+        self.add(parent, name, Node::Total, 0o444)
     }
 
     pub fn let_go(&self) {
@@ -265,6 +272,7 @@ impl Nodes for Tree {
                 ((0..*lines).map(|line| format!("{line} a line\n")).collect(), *time)
             }
             Node::Held => ("a line\n".to_owned(), Duration::ZERO),
+            Node::Total => ("5\n".to_owned(), Duration::ZERO),
             Node::Broken => (String::new(), Duration::MAX),
             Node::Directory(_) | Node::Symlink(_) => unreachable!("not a file"),
         })?;
@@ -309,8 +317,10 @@ impl Nodes for Tree {
     }
 
     fn is_slow(&self, ino: Ino) -> bool {
-        self.with(ino, 0, |placed| matches!(placed.node, Node::Bulk { .. } | Node::Held))
-            .unwrap_or(false)
+        self.with(ino, 0, |placed| {
+            matches!(placed.node, Node::Bulk { .. } | Node::Held | Node::Total)
+        })
+        .unwrap_or(false)
     }
 
     fn depends_on_opener(&self, ino: Ino) -> bool {

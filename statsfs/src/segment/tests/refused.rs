@@ -317,7 +317,8 @@ fn a_lie_in_a_group_is_refused() {
         ("shorter than it says", |c| c.put(GROUP, word::GROUP_SIZES, pair(8, u32::MAX))),
         ("not acceptable: name", |c| c.put(GROUP, word::GROUP_COUNTS, pair(0, 8))),
         ("not a multiple of 8", |c| c.put(GROUP, word::GROUP_COUNTS, pair(2, 12))),
-        ("outside its pool", |c| c.put(GROUP, word::GROUP_LENGTHS, u64::MAX)),
+        ("together longer than their pool", |c| c.put(GROUP, word::GROUP_LENGTHS, u64::MAX)),
+        ("outside its pool", |c| c.put(GROUP, word::GROUP_BODY + 2, pair(0, u32::MAX))),
         ("is not [a-z]", |c| c.put(GROUP, word::GROUP_LENGTHS, 0)),
         ("unaligned, outside the block, or overlap", |c| {
             c.put(GROUP, word::GROUP_COUNTS, pair(2, 0));
@@ -430,6 +431,15 @@ fn segments_must_go_together() {
         c.block(1, role::SLOT, 0, 12, (SLOT_AT, slot_len()));
     });
     assert!(matches!(error, SegmentError::NoGroup { unit: 1, group: 0 }), "{error}");
+}
+
+#[test]
+fn groups_are_limited_whether_a_source_has_them_or_not() {
+    let attach = |group_bytes| valid().attach(&Limits { group_bytes, ..Limits::default() });
+    let bytes = 8 * crate::segment::schema::encode(&group()).len();
+    let error = attach(bytes - 1).unwrap_err();
+    assert!(matches!(error, SegmentError::TooManyGroupBytes(_)), "{error}");
+    attach(bytes).unwrap();
 }
 
 #[test]
