@@ -94,7 +94,18 @@ pub(super) struct Resumed {
     pub(super) is_over: bool,
 }
 
-/// A process that an earlier server had, and that has not been looked at yet.
+/// What became of a process that an earlier server had.
+#[derive(Debug)]
+pub(super) enum TakenOver {
+    /// It is in the tree.
+    In(Box<Resumed>),
+    /// It need not be: it was folded, is there already, or is of no use.
+    Done,
+    /// The server is short of something now: it is to be tried again.
+    Later(Unseen),
+}
+
+/// A process that an earlier server had, and that is still to be taken over.
 #[derive(Debug)]
 pub(super) struct Unseen {
     process: state::Process,
@@ -240,10 +251,14 @@ impl Keep {
             .flatten()
             .map(|unseen| (unseen.process.uid, unseen.segments.iter().map(size).sum()));
         let order = in_turns(&sizes.collect::<Vec<_>>());
-        let (mut resumed, mut later) = (Vec::new(), Vec::new());
+        let (mut resumed, mut later, mut put_off) = (Vec::new(), Vec::new(), Vec::new());
         for unseen in order.into_iter().filter_map(|n| all[n].take()) {
             if thread_time().saturating_sub(start) < BEFORE_SERVING {
-                resumed.extend(self.take_over(tree, unseen));
+                match self.take_over(tree, unseen) {
+                    TakenOver::In(process) => resumed.push(*process),
+                    TakenOver::Done => {}
+                    TakenOver::Later(unseen) => put_off.push(unseen),
+                }
             } else {
                 later.push(unseen);
             }
@@ -254,23 +269,30 @@ impl Keep {
                 "there is more than can be taken in before anybody is answered: the rest comes later"
             );
         }
+        later.extend(put_off);
         (resumed, later)
     }
 
-    /// Takes in a process that an earlier server had, or folds it, if it has died since. Nothing, if it is in the
-    /// tree already, or if there is nothing to be taken in.
-    pub(super) fn take_over(&self, tree: &Tree, unseen: Unseen) -> Option<Resumed> {
+    /// Takes in a process that an earlier server had, or folds it, if it has died since.
+    pub(super) fn take_over(&self, tree: &Tree, unseen: Unseen) -> TakenOver {
         let Unseen { process, segments } = unseen;
         let state::Process { publisher, pid, uid, .. } = process;
-        match self.try_take_over(tree, &process, segments) {
-            Ok(resumed) => resumed,
+        let received = Received::kept(publisher, segments, self.store.clone());
+        match self.try_take_over(tree, &process, received.clone()) {
+            Ok(Some(resumed)) => TakenOver::In(Box::new(resumed)),
             // It has come by itself, or has come and gone.
-            Err(JoinError::Folded | JoinError::Tree(TreeError::Joined(_))) => None,
+            Ok(None) | Err(JoinError::Folded | JoinError::Tree(TreeError::Joined(_))) => {
+                TakenOver::Done
+            }
+            Err(JoinError::Tree(error)) if error.may_pass() => {
+                tracing::warn!(%error, pid, uid, "what was kept of a process can not be taken in yet");
+                TakenOver::Later(Unseen { process, segments: received.take() })
+            }
             Err(error) => {
                 tracing::warn!(%error, pid, uid, "what was kept of a process is not taken in");
                 // It may come by itself.
                 self.has_let_go(publisher);
-                None
+                TakenOver::Done
             }
         }
     }
@@ -279,13 +301,12 @@ impl Keep {
         &self,
         tree: &Tree,
         process: &state::Process,
-        fds: Vec<OwnedFd>,
+        received: Received,
     ) -> Result<Option<Resumed>, JoinError> {
         let state::Process { publisher, pid, start_time, uid, gid, public, .. } = *process;
         if self.lock().host.folded.contains(&publisher) {
             return Err(JoinError::Folded);
         }
-        let received = Received::kept(publisher, fds, self.store.clone());
         let identity = Identity { pid, uid, gid, is_public: public, is_host: false };
         let key = tree.join(received.clone(), identity)?;
         self.lock().received.insert(publisher, received.clone());
@@ -606,6 +627,56 @@ mod tests {
                 assert!(0 < there && there <= all, "{there} of {all}");
             }
         }
+    }
+
+    /// Takes a dead process over when there is no descriptor left, and when there are some again.
+    #[test]
+    #[ignore = "run in a process of its own"]
+    fn take_over_without_descriptors() {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+        let state = tempfile::tempdir().unwrap();
+        let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let start_time = Life::of(child.id()).unwrap().unwrap().start_time;
+        let who = Who { pid: child.id(), start_time, ..who() };
+        let registry = Registry::new().unwrap();
+        let top = registry.create_source("top").unwrap();
+        top.register().unwrap();
+        top.add_values::<Some>().unwrap().things.add(3);
+        {
+            let own = Own::new().unwrap();
+            let (keep, tree) = Keep::open(&options, &own, Arc::default()).unwrap();
+            keep.join(&tree, received(&registry), who, true).unwrap();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let own = Own::new().unwrap();
+        let (keep, tree) = Keep::open(&options, &own, Arc::default()).unwrap();
+        let kept = BTreeMap::from([(registry.publisher(), segments(&registry))]);
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // The kernel gives the lowest one that is free.
+        let free = std::os::fd::AsRawFd::as_raw_fd(&std::fs::File::open("/dev/null").unwrap());
+        setrlimit(Resource::RLIMIT_NOFILE, free as u64, hard).unwrap();
+        let (resumed, mut later) = keep.resume(&tree, kept, &options);
+        assert_eq!((resumed.len(), later.len()), (0, 1));
+        let TakenOver::Later(unseen) = keep.take_over(&tree, later.remove(0)) else {
+            panic!("there is no descriptor for it");
+        };
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        assert!(matches!(keep.take_over(&tree, unseen), TakenOver::Done));
+        assert_eq!(number(&tree, "top/things"), 3);
+    }
+
+    #[test]
+    fn what_can_not_be_taken_over_now_is_later() {
+        let test = format!("{}::take_over_without_descriptors", module_path!());
+        let test = test.split_once("::").unwrap().1;
+        let exe = std::env::current_exe().unwrap();
+        let out = std::process::Command::new(exe).args(["--exact", test, "--ignored"]).output();
+        let out = out.unwrap();
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && said.contains("1 passed"), "{said}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::clients::{Client, Phase, Who};
-use super::keep::JoinError;
+use super::keep::{JoinError, TakenOver};
 use super::limits::Amounts;
 use super::run::Server;
 use super::stats::RefusedFor;
@@ -24,8 +24,12 @@ impl Server {
                 self.folded(id, result);
             }
             Outcome::TakenOver(publisher, resumed) => {
+                if let TakenOver::Later(unseen) = resumed {
+                    // Soon, but not at once.
+                    return self.put_off.push(unseen);
+                }
                 self.unseen.remove(&publisher);
-                if let Some(resumed) = resumed {
+                if let TakenOver::In(resumed) = resumed {
                     self.await_back(*resumed);
                 }
             }

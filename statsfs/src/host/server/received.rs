@@ -81,6 +81,11 @@ impl Received {
         self.add(more);
     }
 
+    /// Takes the segments out, which are nobody else's.
+    pub(super) fn take(&self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.0.segments().all)
+    }
+
     /// Has the tree look.
     pub(super) fn wake(&self) {
         if let Some(waker) = &*self.0.waker.lock().unwrap_or_else(PoisonError::into_inner) {

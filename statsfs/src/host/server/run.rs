@@ -14,7 +14,7 @@ use super::clients::{Client, Clients, GREETING, Phase, Who};
 use super::closer::{self, Closer};
 use super::fd_store::{FdStore, Inherited};
 use super::inherited::{self, Found, KeptDevices};
-use super::keep::{Keep, Resumed};
+use super::keep::{Keep, Resumed, Unseen};
 use super::limits::{self, Accounts, Amounts, Exceeded};
 use super::listen::Listening;
 use super::options::{ServeError, ServeOptions};
@@ -69,6 +69,8 @@ pub struct Server {
     pub(super) crowded: HashSet<Exceeded>,
     /// The publishers of the server before that have not been taken over yet.
     pub(super) unseen: HashSet<u128>,
+    /// Those of them that are tried again with the next round.
+    pub(super) put_off: Vec<Unseen>,
     pub(super) turns: Turns,
     pub(super) refusals: Refusals,
     pub(super) closer: Closer,
@@ -146,6 +148,7 @@ impl Server {
             accounts,
             crowded: HashSet::new(),
             unseen: HashSet::new(),
+            put_off: Vec::new(),
             turns: Turns::default(),
             refusals: Refusals::default(),
             closer: Closer::default(),
@@ -547,6 +550,9 @@ impl Server {
             } else {
                 self.charge_sources(id, usage.sources);
             }
+        }
+        for unseen in std::mem::take(&mut self.put_off) {
+            self.worker.give(unseen.uid(), NOBODY, Job::TakeOver(unseen));
         }
         for exceeded in std::mem::take(&mut self.crowded) {
             self.make_room(exceeded);

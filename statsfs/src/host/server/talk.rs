@@ -195,7 +195,7 @@ impl Server {
     pub(super) fn send_status(&mut self, id: ClientId) {
         let Some(client) = self.clients.get(id) else { return };
         let (Some(socket), Some(outgoing)) = (&client.socket, &mut client.outgoing) else { return };
-        let mut is_full = false;
+        let (mut is_full, mut failed) = (false, None);
         for part in ServerMessage::status(&outgoing.text).skip(outgoing.sent) {
             match socket.send(&part, &[]) {
                 Ok(()) => outgoing.sent += 1,
@@ -204,11 +204,20 @@ impl Server {
                     break;
                 }
                 // Its end is seen in its turn, after all that it has said.
-                Err(_) => {
+                Err(SendError::Closed) => {
                     client.is_deaf = true;
                     break;
                 }
+                Err(error) => {
+                    failed = Some(format!("the server can not answer: {error}"));
+                    break;
+                }
             }
+        }
+        // What is missing of it would be waited for.
+        if let Some(text) = failed {
+            client.outgoing = None;
+            return self.refuse(id, RefusedFor::Server, text, true);
         }
         let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
         if is_full {
@@ -217,5 +226,42 @@ impl Server {
             client.outgoing = None;
         }
         let _ = self.epoll.modify(socket, &mut EpollEvent::new(events, socket_token(id)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::eventfd::EventFd;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::*;
+    use crate::host::protocol::Socket;
+    use crate::host::server::ServeOptions;
+    use crate::host::server::clients::{Client, Who};
+
+    #[test]
+    fn who_can_not_be_answered_is_told_so_unless_nobody_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name| directory.path().join(name);
+        let mut server = Server::start(ServeOptions {
+            mount: place("mount"),
+            socket: place("socket"),
+            state: place("state"),
+            ..ServeOptions::default()
+        })
+        .unwrap();
+        let mut asks = |socket: OwnedFd| {
+            let who = Who { pid: 1, uid: 7, gid: 7, start_time: 1 };
+            let client = Client::new(who, None, Some(Socket::from(socket)), Amounts::default());
+            let id = server.clients.add(client);
+            server.said(id, ClientMessage::Status, Vec::new());
+            server.clients.get(id).map(|client| client.is_deaf)
+        };
+        let (flags, kind) = (SockFlag::SOCK_CLOEXEC, SockType::SeqPacket);
+        let (socket, other) = socketpair(AddressFamily::Unix, kind, None, flags).unwrap();
+        drop(other);
+        assert_eq!(asks(socket), Some(true));
+        // Nothing can be sent there, whoever listens.
+        assert_eq!(asks(EventFd::new().unwrap().into()), None);
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::EventFd;
 
 use super::clients::Who;
-use super::keep::{JoinError, Keep, Resumed, Unseen};
+use super::keep::{JoinError, Keep, TakenOver, Unseen};
 use super::received::Received;
 use super::rights;
 use crate::share::{Share, thread_time};
@@ -48,8 +48,8 @@ pub(super) enum Job {
 pub(super) enum Outcome {
     Joined(Result<ProcessKey, JoinError>),
     Folded(Result<(), TreeError>),
-    /// Of this publisher; nothing if it is not there, or is there already.
-    TakenOver(u128, Option<Box<Resumed>>),
+    /// Of this publisher.
+    TakenOver(u128, TakenOver),
 }
 
 /// A job that was done.
@@ -208,7 +208,7 @@ fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
             Job::Fold(process) => Outcome::Folded(tree.fold(process)),
             Job::TakeOver(unseen) => {
                 let publisher = unseen.publisher();
-                Outcome::TakenOver(publisher, keep.take_over(tree, unseen).map(Box::new))
+                Outcome::TakenOver(publisher, keep.take_over(tree, unseen))
             }
         };
         queue = desk.lock();
