@@ -198,6 +198,15 @@ impl Clients {
         self.iter().find(|(_, client)| is_it(client)).map(|(id, _)| id)
     }
 
+    /// Whether a process that says that it is this publisher is being taken in.
+    pub(super) fn is_joining(&self, who: &Who, publisher: u128) -> bool {
+        self.all.values().any(|client| {
+            client.phase == Phase::Joining
+                && client.who.is_process(who)
+                && client.received.publisher() == publisher
+        })
+    }
+
     /// The client whose process this is.
     pub(super) fn of_process(&self, process: ProcessKey) -> Option<ClientId> {
         self.by_process.get(&process).copied()

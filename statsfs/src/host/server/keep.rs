@@ -254,7 +254,7 @@ impl Keep {
         let (mut resumed, mut later, mut put_off) = (Vec::new(), Vec::new(), Vec::new());
         for unseen in order.into_iter().filter_map(|n| all[n].take()) {
             if thread_time().saturating_sub(start) < BEFORE_SERVING {
-                match self.take_over(tree, unseen) {
+                match self.take_over(tree, unseen, true) {
                     TakenOver::In(process) => resumed.push(*process),
                     TakenOver::Done => {}
                     TakenOver::Later(unseen) => put_off.push(unseen),
@@ -273,12 +273,13 @@ impl Keep {
         (resumed, later)
     }
 
-    /// Takes in a process that an earlier server had, or folds it, if it has died since.
-    pub(super) fn take_over(&self, tree: &Tree, unseen: Unseen) -> TakenOver {
+    /// Takes in a process that an earlier server had. If it has died since it is folded, unless it may have sent
+    /// something to this server before: then whoever takes it in has to see to that.
+    pub(super) fn take_over(&self, tree: &Tree, unseen: Unseen, folds: bool) -> TakenOver {
         let Unseen { process, segments } = unseen;
         let state::Process { publisher, pid, uid, .. } = process;
         let received = Received::kept(publisher, segments, self.store.clone());
-        match self.try_take_over(tree, &process, received.clone()) {
+        match self.try_take_over(tree, &process, received.clone(), folds) {
             Ok(Some(resumed)) => TakenOver::In(Box::new(resumed)),
             // It has come by itself, or has come and gone.
             Ok(None) | Err(JoinError::Folded | JoinError::Tree(TreeError::Joined(_))) => {
@@ -302,6 +303,7 @@ impl Keep {
         tree: &Tree,
         process: &state::Process,
         received: Received,
+        folds: bool,
     ) -> Result<Option<Resumed>, JoinError> {
         let state::Process { publisher, pid, start_time, uid, gid, public, .. } = *process;
         if self.lock().host.folded.contains(&publisher) {
@@ -324,7 +326,7 @@ impl Keep {
             }
         };
         let is_dead = pidfd.as_ref().is_none_or(has_ended);
-        if is_dead && is_whole {
+        if is_dead && is_whole && folds {
             match tree.fold(key) {
                 Ok(()) => {
                     tracing::info!(
@@ -660,11 +662,11 @@ mod tests {
         setrlimit(Resource::RLIMIT_NOFILE, free as u64, hard).unwrap();
         let (resumed, mut later) = keep.resume(&tree, kept, &options);
         assert_eq!((resumed.len(), later.len()), (0, 1));
-        let TakenOver::Later(unseen) = keep.take_over(&tree, later.remove(0)) else {
+        let TakenOver::Later(unseen) = keep.take_over(&tree, later.remove(0), true) else {
             panic!("there is no descriptor for it");
         };
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
-        assert!(matches!(keep.take_over(&tree, unseen), TakenOver::Done));
+        assert!(matches!(keep.take_over(&tree, unseen, true), TakenOver::Done));
         assert_eq!(number(&tree, "top/things"), 3);
     }
 

@@ -104,6 +104,11 @@ impl Server {
             return self.refuse(id, RefusedFor::Twice, text, false);
         }
         if matches!(phase, Phase::Leaving(_)) {
+            // What came over this connection is kept with the rest, if it is not too late.
+            let theirs = was.received.clone();
+            if let Some(client) = self.clients.get(id) {
+                theirs.take_over(&client.received);
+            }
             let text = "it has said goodbye, and what it counted is being kept".to_owned();
             return self.refuse(id, RefusedFor::Twice, text, false);
         }

@@ -169,7 +169,9 @@ impl Server {
 
     /// A process that the server before had may come back.
     pub(super) fn await_back(&mut self, resumed: Resumed) {
-        let Resumed { who, pidfd, process, received, is_over } = resumed;
+        let Resumed { who, pidfd, process, received, mut is_over } = resumed;
+        // What it sent to this server before it died is its own as well, and is being taken in: then it is over.
+        is_over &= !self.clients.is_joining(&who, received.publisher());
         let id = self.clients.add(Client {
             received,
             is_over,
@@ -600,9 +602,66 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::Registry;
     use crate::host::protocol::Life;
+    use crate::host::server::keep::JoinError;
     use crate::host::server::received::Received;
+    use crate::host::server::worker::{Done, Outcome};
+    use crate::tree::TreeError;
+    use crate::{Registry, RegistryOptions};
+
+    #[test]
+    fn what_a_process_sent_before_it_died_is_kept_with_what_was_kept_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name| directory.path().join(name);
+        let mut server = Server::start(ServeOptions {
+            mount: place("mount"),
+            socket: place("socket"),
+            state: place("state"),
+            ..ServeOptions::default()
+        })
+        .unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let start_time = Life::of(child.id()).unwrap().unwrap().start_time;
+        let who = Who { pid: child.id(), uid: 7, gid: 7, start_time };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let small = RegistryOptions { segment_size: 64 << 10, ..RegistryOptions::default() };
+        let registry = Registry::with_options(small).unwrap();
+        let top = registry.create_source("top").unwrap();
+        top.register().unwrap();
+        let mut made = 0;
+        while registry.usage().segments < 2 {
+            let source = registry.create_source(&format!("s{made}")).unwrap();
+            top.add_subordinate(&source).unwrap();
+            made += 1;
+        }
+        let segments = || registry.segments().unwrap();
+        let of = |segments| {
+            let received = Received::of(registry.publisher());
+            received.add(segments);
+            received
+        };
+        // The server before had one of its segments; this one is sent all, while the one is taken over.
+        let received = of(segments().into_iter().take(1).collect());
+        let process = server.keep.join(&server.tree, received.clone(), who, true).unwrap();
+        let comes = Client { is_over: true, ..Client::new(who, None, None, Amounts::default()) };
+        let id = server.clients.add(Client { received: of(segments()), ..comes });
+        server.clients.enter(id, Phase::Joining);
+        server.await_back(Resumed {
+            who,
+            pidfd: None,
+            process,
+            received: received.clone(),
+            is_over: true,
+        });
+        let result = Err(JoinError::Tree(TreeError::Joined(process)));
+        server.done(Done { client: id, outcome: Outcome::Joined(result), took: Duration::ZERO });
+        assert_eq!(received.len(), 2);
+        let is_leaving = |client: &Client| client.phase == Phase::Leaving(process);
+        let all: Vec<_> =
+            server.clients.iter().map(|(of, client)| (of, is_leaving(client))).collect();
+        assert_eq!(all, [(id, true)]);
+    }
 
     #[test]
     fn a_process_that_could_not_be_watched_is_watched_later() {

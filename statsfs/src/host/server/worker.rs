@@ -208,7 +208,7 @@ fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
             Job::Fold(process) => Outcome::Folded(tree.fold(process)),
             Job::TakeOver(unseen) => {
                 let publisher = unseen.publisher();
-                Outcome::TakenOver(publisher, keep.take_over(tree, unseen))
+                Outcome::TakenOver(publisher, keep.take_over(tree, unseen, false))
             }
         };
         queue = desk.lock();
