@@ -39,7 +39,7 @@ fn write_file(file: &File, path: &str, total: &Total, out: &mut Vec<u8>) {
     };
     let prefix = format!("{path}{}/", file.name);
     let has_sum = Buckets::new(value.ty, cells).sum().is_some();
-    for field in Field::ALL.into_iter().filter(|field| has_sum || field.without_sum()) {
+    for field in Field::of(has_sum) {
         if field == Field::Buckets {
             write_buckets(value, cells, format!("{prefix}buckets/").as_bytes(), out);
             continue;

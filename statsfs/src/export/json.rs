@@ -56,7 +56,7 @@ fn write_file(file: &File, total: &Total, out: &mut Vec<u8>) {
     let buckets = Buckets::new(value.ty, cells);
     let has_sum = buckets.sum().is_some();
     out.push(b'{');
-    for field in Field::ALL.into_iter().filter(|field| has_sum || field.without_sum()) {
+    for field in Field::of(has_sum) {
         write_key(field.name(), out);
         if field == Field::Buckets {
             write_buckets(buckets, out);

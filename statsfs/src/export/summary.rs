@@ -105,15 +105,8 @@ fn shown(file: &File, total: &Total) -> Option<String> {
 
 fn histogram(value: &Descriptor, total: &Total, buckets: Buckets<'_>) -> String {
     let mut text = format!("{} times:", thousands(buckets.count().into()));
-    let fields = [
-        Field::Mean,
-        Field::Percentile(50),
-        Field::Percentile(90),
-        Field::Percentile(99),
-        Field::Max,
-    ];
-    let has_sum = buckets.sum().is_some();
-    for field in fields.into_iter().filter(|field| has_sum || field.without_sum()) {
+    let is_told = |field: &Field| !matches!(field, Field::Count | Field::Sum | Field::Buckets);
+    for field in Field::of(buckets.sum().is_some()).filter(is_told) {
         let number = total.number(value, Part::Field(field)).exact();
         let _ = write!(text, " {} {},", field.name(), in_unit(number, value.unit));
     }

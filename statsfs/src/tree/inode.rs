@@ -112,6 +112,11 @@ impl Field {
         Self::Buckets,
     ];
 
+    /// All that a histogram has, with a sum or without.
+    pub(crate) fn of(has_sum: bool) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |field| has_sum || field.without_sum())
+    }
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Count => "count",

@@ -123,7 +123,7 @@ pub(super) struct Absent {
     baselines: BTreeMap<(u64, bool, GroupId), Box<[u64]>>,
     /// Sources that are gone, of which there are baselines: by the one above that has what they counted, and is
     /// not in the tree yet.
-    gone: BTreeMap<u64, Vec<u64>>,
+    gone: BTreeMap<u64, BTreeSet<u64>>,
 }
 
 impl Absent {
@@ -464,12 +464,19 @@ impl State {
     /// gone and whose counts it has. Until then nothing of them is shown, cleared or not, and nobody knows whose
     /// they will be: it may go before that one comes which is above it.
     pub(super) fn give_back(&mut self, (process, id): SourceKey) {
+        self.with_absent(process, |state, absent| {
+            state.give_back_of(process, id, id, absent);
+            for gone in absent.gone.remove(&id).unwrap_or_default() {
+                state.give_back_of(process, gone, id, absent);
+            }
+        });
+    }
+
+    /// Does something with what is still to be given back to a process, and remembers what is left of it.
+    fn with_absent(&mut self, process: ProcessId, give: impl FnOnce(&mut Self, &mut Absent)) {
         let publisher = self.processes[process].publisher();
         let Some(mut absent) = self.remembered.absent.remove(&publisher) else { return };
-        self.give_back_of(process, id, id, &mut absent);
-        for gone in absent.gone.remove(&id).unwrap_or_default() {
-            self.give_back_of(process, gone, id, &mut absent);
-        }
+        give(self, &mut absent);
         if !absent.baselines.is_empty() {
             self.remembered.absent.insert(publisher, absent);
         }
@@ -516,28 +523,23 @@ impl State {
         if gone.is_empty() || self.processes[process].incomplete {
             return;
         }
-        let publisher = self.processes[process].publisher();
-        let Some(mut absent) = self.remembered.absent.remove(&publisher) else { return };
-        // With those whose counts were theirs.
-        let with: Vec<_> = gone.iter().filter_map(|id| absent.gone.remove(id)).flatten().collect();
-        gone.extend(with);
-        for id in gone {
-            let above = absent.above(id);
-            let mut above = above.into_iter().rev();
-            let home = above.find(|id| self.has_record(process, *id)).unwrap_or(ROOT_ID);
-            let home_of = self.sources.get(&(process, home));
-            if home_of.is_some_and(|home| home.reach != Reach::Not) {
-                self.give_back_of(process, id, home, &mut absent);
-            } else {
-                let there = absent.gone.entry(home).or_default();
-                if !there.contains(&id) {
-                    there.push(id);
+        self.with_absent(process, |state, absent| {
+            // With those whose counts were theirs.
+            let with: Vec<_> =
+                gone.iter().filter_map(|id| absent.gone.remove(id)).flatten().collect();
+            gone.extend(with);
+            for id in gone {
+                let above = absent.above(id);
+                let mut above = above.into_iter().rev();
+                let home = above.find(|id| state.has_record(process, *id)).unwrap_or(ROOT_ID);
+                let home_of = state.sources.get(&(process, home));
+                if home_of.is_some_and(|home| home.reach != Reach::Not) {
+                    state.give_back_of(process, id, home, absent);
+                } else {
+                    absent.gone.entry(home).or_default().insert(id);
                 }
             }
-        }
-        if !absent.baselines.is_empty() {
-            self.remembered.absent.insert(publisher, absent);
-        }
+        });
     }
 }
 

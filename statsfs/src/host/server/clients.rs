@@ -123,6 +123,11 @@ impl Client {
         }
     }
 
+    /// Whether it is of this process, which says that it is this publisher.
+    fn is(&self, who: &Who, publisher: u128) -> bool {
+        self.who.is_process(who) && self.received.publisher() == publisher
+    }
+
     /// The process that it is in the tree.
     pub(super) fn process(&self) -> Option<ProcessKey> {
         match self.phase {
@@ -190,21 +195,14 @@ impl Clients {
 
     /// The client that a process was before which says that it is this publisher, if it has been in the tree.
     pub(super) fn before(&self, who: &Who, publisher: u128) -> Option<ClientId> {
-        let is_it = |client: &Client| {
-            client.process().is_some()
-                && client.who.is_process(who)
-                && client.received.publisher() == publisher
-        };
+        let is_it = |client: &Client| client.process().is_some() && client.is(who, publisher);
         self.iter().find(|(_, client)| is_it(client)).map(|(id, _)| id)
     }
 
     /// Whether a process that says that it is this publisher is being taken in.
     pub(super) fn is_joining(&self, who: &Who, publisher: u128) -> bool {
-        self.all.values().any(|client| {
-            client.phase == Phase::Joining
-                && client.who.is_process(who)
-                && client.received.publisher() == publisher
-        })
+        let is_it = |client: &Client| client.phase == Phase::Joining && client.is(who, publisher);
+        self.all.values().any(is_it)
     }
 
     /// The client whose process this is.

@@ -305,7 +305,7 @@ impl Keep {
         received: Received,
         folds: bool,
     ) -> Result<Option<Resumed>, JoinError> {
-        let state::Process { publisher, pid, start_time, uid, gid, public, .. } = *process;
+        let state::Process { publisher, pid, uid, gid, public, .. } = *process;
         if self.lock().host.folded.contains(&publisher) {
             return Err(JoinError::Folded);
         }
@@ -314,7 +314,7 @@ impl Keep {
         self.lock().received.insert(publisher, received.clone());
         // What is open must be there: all of it, unless it is so much that the others would wait too long.
         let is_whole = tree.adopt_some(key, AT_ONCE)?.is_some();
-        let who = Who { pid, uid, gid, start_time };
+        let who = Who::of(process);
         let resumed =
             |pidfd, is_over| Some(Resumed { who, pidfd, process: key, received, is_over });
         let pidfd = match who.life() {

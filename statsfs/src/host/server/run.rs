@@ -26,7 +26,7 @@ use super::worker::{ClientId, Job, NOBODY, Worker};
 use crate::fs::Mount;
 use crate::host::protocol::{Buffer, PeerError, ServerMessage, Socket};
 use crate::share::thread_time;
-use crate::tree::{Identity, ProcessUsage, Tree};
+use crate::tree::{Identity, ProcessUsage, Refused, Tree};
 
 /// What an event is about.
 const LISTENER: u64 = 0;
@@ -457,18 +457,18 @@ impl Server {
             return Err(ServeError::Unmounted(self.options.mount.clone()));
         }
         self.store.send();
-        let refused: Vec<_> = self.tree.refused();
-        let ids = refused.iter().filter_map(|refused| self.clients.of_process(refused.process));
-        let ids: Vec<_> = ids.collect();
-        let of = |id| self.clients.get(id).map(|client| client.received.publisher());
-        let publishers: Vec<_> = ids.into_iter().filter_map(of).collect();
+        let (mut refused, mut publishers) = (Vec::new(), Vec::new());
+        for Refused { process, error, .. } in self.tree.refused() {
+            let Some(id) = self.clients.of_process(process) else { continue };
+            let Some(client) = self.clients.get(id) else { continue };
+            publishers.push(client.received.publisher());
+            refused.push((id, error));
+        }
         self.keep.forget(&self.tree, &publishers);
-        for refused in refused {
-            if let Some(id) = self.clients.of_process(refused.process) {
-                let again = refused.error.may_pass();
-                let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
-                self.refuse(id, reason, refused.error.to_string(), again);
-            }
+        for (id, error) in refused {
+            let again = error.may_pass();
+            let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
+            self.refuse(id, reason, error.to_string(), again);
         }
         let missed =
             self.clients.iter().filter_map(|(id, client)| Some((id, client.is_missed(now)?)));
