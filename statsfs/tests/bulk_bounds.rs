@@ -1,39 +1,17 @@
 //! What the reader of a bulk file can make the server need: about as much as there is room for, however deep and
 //! wide the tree is, and whatever its sources are called.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+#[path = "support/heap.rs"]
+mod heap;
+
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use heap::{IN_USE, MOST};
 use statsfs::fs::{Caller, Errno, Nodes, ROOT};
 use statsfs::tree::Tree;
 use statsfs::value::{Aggregations, Descriptor, GroupBuilder, Semantics, ValueType};
 use statsfs::{DynSlot, Registry, RegistryOptions, Source};
-
-/// Counts what the whole process has allocated and not freed, and the most that this was.
-struct Counting;
-
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is the system allocator's, counted.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let in_use = IN_USE.fetch_add(layout.size(), SeqCst) + layout.size();
-        MOST.fetch_max(in_use, SeqCst);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// One test at a time: the heap is the process's.
 static ALONE: Mutex<()> = Mutex::new(());

@@ -1,42 +1,21 @@
 //! Ten thousand sources that come and go by several threads, nested and hidden ones among them, some with
 //! slots still counting in other threads, under readers and listings.
 
+#[path = "support/heap.rs"]
+mod heap;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 
+use heap::IN_USE;
 use statsfs::fs::MountOptions;
 use statsfs::tree::{Snapshot, Tree};
 use statsfs::{Embedded, Registry, RegistryOptions, Source};
 use support::churn::{Account, Churner, Exchange, total};
 use support::{Random, StopAtEnd, Work, flat, list, node, number, rounds, try_number};
-
-/// Counts what the whole process has allocated and not freed.
-struct Counting;
-
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is the system allocator's, counted.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        IN_USE.fetch_add(layout.size(), SeqCst);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// One test at a time: the heap is the process's.
 static ALONE: Mutex<()> = Mutex::new(());

@@ -57,8 +57,8 @@ pub(super) mod tests {
 
     use super::*;
     use crate::Registry;
-    use crate::fs::{Caller, Nodes, ROOT};
     use crate::segment::process::meanwhile;
+    use crate::tree::tests::number;
     use crate::tree::{Owner, Tree, TreeOptions};
     use crate::value::{Descriptor, GroupBuilder, GroupDescriptor, Semantics, ValueType};
 
@@ -111,13 +111,6 @@ pub(super) mod tests {
         let options = TreeOptions::new(Owner { uid: 0, gid: 0 });
         let events = Some(listener.clone() as Arc<dyn TreeEvents>);
         (registry.tree_of(TreeOptions { events, ..options }).unwrap(), listener)
-    }
-
-    fn number(tree: &Tree, path: &str) -> u64 {
-        let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
-        let mut out = Vec::new();
-        tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out).unwrap();
-        std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
     }
 
     #[test]

@@ -45,7 +45,7 @@ mod settle;
 pub(crate) mod subtree;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod totals;
 mod users;
 mod wake;

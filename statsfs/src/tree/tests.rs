@@ -38,7 +38,7 @@ fn flat(tree: &Tree) -> BTreeMap<String, String> {
     all
 }
 
-fn number(tree: &Tree, path: &str) -> u64 {
+pub(crate) fn number(tree: &Tree, path: &str) -> u64 {
     let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
     let mut out = Vec::new();
     tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out).unwrap();

@@ -427,8 +427,9 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{Caller, Nodes, ROOT};
+    use crate::fs::{Nodes, ROOT};
     use crate::host::protocol::Life;
+    use crate::tree::tests::number;
     use crate::{Registry, RegistryOptions, Source, stats};
 
     stats! {
@@ -462,31 +463,31 @@ mod tests {
         received
     }
 
-    fn number(tree: &Tree, path: &str) -> u64 {
-        let ino = path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
-        let mut out = Vec::new();
-        tree.render(ino, Caller { uid: 0, gid: 0, pid: 0 }, usize::MAX, &mut out).unwrap();
-        std::str::from_utf8(&out).unwrap().trim().parse().unwrap()
+    /// A keeper and its tree, and what counts what they do.
+    fn opened(options: &ServeOptions) -> ((Arc<Keep>, Tree), Own) {
+        let own = Own::new().unwrap();
+        (Keep::open(options, &own, Arc::default()).unwrap(), own)
+    }
+
+    /// So many sources, with 1 counted in each.
+    fn many(registry: &Registry, n: u64) -> Vec<Source> {
+        let make = |n| {
+            let source = registry.create_source(&format!("s{n}")).unwrap();
+            source.add_values::<Some>().unwrap().things.inc();
+            source
+        };
+        (0..n).map(make).collect()
     }
 
     #[test]
     fn what_was_cleared_stays_so_wherever_it_goes_before_those_above_are_there() {
         let state = tempfile::tempdir().unwrap();
         let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
-        let open = || {
-            let own = Own::new().unwrap();
-            let store = Arc::new(FdStore::default());
-            (Keep::open(&options, &own, store).unwrap(), own)
-        };
+        let open = || opened(&options);
         let registry = Registry::new().unwrap();
         let top = registry.create_source("top").unwrap();
         let all = AT_ONCE as u64 * 3;
-        let make = |n| -> Source {
-            let source = registry.create_source(&format!("s{n}")).unwrap();
-            source.add_values::<Some>().unwrap().things.inc();
-            source
-        };
-        let sources: Vec<_> = (0..all).map(make).collect();
+        let sources = many(&registry, all);
         // What is above comes last, and what is above that after it.
         let inner = registry.create_source("inner").unwrap();
         let outer = registry.create_source("outer").unwrap();
@@ -536,20 +537,11 @@ mod tests {
     fn so_many_sources_are_taken_over_before_anybody_is_answered_and_all_in_the_end() {
         let state = tempfile::tempdir().unwrap();
         let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
-        let open = || {
-            let own = Own::new().unwrap();
-            let store = Arc::new(FdStore::default());
-            (Keep::open(&options, &own, store).unwrap(), own)
-        };
+        let open = || opened(&options);
         let registry = Registry::new().unwrap();
         let top = registry.create_source("top").unwrap();
         let all = AT_ONCE as u64 * 3;
-        let make = |n| -> Source {
-            let source = registry.create_source(&format!("s{n}")).unwrap();
-            source.add_values::<Some>().unwrap().things.inc();
-            source
-        };
-        let sources: Vec<_> = (0..all).map(make).collect();
+        let sources = many(&registry, all);
         // What is above comes last.
         let inner = registry.create_source("inner").unwrap();
         sources.iter().for_each(|source| inner.add_subordinate(source).unwrap());

@@ -598,7 +598,8 @@ fn wait_error(error: impl Into<io::Error>) -> ServeError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::path::Path;
     use std::process::Command;
 
     use super::*;
@@ -609,17 +610,21 @@ mod tests {
     use crate::tree::TreeError;
     use crate::{Registry, RegistryOptions};
 
+    /// A server that has all that it needs in a directory.
+    pub(in crate::host::server) fn server_in(directory: &Path) -> Server {
+        Server::start(ServeOptions {
+            mount: directory.join("mount"),
+            socket: directory.join("socket"),
+            state: directory.join("state"),
+            ..ServeOptions::default()
+        })
+        .unwrap()
+    }
+
     #[test]
     fn what_a_process_sent_before_it_died_is_kept_with_what_was_kept_of_it() {
         let directory = tempfile::tempdir().unwrap();
-        let place = |name| directory.path().join(name);
-        let mut server = Server::start(ServeOptions {
-            mount: place("mount"),
-            socket: place("socket"),
-            state: place("state"),
-            ..ServeOptions::default()
-        })
-        .unwrap();
+        let mut server = server_in(directory.path());
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let start_time = Life::of(child.id()).unwrap().unwrap().start_time;
         let who = Who { pid: child.id(), uid: 7, gid: 7, start_time };
@@ -666,14 +671,7 @@ mod tests {
     #[test]
     fn a_process_that_could_not_be_watched_is_watched_later() {
         let directory = tempfile::tempdir().unwrap();
-        let place = |name| directory.path().join(name);
-        let mut server = Server::start(ServeOptions {
-            mount: place("mount"),
-            socket: place("socket"),
-            state: place("state"),
-            ..ServeOptions::default()
-        })
-        .unwrap();
+        let mut server = server_in(directory.path());
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let start_time = Life::of(child.id()).unwrap().unwrap().start_time;
         let who = Who { pid: child.id(), uid: 7, gid: 7, start_time };

@@ -236,20 +236,13 @@ mod tests {
 
     use super::*;
     use crate::host::protocol::Socket;
-    use crate::host::server::ServeOptions;
     use crate::host::server::clients::{Client, Who};
+    use crate::host::server::run::tests::server_in;
 
     #[test]
     fn who_can_not_be_answered_is_told_so_unless_nobody_is_there() {
         let directory = tempfile::tempdir().unwrap();
-        let place = |name| directory.path().join(name);
-        let mut server = Server::start(ServeOptions {
-            mount: place("mount"),
-            socket: place("socket"),
-            state: place("state"),
-            ..ServeOptions::default()
-        })
-        .unwrap();
+        let mut server = server_in(directory.path());
         let mut asks = |socket: OwnedFd| {
             let who = Who { pid: 1, uid: 7, gid: 7, start_time: 1 };
             let client = Client::new(who, None, Some(Socket::from(socket)), Amounts::default());
