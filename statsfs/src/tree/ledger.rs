@@ -31,9 +31,13 @@ impl Ledger {
 
     /// All sums.
     pub(super) fn all(&self) -> impl Iterator<Item = (DirId, GroupId, &[u64])> {
-        self.0
-            .iter()
-            .flat_map(|(dir, groups)| groups.iter().map(|(group, sums)| (*dir, *group, &**sums)))
+        self.below(ROOT_DIR)
+    }
+
+    /// The sums below a directory.
+    fn below(&self, dir: DirId) -> impl Iterator<Item = (DirId, GroupId, &[u64])> {
+        let all = if dir == ROOT_DIR { self.0.range(..) } else { self.0.range(dir..=dir) };
+        all.flat_map(|(dir, groups)| groups.iter().map(|(group, sums)| (*dir, *group, &**sums)))
     }
 
     /// How many sums there are.
@@ -54,10 +58,7 @@ impl State {
         if !request.below || request.process.is_some() {
             return;
         }
-        for (dir, group, sums) in self.ledger.all() {
-            if request.dir != ROOT_DIR && request.dir != dir {
-                continue;
-            }
+        for (dir, group, sums) in self.ledger.below(request.dir) {
             match request.want {
                 Want::All => out.push(Account::Left(dir), group, sums),
                 Want::Value(identity) => {

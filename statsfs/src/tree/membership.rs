@@ -166,19 +166,38 @@ impl Tree {
     /// [`TreeError::NoProcess`].
     pub(crate) fn adopt_all(&self, process: ProcessKey) -> Result<ProcessId, TreeError> {
         loop {
-            if let Some(id) = self.adopt_some(process, ADOPT)? {
+            if let Some(id) = self.adopt_some(process, usize::MAX)? {
                 return Ok(id);
+            }
+        }
+    }
+
+    /// Takes over so many sources of a process at most; it is answered when that is all that it has. Others may look
+    /// in between.
+    ///
+    /// # Errors
+    /// [`TreeError::NoProcess`].
+    pub(crate) fn adopt_some(
+        &self,
+        process: ProcessKey,
+        most: usize,
+    ) -> Result<Option<ProcessId>, TreeError> {
+        let mut left = most;
+        loop {
+            let piece = left.min(ADOPT);
+            left -= piece;
+            if let Some(id) = self.adopt_piece(process, piece)? {
+                return Ok(Some(id));
+            }
+            if left == 0 {
+                return Ok(None);
             }
             // Whoever takes a lock again at once leaves those who wait for it no time to wake up.
             std::thread::sleep(YIELD);
         }
     }
 
-    /// Takes over so many sources of a process at most; it is answered when that is all that it has.
-    ///
-    /// # Errors
-    /// [`TreeError::NoProcess`].
-    pub(crate) fn adopt_some(
+    fn adopt_piece(
         &self,
         process: ProcessKey,
         most: usize,

@@ -52,8 +52,10 @@ mod wake;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::export::Full;
 use crate::fs::{Errno, Ino};
@@ -98,6 +100,8 @@ pub(crate) type SourceKey = (ProcessId, u64);
 
 /// The tree; shared by the threads of the file system.
 pub struct Tree {
+    /// Fair: whoever reads all the time, on however many threads, keeps no change waiting for more than what they
+    /// are reading now. The standard library's lock gives no such promise, and here a change had waited for ever.
     state: RwLock<State>,
     options: TreeOptions,
     sleeper: Sleeper,
@@ -255,11 +259,11 @@ impl Tree {
     }
 
     fn lock(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write()
     }
 
     fn lock_to_read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read()
     }
 
     /// The tree as of now.

@@ -106,10 +106,20 @@ impl Default for UserLimits {
 }
 
 impl TreeOptions {
+    /// [`bulk_bytes`](Self::bulk_bytes) unless set.
+    pub const BULK_BYTES: usize = 256 << 20;
+
     /// The defaults for this owner.
     pub fn new(owner: Owner) -> Self {
         let (limits, user_limits) = (Limits::default(), UserLimits::default());
-        Self { owner, pid_prefix: false, limits, user_limits, bulk_bytes: 256 << 20, events: None }
+        Self {
+            owner,
+            pid_prefix: false,
+            limits,
+            user_limits,
+            bulk_bytes: Self::BULK_BYTES,
+            events: None,
+        }
     }
 }
 

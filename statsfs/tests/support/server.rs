@@ -183,8 +183,18 @@ impl Server {
 
     /// Ends it as systemd does.
     pub fn stop(&mut self) -> ExitStatus {
+        self.tell_to_end();
+        self.wait()
+    }
+
+    /// Tells it to end, as systemd does.
+    pub fn tell_to_end(&self) {
         // SAFETY: a plain system call; the child has not been waited for, so the process id is its.
         assert_eq!(unsafe { libc::kill(self.pid(), libc::SIGTERM) }, 0);
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 }

@@ -1,5 +1,6 @@
 //! Following threads of another process by ptrace(2), to end the process at a certain point. All of it from one
 //! thread.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::io;
 use std::thread;
@@ -24,7 +25,8 @@ fn ptrace(request: libc::c_uint, thread: i32, data: usize) {
     assert!(result >= 0, "tracing needs root: {}", io::Error::last_os_error());
 }
 
-/// A thread that is traced. Its process is to be killed, and the thread then to be [reaped](Self::reap).
+/// A thread that is traced. It is to be [let run](Self::let_run); or its process is to be killed, and the thread
+/// then to be [reaped](Self::reap).
 pub struct Traced(i32);
 
 impl Traced {
@@ -77,6 +79,11 @@ impl Traced {
             }
         }
         panic!("it neither stops nor is it done");
+    }
+
+    /// Lets it run, and follows it no longer.
+    pub fn let_run(self) {
+        ptrace(libc::PTRACE_DETACH, self.0, 0);
     }
 
     /// Takes note of its end; its process has none before.

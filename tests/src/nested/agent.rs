@@ -1,7 +1,6 @@
 //! What runs in the host: its first process, which sets it up and powers it off unless systemd does, and the
 //! agent, which runs what is planned and reports.
 
-use std::collections::VecDeque;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -164,23 +163,15 @@ impl Report {
 pub(super) fn run() -> Result<()> {
     let report = Report::open()?;
     report.send(&Message::Up(uptime()?));
-    let plan = Plan::from_text(&fs::read_to_string(PLAN).context(PLAN)?)?;
+    let Plan(plan) = Plan::from_text(&fs::read_to_string(PLAN).context(PLAN)?)?;
     let groups = &own_group()?;
-    let jobs = if plan.alone { 1 } else { thread::available_parallelism()?.get() };
-    let queue = Mutex::new(plan.tests.into_iter().enumerate().collect::<VecDeque<_>>());
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs)
-            .map(|_| {
-                scope.spawn(|| {
-                    loop {
-                        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                        let Some((index, test)) = next else { return };
-                        run_one(&report, groups, index, &test);
-                    }
-                })
-            })
-            .collect();
-        while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+        let worker = scope.spawn(|| {
+            for (index, test) in plan.iter().enumerate() {
+                run_one(&report, groups, index, test);
+            }
+        });
+        while !worker.is_finished() {
             thread::sleep(Duration::from_secs(1));
             report.send(&Message::Alive);
         }

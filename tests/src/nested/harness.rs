@@ -257,13 +257,13 @@ fn run_all(
             let directory = files.join(format!("host{number}"));
             fs::create_dir_all(&directory)?;
             let initrd = place.join(format!("host{}.cpio", hosts.len()));
-            let plan = Plan { alone: suite.alone, tests };
+            let plan = Plan(tests);
             image.write(&plan, &initrd)?;
             println!(
                 "nested: host {number} boots; consoles and outputs are kept in {}",
                 files.display()
             );
-            hosts.push((number, Host::boot(image.kernel(), &initrd, &directory)?, plan.tests));
+            hosts.push((number, Host::boot(image.kernel(), &initrd, &directory)?, plan.0));
         }
         thread::scope(|scope| {
             for (number, host, tests) in hosts {

@@ -56,7 +56,7 @@ pub struct Suite {
     pub links: &'static [(&'static str, &'static str)],
     /// Whether what they print goes to the terminal, and arguments alone say what is run: for measurements.
     pub live: bool,
-    /// Whether to run one after the other.
+    /// Whether to run them in one host after the other, with nothing beside it.
     pub alone: bool,
 }
 
@@ -188,20 +188,15 @@ impl Planned {
     }
 }
 
-/// What a host is to run.
+/// What a host is to run, one after the other: it has one CPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// One after the other, instead of one per CPU at a time.
-    pub alone: bool,
-    /// The tests.
-    pub tests: Vec<Planned>,
-}
+pub struct Plan(pub Vec<Planned>);
 
 impl Plan {
     /// As lines of fields with tabs between them.
     fn to_text(&self) -> String {
-        let mut text = format!("{}\n", if self.alone { "alone" } else { "together" });
-        for test in &self.tests {
+        let mut text = String::new();
+        for test in &self.0 {
             let live = if test.live { "live" } else { "kept" };
             let program = test.program.to_str().expect("paths in the host are text");
             let mut fields = vec![
@@ -221,8 +216,7 @@ impl Plan {
     }
 
     fn from_text(text: &str) -> Result<Self> {
-        let (first, lines) = text.split_once('\n').context("an empty plan")?;
-        let tests = lines.lines().map(|line| {
+        let tests = text.lines().map(|line| {
             let parse = || {
                 let mut fields = line.split('\t').map(String::from);
                 let (name, timeout) = (fields.next()?, fields.next()?.parse().ok()?);
@@ -239,7 +233,7 @@ impl Plan {
             };
             parse().with_context(|| format!("this is no test: {line:?}"))
         });
-        Ok(Self { alone: first == "alone", tests: tests.collect::<Result<_>>()? })
+        Ok(Self(tests.collect::<Result<_>>()?))
     }
 }
 
@@ -250,25 +244,16 @@ mod tests {
     #[test]
     fn plans_are_text() {
         let second = Duration::from_secs(1);
-        let mut plan = Plan {
-            alone: false,
-            tests: vec![
-                Planned::function("guests::boot", second * 30),
-                Planned::test(
-                    "tests::exact::one",
-                    second,
-                    "/nested/tests/tests/exact".into(),
-                    "one",
-                ),
-            ],
-        };
-        plan.tests[1].environment =
+        let mut plan = Plan(vec![
+            Planned::function("guests::boot", second * 30),
+            Planned::test("tests::exact::one", second, "/nested/tests/tests/exact".into(), "one"),
+        ]);
+        plan.0[1].environment =
             vec![("STATSFS_SOAK".into(), "2".into()), ("EMPTY".into(), "".into())];
         assert_eq!(Plan::from_text(&plan.to_text()).unwrap(), plan);
-        plan.alone = true;
-        plan.tests.pop();
-        plan.tests[0].live = true;
+        plan.0.pop();
+        plan.0[0].live = true;
         assert_eq!(Plan::from_text(&plan.to_text()).unwrap(), plan);
-        assert!(Plan::from_text("alone\nguests::boot\tsoon").is_err());
+        assert!(Plan::from_text("guests::boot\tsoon").is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -9,7 +10,7 @@ use nix::unistd::Group;
 use statsfs::fs::MountOptions;
 use statsfs::host::server::{Amounts, FdStore, HostLimits, ServeOptions, Server};
 use statsfs::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
-use statsfs::tree::Owner;
+use statsfs::tree::{Owner, TreeOptions};
 use tracing_subscriber::EnvFilter;
 
 const HELP: &str = "\
@@ -57,6 +58,10 @@ pub struct Args {
     /// Sources that all users together may have: a source takes some 3 KiB of the server's memory
     #[arg(long, value_name = "N", default_value_t = HostLimits::DEFAULT.sources)]
     max_host_sources: u64,
+    /// Milliseconds of a processor's time in which an earlier server's processes are taken over before anybody is
+    /// answered; the rest comes after that, and totals are too small until then
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    take_over_ms: u64,
     /// Files of the mount that may be open at once
     #[arg(long, value_name = "N", default_value_t = 1 << 16)]
     max_open_files: usize,
@@ -72,6 +77,9 @@ pub struct Args {
     /// Bulk files, and totals over many sources, that one user may read at once
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_user_bulk_reads: usize,
+    /// MiB of the server's memory that one read of a bulk file may take, beside its text
+    #[arg(long, value_name = "MIB", default_value_t = TreeOptions::BULK_BYTES >> 20)]
+    max_bulk_mib: usize,
 }
 
 /// The group of those who use virtual machines, on most distributions.
@@ -123,6 +131,8 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
             bytes: args.max_host_mib.saturating_mul(1 << 20),
             sources: args.max_host_sources,
         },
+        bulk_bytes: args.max_bulk_mib.saturating_mul(1 << 20),
+        take_over_first: Duration::from_millis(args.take_over_ms),
         mount_options: MountOptions::new()
             .max_open_files(args.max_open_files)
             .max_open_bytes(args.max_open_mib << 20)

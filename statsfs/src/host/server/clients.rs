@@ -88,8 +88,6 @@ pub(super) struct Client {
     pub(super) received: Received,
     /// The client that it was before, if it has come back.
     pub(super) before: Option<ClientId>,
-    /// The segments, and their bytes, that it has sent.
-    pub(super) brought: Amounts,
     /// What its user is charged for it: if it has come back, what it has beyond what is charged for it already.
     pub(super) has: Amounts,
     /// When it connected; of one that the server before had, when this one took it in.
@@ -115,7 +113,6 @@ impl Client {
             is_over: false,
             received: Received::default(),
             before: None,
-            brought: Amounts::default(),
             has,
             since: Instant::now(),
             outgoing: None,
@@ -193,16 +190,19 @@ impl Clients {
         Some(client)
     }
 
-    /// The client that a process was before which says that it is this publisher, if it has been in the tree.
+    /// The client that a process was before which says that it is this publisher, if it has been in the tree and
+    /// no other connection says so.
     pub(super) fn before(&self, who: &Who, publisher: u128) -> Option<ClientId> {
         let is_it = |client: &Client| client.process().is_some() && client.is(who, publisher);
-        self.iter().find(|(_, client)| is_it(client)).map(|(id, _)| id)
+        let (before, _) = self.iter().find(|(_, client)| is_it(client))?;
+        let is_claimed = self.all.values().any(|client| client.before == Some(before));
+        (!is_claimed).then_some(before)
     }
 
-    /// Whether a process that says that it is this publisher is being taken in.
-    pub(super) fn is_joining(&self, who: &Who, publisher: u128) -> bool {
+    /// The client of a process that says that it is this publisher and is being taken in.
+    pub(super) fn joining(&self, who: &Who, publisher: u128) -> Option<ClientId> {
         let is_it = |client: &Client| client.phase == Phase::Joining && client.is(who, publisher);
-        self.all.values().any(is_it)
+        self.iter().find(|(_, client)| is_it(client)).map(|(id, _)| id)
     }
 
     /// The client whose process this is.

@@ -37,9 +37,6 @@ pub(super) enum JoinError {
     Folded,
 }
 
-/// How much of a processor's time the processes of an earlier server may take until somebody is answered: those who
-/// wait have been waiting since that one ended.
-const BEFORE_SERVING: Duration = Duration::from_secs(1);
 /// Sources of one process that are taken over before that.
 const AT_ONCE: usize = 4096;
 
@@ -167,6 +164,7 @@ impl Keep {
         let tree_options = TreeOptions {
             pid_prefix: true,
             limits: options.process_limits.clone(),
+            bulk_bytes: options.bulk_bytes,
             events: Some(own.counts.clone()),
             ..TreeOptions::new(options.owner)
         };
@@ -253,7 +251,7 @@ impl Keep {
         let order = in_turns(&sizes.collect::<Vec<_>>());
         let (mut resumed, mut later, mut put_off) = (Vec::new(), Vec::new(), Vec::new());
         for unseen in order.into_iter().filter_map(|n| all[n].take()) {
-            if thread_time().saturating_sub(start) < BEFORE_SERVING {
+            if thread_time().saturating_sub(start) < options.take_over_first {
                 match self.take_over(tree, unseen, true) {
                     TakenOver::In(process) => resumed.push(*process),
                     TakenOver::Done => {}

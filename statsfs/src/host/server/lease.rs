@@ -44,9 +44,7 @@ impl Server {
             Ok(process) => {
                 self.own.server_joined.inc();
                 self.is_in(id, process);
-                if let Some(usage) = self.tree.usage_of(process) {
-                    self.charge_sources(id, usage.sources);
-                }
+                self.charge_all(id, process);
             }
             Err(JoinError::Tree(TreeError::Joined(process))) => self.came_back(id, process),
             Err(error) => {
@@ -127,14 +125,12 @@ impl Server {
                 client.received = was.received.clone();
             }
             self.part_with(was);
-            // However few of its segments it sent again, it has them all.
             if let Some(client) = self.clients.get(id) {
                 client.before = None;
-                client.brought =
-                    client.brought.most(&Amounts { connections: 0, sources: 0, ..had });
-                let Amounts { segments, bytes, .. } = client.brought;
-                let has = Amounts { connections: 1, segments, bytes, sources: had.sources };
-                // It is here, whether or not that is too much: it has not grown.
+                let has = Amounts { connections: 1, ..had };
+                // It is here, whether or not that is too much: it has not grown. However few of its segments it
+                // sent again, it has them all.
+                let has = has.with_segments(client.received.amounts());
                 self.accounts.set(who.uid, &mut client.has, has);
             }
         }

@@ -65,14 +65,14 @@ impl Amounts {
         self.combined(part, u64::saturating_sub).combined(by, u64::saturating_add)
     }
 
-    /// What it is more than another.
-    pub(super) fn beyond(&self, other: &Self) -> Self {
-        self.combined(other, u64::saturating_sub)
+    /// Both together.
+    pub(super) fn plus(&self, other: &Self) -> Self {
+        self.combined(other, u64::saturating_add)
     }
 
-    /// The larger of each.
-    pub(super) fn most(&self, other: &Self) -> Self {
-        self.combined(other, u64::max)
+    /// Segments and their bytes replaced.
+    pub(super) fn with_segments(&self, Self { segments, bytes, .. }: Self) -> Self {
+        Self { segments, bytes, ..*self }
     }
 
     fn combined(&self, other: &Self, with: impl Fn(u64, u64) -> u64) -> Self {

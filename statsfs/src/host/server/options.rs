@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::limits::{Amounts, HostLimits};
 use super::stats::StatsError;
@@ -9,7 +10,7 @@ use crate::fs::{MountError, MountOptions};
 use crate::host::state::StoreError;
 use crate::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
 use crate::segment::Limits;
-use crate::tree::{Owner, TreeError};
+use crate::tree::{Owner, TreeError, TreeOptions};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -31,6 +32,11 @@ pub struct ServeOptions {
     /// What one process may have, beyond which it is let go with all that it counted; of sources no more than twice
     /// as many as its user.
     pub process_limits: Limits,
+    /// How much of a processor's time the processes of an earlier server may take until anybody is answered, who has
+    /// been waiting since that one ended. The rest comes after that: until then totals are too small.
+    pub take_over_first: Duration,
+    /// How many bytes of the tree's own memory one read of a bulk file may take.
+    pub bulk_bytes: usize,
     /// How the mount is served. What happens in it is told to the server, which counts it.
     pub mount_options: MountOptions,
     /// Whether the thread that starts the server, and the server's own, give up the capabilities that they do
@@ -49,6 +55,8 @@ impl Default for ServeOptions {
             limits: Amounts::DEFAULT,
             host_limits: HostLimits::DEFAULT,
             process_limits: Limits::default(),
+            take_over_first: Duration::from_secs(1),
+            bulk_bytes: TreeOptions::BULK_BYTES,
             mount_options: MountOptions::default(),
             gives_up_rights: false,
         }

@@ -4,9 +4,42 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::sys::stat::fstat;
+
 use super::fd_store::FdStore;
 use super::inherited::segments_name;
+use super::limits::Amounts;
 use crate::tree::{Feed, Waker};
+
+/// Which file a segment is, and how large: sealed, it stays so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct File {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+}
+
+impl File {
+    /// Of a memfd, of which all this is known to the kernel. `None` if it does not say.
+    fn of(fd: &OwnedFd) -> Option<Self> {
+        let stat = fstat(fd).ok()?;
+        Some(Self { device: stat.st_dev, inode: stat.st_ino, bytes: stat.st_size as u64 })
+    }
+}
+
+/// What segments take, but for those that are there already at the same place: `first` is the place of the first.
+fn beyond(fds: &[OwnedFd], first: usize, there: &[OwnedFd]) -> Amounts {
+    let mut amounts = Amounts::default();
+    for (n, fd) in (first..).zip(fds) {
+        let file = File::of(fd);
+        let is_there = file.is_some() && there.get(n).and_then(File::of) == file;
+        if !is_there {
+            amounts.segments += 1;
+            amounts.bytes += file.map_or(0, |file| file.bytes);
+        }
+    }
+    amounts
+}
 
 #[derive(Debug, Default)]
 struct Segments {
@@ -60,6 +93,20 @@ impl Received {
     /// How many segments there are.
     pub(super) fn len(&self) -> usize {
         self.0.segments().all.len()
+    }
+
+    /// What they take.
+    pub(super) fn amounts(&self) -> Amounts {
+        beyond(&self.0.segments().all, 0, &[])
+    }
+
+    /// What they take, and `more` that are to be added, but for those that another connection of the same publisher
+    /// brought as well.
+    pub(super) fn amounts_beyond(&self, more: &[OwnedFd], other: Option<&Self>) -> Amounts {
+        let there = other.map(|other| other.0.segments());
+        let there = there.as_ref().map_or(&[][..], |there| &there.all);
+        let own = self.0.segments();
+        beyond(&own.all, 0, there).plus(&beyond(more, own.all.len(), there))
     }
 
     /// Adds segments, and has the tree look.

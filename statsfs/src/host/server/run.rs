@@ -26,7 +26,7 @@ use super::worker::{ClientId, Job, NOBODY, Worker};
 use crate::fs::Mount;
 use crate::host::protocol::{Buffer, PeerError, ServerMessage, Socket};
 use crate::share::thread_time;
-use crate::tree::{Identity, ProcessUsage, Refused, Tree};
+use crate::tree::{Identity, ProcessKey, Refused, Tree};
 
 /// What an event is about.
 const LISTENER: u64 = 0;
@@ -171,18 +171,27 @@ impl Server {
     pub(super) fn await_back(&mut self, resumed: Resumed) {
         let Resumed { who, pidfd, process, received, mut is_over } = resumed;
         // What it sent to this server before it died is its own as well, and is being taken in: then it is over.
-        is_over &= !self.clients.is_joining(&who, received.publisher());
+        let joining = self.clients.joining(&who, received.publisher());
+        is_over &= joining.is_none();
+        let all = received.amounts();
         let id = self.clients.add(Client {
-            received,
+            received: received.clone(),
             is_over,
             ..Client::new(who, pidfd, None, Amounts::default())
         });
         self.clients.enter(id, Phase::Awaited(process));
-        if let (Some(client), Some(usage)) = (self.clients.get(id), self.tree.usage_of(process)) {
-            let ProcessUsage { segments, bytes, sources } = usage;
+        let sources = self.tree.usage_of(process).map(|usage| usage.sources).unwrap_or_default();
+        if let Some(client) = self.clients.get(id) {
             // It is here, whether or not that is too much.
-            let has = Amounts { connections: 1, segments, bytes, sources };
+            let has = Amounts { connections: 1, sources, ..all };
             self.accounts.set(who.uid, &mut client.has, has);
+        }
+        if let Some(client) = joining.and_then(|joining| self.clients.get(joining)) {
+            // It is the same.
+            client.before = Some(id);
+            let has = client.received.amounts_beyond(&[], Some(&received));
+            let has = client.has.with_segments(has);
+            self.accounts.set(client.who.uid, &mut client.has, has);
         }
         self.watch_life(id);
         if is_over {
@@ -483,11 +492,19 @@ impl Server {
         Ok(())
     }
 
-    /// Charges a user with a client's sources, and parts with it if they are too many.
-    pub(super) fn charge_sources(&mut self, id: ClientId, sources: u64) {
-        let Some(client) = self.clients.get(id) else { return };
-        let has = Amounts { sources, ..client.has };
+    /// Charges a user with all that a client has which is in the tree, and parts with it if that is too much.
+    pub(super) fn charge_all(&mut self, id: ClientId, process: ProcessKey) {
+        let (Some(client), Some(usage)) = (self.clients.get(id), self.tree.usage_of(process))
+        else {
+            return;
+        };
+        let has = Amounts { sources: usage.sources, ..client.has };
+        let has = has.with_segments(client.received.amounts());
         if let Err(exceeded) = self.charge(id, has) {
+            // It is there until it has been folded.
+            if let Some(client) = self.clients.get(id) {
+                self.accounts.set(client.who.uid, &mut client.has, has);
+            }
             self.refuse(id, RefusedFor::Limit, exceeded.to_string(), false);
         }
     }
@@ -550,7 +567,7 @@ impl Server {
                 // What could not be kept is tried again.
                 self.worker.again(uid, id, Job::Fold(process));
             } else {
-                self.charge_sources(id, usage.sources);
+                self.charge_all(id, process);
             }
         }
         for unseen in std::mem::take(&mut self.put_off) {

@@ -6,7 +6,6 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::clients::{Outgoing, Phase};
 use super::closer;
-use super::limits::Amounts;
 use super::received::Received;
 use super::run::{IN_TURN, ROOM_TO_RECEIVE, Server, full, pidfd_token, socket_token};
 use super::stats::RefusedFor;
@@ -115,17 +114,14 @@ impl Server {
         let Some(client) = self.clients.get(id) else { return };
         let who = client.who;
         // Nothing else is asked of a descriptor before this: it could hang.
-        let mut bytes = 0;
         for fd in &fds {
-            match memfd::checked_size(fd.as_fd(), self.options.process_limits.segment_size) {
-                Ok(size) => bytes = size.saturating_add(bytes),
-                Err(error) => {
-                    self.closer.close(who.uid, fds);
-                    let text = format!("a segment is refused: {error}");
-                    let again = error.may_pass();
-                    let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
-                    return self.refuse(id, reason, text, again);
-                }
+            let size = memfd::checked_size(fd.as_fd(), self.options.process_limits.segment_size);
+            if let Err(error) = size {
+                self.closer.close(who.uid, fds);
+                let text = format!("a segment is refused: {error}");
+                let again = error.may_pass();
+                let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
+                return self.refuse(id, reason, text, again);
             }
         }
         if let Some(text) = fds.iter().find_map(|fd| full(fd, ROOM_TO_RECEIVE)) {
@@ -134,15 +130,9 @@ impl Server {
         }
         // If it comes back, what is charged for it already is not charged again.
         let before = client.before.and_then(|before| self.clients.get(before));
-        let charged = before.map(|before| before.has).unwrap_or_default();
+        let before = before.map(|before| before.received.clone());
         let Some(client) = self.clients.get(id) else { return };
-        let brought = Amounts {
-            segments: client.brought.segments + fds.len() as u64,
-            bytes: client.brought.bytes.saturating_add(bytes),
-            ..client.brought
-        };
-        let Amounts { segments, bytes, .. } = brought.beyond(&charged);
-        let has = Amounts { segments, bytes, ..client.has };
+        let has = client.has.with_segments(client.received.amounts_beyond(&fds, before.as_ref()));
         // What is not here yet may come later.
         let is_new = matches!(client.phase, Phase::Greeting(_));
         let charged = if is_new {
@@ -156,7 +146,6 @@ impl Server {
             return self.refuse(id, RefusedFor::Limit, exceeded.to_string(), true);
         }
         let Some(client) = self.clients.get(id) else { return };
-        client.brought = brought;
         client.received.add(fds);
         let Phase::Greeting(hello) = client.phase else { return };
         // It may have more by now than when it said how many there are.
@@ -237,6 +226,7 @@ mod tests {
     use super::*;
     use crate::host::protocol::Socket;
     use crate::host::server::clients::{Client, Who};
+    use crate::host::server::limits::Amounts;
     use crate::host::server::run::tests::server_in;
 
     #[test]

@@ -24,6 +24,8 @@ const PART: u32 = 2;
 const BURST: Duration = Duration::from_secs(60);
 /// How long to wait while all that is to be done is of users who have none left.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long the thread goes on at the end with what would be lost otherwise.
+const LAST_FOLDS: Duration = Duration::from_secs(5);
 /// Users that are remembered, until there are too many.
 const REMEMBERED: usize = 1024;
 
@@ -91,6 +93,18 @@ impl Queue {
         Some((uid, client, job))
     }
 
+    /// Those that wait to be folded, in turns.
+    fn folds(&mut self) -> Vec<ProcessKey> {
+        let jobs = std::mem::take(&mut self.jobs).into_values();
+        let mut jobs: Vec<_> = jobs.flat_map(|jobs| jobs.into_iter().enumerate()).collect();
+        jobs.sort_by_key(|(n, _)| *n);
+        let fold = |(_, (_, job))| match job {
+            Job::Fold(process) => Some(process),
+            Job::Join(..) | Job::TakeOver(_) => None,
+        };
+        jobs.into_iter().filter_map(fold).collect()
+    }
+
     /// A user's job took so much of the thread's time.
     fn charge(&mut self, uid: u32, now: Instant, cost: Duration) {
         if self.shares.len() >= REMEMBERED {
@@ -114,7 +128,8 @@ impl Desk {
     }
 }
 
-/// The thread. Ends with what it is doing when this is dropped.
+/// The thread. When this is dropped it ends with what it is doing, and folds those that wait for it: nobody else
+/// would keep what they counted.
 #[derive(Debug)]
 pub(super) struct Worker {
     desk: Arc<Desk>,
@@ -190,7 +205,12 @@ impl Drop for Worker {
 
 fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
     let mut queue = desk.lock();
-    while !queue.stop {
+    loop {
+        if queue.stop {
+            let left = queue.folds();
+            drop(queue);
+            return fold_last(tree, &left);
+        }
         let Some((uid, client, job)) = queue.next(Instant::now()) else {
             // Those whose jobs wait have used up their shares.
             let pause = if queue.jobs.is_empty() { Duration::MAX } else { PAUSE };
@@ -216,6 +236,26 @@ fn work(desk: &Desk, tree: &Tree, keep: &Keep) {
         queue.charge(uid, Instant::now(), thread_time().saturating_sub(used));
         queue.done.push(Done { client, outcome, took: start.elapsed() });
         let _ = desk.done.write(1);
+    }
+}
+
+/// Folds what has left before the server ends.
+fn fold_last(tree: &Tree, processes: &[ProcessKey]) {
+    let start = Instant::now();
+    for (n, process) in processes.iter().enumerate() {
+        if start.elapsed() >= LAST_FOLDS {
+            let lost = processes.len() - n;
+            return tracing::error!(
+                lost,
+                "what processes counted that have left can not be kept: there is no time"
+            );
+        }
+        match tree.fold(*process) {
+            Ok(()) | Err(TreeError::NoProcess) => {}
+            Err(error) => {
+                tracing::error!(%error, "what a process counted that has left is not kept")
+            }
+        }
     }
 }
 
