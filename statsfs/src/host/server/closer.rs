@@ -8,12 +8,15 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::host::protocol::Socket;
+use crate::repeats::Repeats;
 
 /// Threads that may hang for one user before nothing more is taken from that user.
 const MAX_HANGING: usize = 4;
+/// Threads that may hang for all users together: the service may have no more than some hundreds.
+const ALL_HANGING: usize = 64;
 /// How long a thread waits for the next descriptors before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -25,6 +28,7 @@ struct Queue {
     idle: usize,
     /// Threads that were started and have not looked yet.
     starting: usize,
+    unstarted: Repeats<()>,
 }
 
 impl Queue {
@@ -39,9 +43,11 @@ impl Queue {
         self.waiting.iter().all(|(uid, _)| self.hangs(*uid))
     }
 
-    /// Whether enough threads hang for a user.
+    /// Whether enough threads hang for a user; or so many for all that what there is of this one has to wait.
     fn hangs(&self, uid: u32) -> bool {
         self.busy.get(&uid).is_some_and(|threads| *threads >= MAX_HANGING)
+            || (self.busy.values().sum::<usize>() >= ALL_HANGING
+                && self.waiting.iter().any(|(of, _)| *of == uid))
     }
 }
 
@@ -108,7 +114,11 @@ fn see_to_it(desk: &Arc<Desk>, queue: &mut Queue) {
     match thread::Builder::new().name("statsfs-close".into()).spawn(move || work(&its)) {
         Ok(_) => queue.starting += 1,
         // They stay open until the next ones come.
-        Err(error) => tracing::warn!(%error, "cannot start a thread that closes descriptors"),
+        Err(error) => {
+            if let Some(unsaid) = queue.unstarted.say((), Instant::now()) {
+                tracing::warn!(%error, unsaid, "cannot start a thread that closes descriptors");
+            }
+        }
     }
 }
 

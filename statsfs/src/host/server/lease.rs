@@ -233,7 +233,8 @@ impl Server {
         self.own.server_refused[reason].inc();
         self.refusals.add(pid, uid, reason, text);
         match client.phase {
-            Phase::Joining => client.is_over = true,
+            // What it counts until it may come back is lost otherwise.
+            Phase::Joining => client.is_over |= !again,
             // It may come back, and goes on counting.
             Phase::Published(process) | Phase::Awaited(process) if again => {
                 self.detach(id, process, Phase::Lost(process));

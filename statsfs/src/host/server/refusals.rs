@@ -1,6 +1,6 @@
 //! What was refused, to whom and why: in the log once in a while for each user, and for `statsfs status`.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -59,10 +59,17 @@ impl Refusals {
     }
 }
 
-/// Adds a refusal to the last ones.
+/// Adds a refusal to the last ones. If there are too many the oldest goes of the user who has most of them, so that
+/// nobody's are forgotten for another user's.
 pub(super) fn remember(last: &mut VecDeque<Refusal>, refusal: Refusal) {
     if last.len() == REMEMBERED {
-        last.pop_front();
+        let mut of_users = HashMap::<u32, usize>::new();
+        for Refusal { uid, .. } in last.iter() {
+            *of_users.entry(*uid).or_default() += 1;
+        }
+        let most = of_users.values().max().copied();
+        let oldest = last.iter().position(|refusal| of_users.get(&refusal.uid).copied() == most);
+        oldest.map(|oldest| last.remove(oldest));
     }
     last.push_back(refusal);
 }
@@ -74,10 +81,16 @@ mod tests {
     #[test]
     fn the_last_ones_are_remembered() {
         let mut refusals = Refusals::default();
+        let others = [(2000, 8), (2001, 0), (2002, 8)];
+        for (pid, uid) in others {
+            refusals.add(pid, uid, RefusedFor::Limit, "text".into());
+        }
         for pid in 0..1000 {
             refusals.add(pid, 7, RefusedFor::Limit, "text".into());
         }
         let pids: Vec<_> = refusals.last().map(|refusal| refusal.pid).collect();
-        assert_eq!(pids, (1000 - REMEMBERED as u32..1000).collect::<Vec<_>>());
+        let of_others = others.map(|(pid, _)| pid);
+        let newest = 1000 - (REMEMBERED - others.len()) as u32..1000;
+        assert_eq!(pids, of_others.into_iter().chain(newest).collect::<Vec<_>>());
     }
 }

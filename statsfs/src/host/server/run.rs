@@ -355,7 +355,8 @@ impl Server {
     fn connected(&mut self, socket: Socket) {
         self.own.server_connections.inc();
         // Whatever else can be known of it costs more.
-        if let Ok(uid) = socket.user() {
+        let user = socket.user();
+        if let Ok(uid) = user {
             let reason = if self.closer.hangs(uid) {
                 Some((RefusedFor::Protocol, closer::hanging(uid)))
             } else if self.turns.must_wait(uid) {
@@ -375,14 +376,8 @@ impl Server {
                     PeerError::Pidfd { pid, .. } | PeerError::Proc { pid, .. } => (pid, true),
                     _ => (0, false),
                 };
-                return self.turn_away(
-                    socket,
-                    pid,
-                    u32::MAX,
-                    RefusedFor::Identity,
-                    error.to_string(),
-                    again,
-                );
+                let (uid, text) = (user.unwrap_or(u32::MAX), error.to_string());
+                return self.turn_away(socket, pid, uid, RefusedFor::Identity, text, again);
             }
         };
         let (pid, uid, gid) = (peer.pid, peer.uid, peer.gid);
@@ -683,6 +678,32 @@ pub(super) mod tests {
         let all: Vec<_> =
             server.clients.iter().map(|(of, client)| (of, is_leaving(client))).collect();
         assert_eq!(all, [(id, true)]);
+    }
+
+    #[test]
+    fn who_is_told_to_come_again_while_it_is_taken_in_may_come() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut server = server_in(directory.path());
+        let pid = std::process::id();
+        let start_time = Life::of(pid).unwrap().unwrap().start_time;
+        for again in [true, false] {
+            let who = Who { pid, uid: 7, gid: 7, start_time };
+            let registry = Registry::new().unwrap();
+            registry.create_source("top").unwrap().register().unwrap();
+            let received = Received::of(registry.publisher());
+            received.add(registry.segments().unwrap());
+            let client = Client::new(who, None, None, Amounts::default());
+            let id = server.clients.add(Client { received: received.clone(), ..client });
+            server.clients.enter(id, Phase::Joining);
+            let result = server.keep.join(&server.tree, received, who, true);
+            let process = *result.as_ref().unwrap();
+            server.refuse(id, RefusedFor::Server, "it is short of something".into(), again);
+            let outcome = Outcome::Joined(result);
+            server.done(Done { client: id, outcome, took: Duration::ZERO });
+            let phase = server.clients.get(id).map(|client| client.phase);
+            let expected = if again { Phase::Lost(process) } else { Phase::Leaving(process) };
+            assert_eq!(phase, Some(expected));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
-use super::clients::{Outgoing, Phase};
+use super::clients::{Client, Outgoing, Phase};
 use super::closer;
 use super::received::Received;
 use super::run::{IN_TURN, ROOM_TO_RECEIVE, Server, full, pidfd_token, socket_token};
@@ -16,6 +16,8 @@ use crate::host::protocol::{
 };
 use crate::segment::memfd;
 
+/// Status texts of one user that are on their way: each takes memory until it is read.
+const MOST_UNREAD: usize = 4;
 /// More messages than a socket holds that nobody writes to any more.
 const MOST_QUEUED: usize = 4096;
 
@@ -90,14 +92,10 @@ impl Server {
                 self.closer.close(uid, fds);
             }
             (Phase::Published(process), ClientMessage::Goodbye) => self.leave(id, process),
-            (_, ClientMessage::Status) => {
+            // Who publishes is here for long, and might never read it.
+            (Phase::Silent, ClientMessage::Status) => {
                 if client.outgoing.is_none() && !client.is_deaf {
-                    let uid = client.who.uid;
-                    let text = self.status(id, uid).to_string();
-                    if let Some(client) = self.clients.get(id) {
-                        client.outgoing = Some(Outgoing { text, sent: 0 });
-                    }
-                    self.send_status(id);
+                    self.answer_status(id);
                 }
             }
             (_, message) => {
@@ -180,6 +178,22 @@ impl Server {
         }
     }
 
+    fn answer_status(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get(id) else { return };
+        let uid = client.who.uid;
+        let is_unread = |(_, of): &(ClientId, &Client)| of.who.uid == uid && of.outgoing.is_some();
+        if self.clients.iter().filter(is_unread).count() >= MOST_UNREAD {
+            let text =
+                format!("user {uid} has not read {MOST_UNREAD} answers that were asked for before");
+            return self.refuse(id, RefusedFor::Limit, text, true);
+        }
+        let text = self.status(id, uid).to_string();
+        if let Some(client) = self.clients.get(id) {
+            client.outgoing = Some(Outgoing { text, sent: 0 });
+        }
+        self.send_status(id);
+    }
+
     /// Sends as much of a status text as there is room for.
     pub(super) fn send_status(&mut self, id: ClientId) {
         let Some(client) = self.clients.get(id) else { return };
@@ -224,7 +238,7 @@ mod tests {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     use super::*;
-    use crate::host::protocol::Socket;
+    use crate::host::protocol::{Hello, Socket};
     use crate::host::server::clients::{Client, Who};
     use crate::host::server::limits::Amounts;
     use crate::host::server::run::tests::server_in;
@@ -246,5 +260,40 @@ mod tests {
         assert_eq!(asks(socket), Some(true));
         // Nothing can be sent there, whoever listens.
         assert_eq!(asks(EventFd::new().unwrap().into()), None);
+    }
+
+    #[test]
+    fn who_does_not_read_answers_can_ask_so_often() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut server = server_in(directory.path());
+        let mut theirs = Vec::new();
+        let mut asks = |server: &mut Server, uid, hello| {
+            let (flags, kind) = (SockFlag::SOCK_CLOEXEC, SockType::SeqPacket);
+            let (socket, other) = socketpair(AddressFamily::Unix, kind, None, flags).unwrap();
+            theirs.push(other);
+            let socket = Socket::from(socket);
+            // Nothing more fits.
+            while socket.send(&ServerMessage::Bye, &[]).is_ok() {}
+            let who = Who { pid: 1, uid, gid: 7, start_time: 1 };
+            let id = server.clients.add(Client::new(who, None, Some(socket), Amounts::default()));
+            if hello {
+                let hello = Hello { publisher: 1, public: true, segments: 1 };
+                server.said(id, ClientMessage::Hello(hello), Vec::new());
+            }
+            server.said(id, ClientMessage::Status, Vec::new());
+            server.clients.get(id).is_some_and(|client| client.outgoing.is_some())
+        };
+        for uid in [7, 8] {
+            assert!((0..MOST_UNREAD).all(|_| asks(&mut server, uid, false)));
+            assert!(!asks(&mut server, uid, false));
+        }
+        let refused: Vec<_> = server.refusals.last().map(|last| (last.uid, last.reason)).collect();
+        assert_eq!(refused, [(7, RefusedFor::Limit), (8, RefusedFor::Limit)]);
+        // Who is about to publish asks nothing.
+        assert!(!asks(&mut server, 9, true));
+        assert_eq!(
+            server.refusals.last().last().map(|last| last.reason),
+            Some(RefusedFor::Protocol)
+        );
     }
 }
