@@ -163,8 +163,7 @@ pub fn memory() {
 
 /// MiB that are moved each way.
 const DISK: u64 = 64;
-/// What is sent goes in small packets, each of which waits for an answer to the one before: on the host's one CPU
-/// that takes a millisecond or two.
+/// Sending is many times slower than receiving, with either side.
 const SENT: u64 = 8;
 const RECEIVED: u64 = 32;
 
