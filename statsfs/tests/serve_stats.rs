@@ -14,6 +14,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 use server::Server;
 use statsfs::host::server::RefusedFor;
@@ -185,8 +186,11 @@ fn every_request_is_counted() {
     let (value, bulk, link) =
         (vm.join("work_done"), vm.join(".stats/flat"), server.path("by-name/web"));
     // What the kernel is to know already, and not to forget meanwhile, whoever else has it forget what is not in use.
-    let known = [&value, &bulk, &link, &vm.join("work_queue"), &server.path("by-name")]
-        .map(|path| in_use(path));
+    let ways = [&value, &bulk, &link, &vm.join("work_queue"), &server.path("by-name")];
+    let known = ways.map(|path| in_use(path));
+    // What it was told along with their names it believes for 50 ms, and what it has asked for since then for long.
+    std::thread::sleep(Duration::from_millis(100));
+    ways.into_iter().for_each(|path| assert!(path.symlink_metadata().is_ok()));
     // And what it asks but once.
     std::fs::write(vm.join("work_time/count"), "0").unwrap();
     let held = File::open(&value).unwrap();

@@ -270,6 +270,12 @@ impl std::fmt::Debug for Adapter {
 /// Inode numbers are never reused, so that there is only one generation.
 const GENERATION: Generation = Generation(0);
 
+/// How long the kernel may believe the attributes that come with a name, or with what was changed. It takes an answer in when whoever
+/// asked is scheduled, and may have been told before that the node is gone: of a node that it did not know then it
+/// takes no note of that. Attributes that it has asked for by themselves it does not believe then, so those are
+/// remembered.
+const UNSURE: Duration = Duration::from_millis(50);
+
 /// Content is generated: no page cache; no FLUSH, nothing is written back.
 const OPEN_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 
@@ -329,7 +335,10 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.server().lookup(parent.0, name) {
-            Ok(attr) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
+            Ok(attr) => {
+                let unsure = self.ttl.min(UNSURE);
+                reply.entry_with_ttls(&unsure, &self.ttl, &file_attr(&attr), GENERATION);
+            }
             // An error is never remembered: a name that comes up is there at once.
             Err(error) => reply.error(errno(error)),
         }
@@ -367,7 +376,7 @@ impl fuser::Filesystem for Adapter {
         // Times come along with a truncation, where they mean nothing; alone they are refused.
         let change = Change { size, ownership: mode.is_some() || uid.is_some() || gid.is_some() };
         match self.server().set_attr(ino.0, change) {
-            Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.ttl.min(UNSURE), &file_attr(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }
