@@ -17,6 +17,8 @@ use super::until;
 #[derive(Default)]
 struct Inner {
     held: Vec<(String, OwnedFd)>,
+    /// How much of it at most, unless that is as much as anybody likes.
+    most: Option<usize>,
     /// How often it was asked whether all that was sent has been taken.
     settled: u64,
 }
@@ -30,9 +32,14 @@ pub struct Holder {
 
 impl Holder {
     pub fn start() -> Self {
+        Self::of(None)
+    }
+
+    /// Starts one that holds so many at most.
+    pub fn of(most: Option<usize>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
-        let inner = Arc::<Mutex<Inner>>::default();
+        let inner = Arc::new(Mutex::new(Inner { most, ..Inner::default() }));
         let its = inner.clone();
         let thread = std::thread::spawn(move || while take(&socket, &its) {});
         Self { directory, inner, thread: Some(thread) }
@@ -70,6 +77,9 @@ impl Holder {
         self.settle();
         let (names, fds): (Vec<_>, Vec<_>) = {
             let inner = self.inner.lock().unwrap();
+            if let Some(most) = inner.most {
+                command.env("FDSTORE", most.to_string());
+            }
             inner.held.iter().map(|(name, fd)| (name.clone(), fd.try_clone().unwrap())).unzip()
         };
         command.env("NOTIFY_SOCKET", self.directory.path().join("notify"));
@@ -141,7 +151,8 @@ fn take(socket: &UnixDatagram, inner: &Mutex<Inner>) -> bool {
     if text.lines().any(|line| line == "FDSTORE=1") {
         for fd in fds {
             // The same file is held once, as systemd does.
-            if !inner.held.iter().any(|(_, held)| is_same(held, &fd)) {
+            let is_full = inner.most.is_some_and(|most| inner.held.len() >= most);
+            if !is_full && !inner.held.iter().any(|(_, held)| is_same(held, &fd)) {
                 inner.held.push((name.to_owned(), fd));
             }
         }

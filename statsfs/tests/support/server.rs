@@ -49,6 +49,11 @@ impl Server {
         Self::made(args, None, Some(Arc::new(Holder::start())))
     }
 
+    /// Starts one with more arguments of which so many descriptors are kept at most.
+    pub fn kept_of(most: usize, args: &[&str]) -> Self {
+        Self::made(args, None, Some(Arc::new(Holder::of(Some(most)))))
+    }
+
     fn made(args: &[&str], log: Option<OwnedFd>, holder: Option<Arc<Holder>>) -> Self {
         // SAFETY: a plain system call.
         assert_eq!(unsafe { libc::geteuid() }, 0, "the server mounts: `sudo -E cargo test`");

@@ -11,6 +11,9 @@ use crate::fs::{KeptMount, Mount, MountError};
 use crate::segment::{Limits, SegmentReader};
 use crate::tree::Tree;
 
+/// The length of the name of a publisher's segments.
+pub(super) const SEGMENTS_NAME: usize = "seg.".len() + 2 * size_of::<u128>();
+
 /// The name of a publisher's segments.
 pub(super) fn segments_name(publisher: u128) -> String {
     format!("seg.{publisher:032x}")
@@ -170,6 +173,7 @@ mod tests {
             _ => panic!("{}", mount_name(0xab, &kept)),
         }
         assert!(matches!(Name::of(&segments_name(5)), Some(Name::Segments(5))));
+        assert_eq!(segments_name(u128::MAX).len(), SEGMENTS_NAME);
         for name in
             ["", "seg", "seg.", "seg.x", "seg.5", "fuse.1", "fuse.1.new.statsfs-7", "stored"]
         {

@@ -224,18 +224,22 @@ impl Keep {
             // What was only about to be kept when that server ended is not there: then the process comes by itself,
             // or it is said that what it counted is lost.
             let Some(fds) = segments.remove(&process.publisher) else { continue };
+            let held = fds.len();
             let segments = in_order(fds, &options.process_limits);
-            if segments.len() < process.segments as usize && tree.has_cleared(process.publisher) {
+            let name = segments_name(process.publisher);
+            let made = process.segments as usize;
+            self.store.has_kept(&name, process.uid, held, segments.len(), made);
+            if segments.len() < made && tree.has_cleared(process.publisher) {
                 // Some of what was cleared may be in one that is not there: without it there would be less than nothing.
-                let state::Process { publisher, pid, uid, .. } = process;
+                let state::Process { pid, uid, .. } = process;
                 tracing::warn!(
                     pid,
                     uid,
                     have = segments.len(),
-                    made = process.segments,
+                    made,
                     "what was kept of a process is not taken in: something was cleared, and not all of it is there"
                 );
-                self.store.remove(&segments_name(publisher));
+                self.store.remove(&name);
                 continue;
             }
             all.push(Some(Unseen { process, segments }));
@@ -276,7 +280,7 @@ impl Keep {
     pub(super) fn take_over(&self, tree: &Tree, unseen: Unseen, folds: bool) -> TakenOver {
         let Unseen { process, segments } = unseen;
         let state::Process { publisher, pid, uid, .. } = process;
-        let received = Received::kept(publisher, segments, self.store.clone());
+        let received = Received::kept(publisher, segments, self.store.clone(), Who::of(&process));
         match self.try_take_over(tree, &process, received.clone(), folds) {
             Ok(Some(resumed)) => TakenOver::In(Box::new(resumed)),
             // It has come by itself, or has come and gone.
@@ -346,8 +350,17 @@ impl Keep {
 
     /// Nothing of a process is in the tree any more, so its segments need not be kept.
     pub(super) fn has_let_go(&self, publisher: u128) {
-        self.lock().received.remove(&publisher);
+        if let Some(received) = self.lock().received.remove(&publisher) {
+            received.keep_no_more();
+        }
         self.store.remove(&segments_name(publisher));
+    }
+
+    /// Has those segments kept for which there was no room before, if there is some now.
+    pub(super) fn keep_rest(&self) {
+        if self.store.has_more_room() {
+            self.lock().received.values().for_each(Received::keep_rest);
+        }
     }
 
     /// Takes a process in.
@@ -370,7 +383,7 @@ impl Keep {
         // then, whenever it and this server end; but where the service manager has yet to read what was sent to
         // it before, its segments are on their way still, and a server that is killed just then takes them along.
         let record = || {
-            received.keep_in(&self.store);
+            received.keep_in(&self.store, who);
             let mut kept = self.lock();
             kept.received.insert(publisher, received.clone());
             let processes = &mut kept.host.processes;
@@ -424,6 +437,7 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fd_store::{self, Numbers};
     use super::*;
     use crate::fs::{Nodes, ROOT};
     use crate::host::protocol::Life;
@@ -669,6 +683,24 @@ mod tests {
         let out = out.unwrap();
         let said = String::from_utf8_lossy(&out.stdout);
         assert!(out.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    fn what_was_let_go_is_not_kept_again() {
+        let state = tempfile::tempdir().unwrap();
+        let options = ServeOptions { state: state.path().into(), ..ServeOptions::default() };
+        let registry = Registry::new().unwrap();
+        registry.create_source("top").unwrap().register().unwrap();
+        let (own, (store, _theirs)) = (Own::new().unwrap(), fd_store::tests::store(64));
+        let store = Arc::new(store);
+        let (keep, tree) = Keep::open(&options, &own, store.clone()).unwrap();
+        let received = received(&registry);
+        keep.join(&tree, received.clone(), who(), true).unwrap();
+        received.add(segments(&registry));
+        assert_eq!(store.numbers().1.kept, 2);
+        keep.has_let_go(registry.publisher());
+        received.add(segments(&registry));
+        assert_eq!(store.numbers().1, Numbers::default());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::stat::fstat;
 
+use super::clients::Who;
 use super::fd_store::FdStore;
 use super::inherited::segments_name;
 use super::limits::Amounts;
@@ -44,8 +45,16 @@ fn beyond(fds: &[OwnedFd], first: usize, there: &[OwnedFd]) -> Amounts {
 #[derive(Debug, Default)]
 struct Segments {
     all: Vec<OwnedFd>,
-    /// Where they are kept, once it is known that they are the publisher's.
-    store: Option<Arc<FdStore>>,
+    /// Where they are kept, and whose they are, as long as it is known that they are the publisher's.
+    store: Option<(Arc<FdStore>, Who)>,
+}
+
+impl Segments {
+    fn keep(&self, publisher: u128) {
+        if let Some((store, who)) = &self.store {
+            store.keep(&segments_name(publisher), who, &self.all);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -72,17 +81,27 @@ impl Received {
         Self(Arc::new(Inner { publisher, ..Inner::default() }))
     }
 
-    /// What the store has kept of this publisher.
-    pub(super) fn kept(publisher: u128, all: Vec<OwnedFd>, store: Arc<FdStore>) -> Self {
-        let segments = Mutex::new(Segments { all, store: Some(store) });
+    /// What the store has kept of this publisher, a process of theirs.
+    pub(super) fn kept(publisher: u128, all: Vec<OwnedFd>, store: Arc<FdStore>, who: Who) -> Self {
+        let segments = Mutex::new(Segments { all, store: Some((store, who)) });
         Self(Arc::new(Inner { publisher, segments, ..Inner::default() }))
     }
 
-    /// Has them kept for the next server, and those that are still to come.
-    pub(super) fn keep_in(&self, store: &Arc<FdStore>) {
+    /// Has them kept for the next server, and those that are still to come, of this process.
+    pub(super) fn keep_in(&self, store: &Arc<FdStore>, who: Who) {
         let mut segments = self.0.segments();
-        store.put(&segments_name(self.0.publisher), &segments.all);
-        segments.store = Some(store.clone());
+        segments.store = Some((store.clone(), who));
+        segments.keep(self.0.publisher);
+    }
+
+    /// Has those kept for which there was no room before.
+    pub(super) fn keep_rest(&self) {
+        self.0.segments().keep(self.0.publisher);
+    }
+
+    /// Nothing that is still to come is kept.
+    pub(super) fn keep_no_more(&self) {
+        self.0.segments().store = None;
     }
 
     /// Whose the client says the segments are; the tree finds out whether that is so.
@@ -112,11 +131,9 @@ impl Received {
     /// Adds segments, and has the tree look.
     pub(super) fn add(&self, fds: Vec<OwnedFd>) {
         let mut segments = self.0.segments();
-        // Before anything that is counted there can be seen.
-        if let Some(store) = &segments.store {
-            store.put(&segments_name(self.0.publisher), &fds);
-        }
         segments.all.extend(fds);
+        // Before anything that is counted there can be seen.
+        segments.keep(self.0.publisher);
         drop(segments);
         self.wake();
     }

@@ -575,6 +575,7 @@ impl Server {
         let here = self.clients.iter().map(|(_, client)| client.received.publisher());
         let here: HashSet<_> = here.chain(self.unseen.iter().copied()).collect();
         self.keep.forget_dead(&self.tree, &here);
+        self.keep.keep_rest();
         let own = &self.own;
         own.server_segments.set(segments as u32);
         own.server_segment_bytes.set(bytes);
@@ -586,6 +587,10 @@ impl Server {
         own.server_processes.set(usage.processes as u32);
         own.server_detached.set(usage.detached as u32);
         own.server_left_out.set(usage.left_out as u32);
+        let (room, numbers) = self.store.numbers();
+        own.server_kept_room.set(room as u32);
+        own.server_kept_segments.set(numbers.kept as u32);
+        own.server_unkept_segments.set(numbers.unkept as u32);
     }
 }
 

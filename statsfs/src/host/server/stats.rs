@@ -67,6 +67,12 @@ stats! {
         pub server_fold_time: Histogram<Nanoseconds> { buckets: 40 },
         /// Sources and values that are not shown now, since another process has their names.
         pub server_left_out: Gauge<u32>,
+        /// Segments that the service manager keeps now for the next server.
+        pub server_kept_segments: Gauge<u32>,
+        /// Segments that it has no room for now.
+        pub server_unkept_segments: Gauge<u32>,
+        /// Segments that it has room for, of all users together; 0 if it keeps nothing.
+        pub server_kept_room: Gauge<u32>,
     }
 }
 
