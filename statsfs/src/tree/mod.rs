@@ -41,6 +41,7 @@ mod options;
 mod processes;
 pub(crate) mod render;
 mod saved;
+pub(crate) mod series;
 mod settle;
 pub(crate) mod subtree;
 mod sweep;
