@@ -77,6 +77,7 @@ use self::inode::DirId;
 use self::ledger::Ledger;
 use self::membership::Look;
 use self::model::SourceModel;
+pub use self::nodes::Exposition;
 use self::numbers::Numbers;
 pub use self::options::{Owner, Refused, TreeError, TreeOptions, TreeUsage, UserLimits};
 use self::processes::Processes;
