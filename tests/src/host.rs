@@ -17,6 +17,7 @@ use crate::running::wait_until;
 pub struct Host {
     child: Child,
     directory: TempDir,
+    args: Vec<String>,
 }
 
 impl Host {
@@ -25,11 +26,20 @@ impl Host {
     /// # Panics
     /// If it does not serve.
     pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts one with more arguments.
+    ///
+    /// # Panics
+    /// If it does not serve.
+    pub fn with(args: &[&str]) -> Self {
         crate::vmm::require_host();
         let directory =
             tempfile::Builder::new().prefix("statsfs-test-").tempdir().expect("a place");
-        let child = spawn(directory.path());
-        let host = Self { child, directory };
+        let args: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
+        let child = spawn(directory.path(), &args);
+        let host = Self { child, directory, args };
         host.wait_served();
         host
     }
@@ -39,7 +49,7 @@ impl Host {
     /// # Panics
     /// If it does not serve.
     pub fn start_again(&mut self) {
-        self.child = spawn(self.directory.path());
+        self.child = spawn(self.directory.path(), &self.args);
         self.wait_served();
     }
 
@@ -55,6 +65,11 @@ impl Host {
     /// Where it listens.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("socket")
+    }
+
+    /// A file or directory of somebody else beside its own.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// What it has said.
@@ -103,10 +118,10 @@ pub fn machines(mount: &Path) -> Vec<String> {
     names.filter(is_machine).map(|name| format!("kvm/{name}")).collect()
 }
 
-fn spawn(directory: &Path) -> Child {
+fn spawn(directory: &Path, args: &[String]) -> Child {
     let log = File::options().create(true).append(true).open(directory.join("log"));
     let mut command = Command::new(binary::statsfs());
-    command.arg("serve");
+    command.arg("serve").args(args);
     for name in ["mount", "socket", "state"] {
         command.arg(format!("--{name}")).arg(directory.join(name));
     }

@@ -2,10 +2,13 @@
 
 mod flat;
 mod json;
+mod metrics;
 mod schema;
 mod summary;
 
+use self::metrics::Format;
 use crate::tree::inode::Bulk;
+use crate::tree::series::Detail;
 use crate::tree::subtree::Subtree;
 
 /// There is more than there is room for.
@@ -33,6 +36,18 @@ pub(crate) fn write(
         Bulk::Json => json::write(subtree, most, out),
         Bulk::Summary => summary::write(subtree, most, out),
         Bulk::Schema => schema::write(subtree, most, out),
+        Bulk::Prometheus => {
+            metrics::write(subtree, Format::Prometheus, Detail::Machines, most, out)
+        }
+        Bulk::PrometheusFull => {
+            metrics::write(subtree, Format::Prometheus, Detail::Vcpus, most, out)
+        }
+        Bulk::OpenMetrics => {
+            metrics::write(subtree, Format::OpenMetrics, Detail::Machines, most, out)
+        }
+        Bulk::OpenMetricsFull => {
+            metrics::write(subtree, Format::OpenMetrics, Detail::Vcpus, most, out)
+        }
         // It is there to be written to.
         Bulk::Clear => Ok(()),
     }

@@ -3,6 +3,9 @@
 use super::dirs::Dir;
 use crate::fs::Caller;
 
+/// Somebody who owns nothing: no file can have these numbers.
+const NOBODY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, pid: 0 };
+
 /// What somebody may see.
 #[derive(Debug)]
 pub(crate) struct Access {
@@ -16,6 +19,11 @@ impl Access {
     /// To everything.
     pub(crate) const fn all() -> Self {
         Self { caller: None, groups: Vec::new() }
+    }
+
+    /// To what everybody may see.
+    pub(crate) const fn public() -> Self {
+        Self { caller: Some(NOBODY), groups: Vec::new() }
     }
 
     /// What a caller may see. Asks the system, so nobody should have to wait for it.

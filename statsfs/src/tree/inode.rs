@@ -47,12 +47,29 @@ pub(crate) enum Bulk {
     Json,
     /// Every file of the subtree that does not show 0, for people.
     Summary,
+    /// Families of values with labels, in Prometheus' text format: machines and their devices.
+    Prometheus,
+    /// The same with each vCPU.
+    PrometheusFull,
+    /// The first in the format of OpenMetrics.
+    OpenMetrics,
+    /// The same with each vCPU.
+    OpenMetricsFull,
 }
 
 impl Bulk {
     /// In the order of their numbers, which stay as they are.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Flat, Self::Clear, Self::Schema, Self::Json, Self::Summary];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Flat,
+        Self::Clear,
+        Self::Schema,
+        Self::Json,
+        Self::Summary,
+        Self::Prometheus,
+        Self::PrometheusFull,
+        Self::OpenMetrics,
+        Self::OpenMetricsFull,
+    ];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -61,12 +78,16 @@ impl Bulk {
             Self::Schema => "schema",
             Self::Json => "json",
             Self::Summary => "summary",
+            Self::Prometheus => "prometheus",
+            Self::PrometheusFull => "prometheus-full",
+            Self::OpenMetrics => "openmetrics",
+            Self::OpenMetricsFull => "openmetrics-full",
         }
     }
 
     /// Whether it shows what was counted, and not only what there is.
     pub(crate) const fn is_counted(self) -> bool {
-        matches!(self, Self::Flat | Self::Json | Self::Summary)
+        !matches!(self, Self::Clear | Self::Schema)
     }
 }
 

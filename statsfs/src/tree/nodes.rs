@@ -64,6 +64,15 @@ fn kind_of(part: Part) -> Kind {
     if part == Part::Histogram { Kind::Directory } else { Kind::Text }
 }
 
+/// A format of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// Prometheus' text format, version 0.0.4.
+    Prometheus,
+    /// OpenMetrics, version 1.0.0.
+    OpenMetrics,
+}
+
 impl Tree {
     fn attributes(&self, state: &State, node: Node) -> Result<Attr, Errno> {
         let (dir, kind, mode) = match node {
@@ -146,6 +155,29 @@ impl Tree {
         let _ = self.take(View::WHOLE, true, &Access::all(), None, &mut subtree);
         // There is as much room as it takes.
         let _ = export::write(Bulk::Flat, &subtree, usize::MAX, out);
+    }
+
+    /// Appends what `.stats/prometheus` or `.stats/openmetrics` of the root shows: to somebody who may see everything,
+    /// or what everybody may.
+    ///
+    /// # Errors
+    /// `EFBIG` if there are more than `most` bytes, or more is to be read than there may be at once.
+    pub fn expose(
+        &self,
+        format: Exposition,
+        with_private: bool,
+        most: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Errno> {
+        let access = if with_private { Access::all() } else { Access::public() };
+        let bulk = match format {
+            Exposition::Prometheus => Bulk::Prometheus,
+            Exposition::OpenMetrics => Bulk::OpenMetrics,
+        };
+        let mut subtree = Subtree::default();
+        self.take(View::WHOLE, true, &access, Some(self.options.bulk_bytes), &mut subtree)
+            .and_then(|()| export::write(bulk, &subtree, most, out))
+            .map_err(|Full| Errno(libc::EFBIG))
     }
 
     /// Clears as writing a 0 to the file at `path` would, and answers what that took away: a value's

@@ -26,6 +26,8 @@ pub(crate) struct Subtree {
     /// What the groups are that were found, by the tree's numbers.
     groups: Vec<Option<Group>>,
     root: String,
+    /// What the first directory is in, from the top level on.
+    above: Vec<Called>,
     dirs: Vec<SubtreeDir>,
     /// By directory.
     places: Vec<Place>,
@@ -55,6 +57,33 @@ struct Group {
     identities: Arc<[Option<IdentityId>]>,
 }
 
+/// What a directory is called.
+#[derive(Clone, Debug)]
+pub(crate) struct Called {
+    name: Arc<str>,
+    /// The process whose it is, of one right below the top level.
+    pid: Option<u32>,
+    /// Where what its program calls it begins in the name.
+    bare: usize,
+}
+
+impl Called {
+    /// The directory's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What its program calls it.
+    pub(crate) fn bare(&self) -> &str {
+        &self.name[self.bare..]
+    }
+
+    /// The process whose it is, of one right below the top level that one process has.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+}
+
 /// A directory.
 #[derive(Debug)]
 pub(crate) struct SubtreeDir {
@@ -63,7 +92,9 @@ pub(crate) struct SubtreeDir {
     parent: usize,
     /// How many are between it and the first one.
     depth: usize,
-    name: Arc<str>,
+    called: Called,
+    /// How many directories are in it, also of those that are not to be seen.
+    children: usize,
     files: Arc<Files>,
     labels: Option<Arc<[(String, String)]>>,
     /// The first one that is not in or below it.
@@ -80,7 +111,22 @@ impl SubtreeDir {
 
     /// Its name.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        &self.called.name
+    }
+
+    /// What it is called.
+    pub(crate) fn called(&self) -> &Called {
+        &self.called
+    }
+
+    /// The directory that it is in; of the first one itself.
+    pub(crate) fn parent(&self) -> usize {
+        self.parent
+    }
+
+    /// How many directories are in it, also of those that are not to be seen.
+    pub(crate) fn children(&self) -> usize {
+        self.children
     }
 
     /// The files that it has, in listing order: the same for all directories of one kind.
@@ -103,11 +149,18 @@ pub(super) struct Place {
     cells: usize,
     /// Whether they are of a source that has the directory, and not of one without right below it.
     pub(super) own: bool,
-    departed: bool,
+    pub(super) departed: bool,
     /// Whether they are to be seen in totals only.
     is_hidden: bool,
     /// Where their baseline begins, if they have one.
     baseline: Option<usize>,
+}
+
+impl Place {
+    /// The directory.
+    pub(super) fn dir(&self) -> usize {
+        self.dir
+    }
 }
 
 impl Subtree {
@@ -119,6 +172,11 @@ impl Subtree {
     /// The path of the first directory from the root of the mount, without a leading slash.
     pub(crate) fn root(&self) -> &str {
         &self.root
+    }
+
+    /// What the first directory is in, from the top level on.
+    pub(crate) fn above(&self) -> &[Called] {
+        &self.above
     }
 
     /// The directories, each before those that are in it.
@@ -142,7 +200,7 @@ impl Subtree {
                 if *len > 0 {
                     path.push('/');
                 }
-                path.push_str(&dir.name);
+                path.push_str(dir.name());
             }
             above.push(path.len());
             visit(n, dir, &path)?;
@@ -155,7 +213,7 @@ impl Subtree {
         let mut names = Vec::new();
         let mut at = dir;
         while at > 0 {
-            names.push(&*self.dirs[at].name);
+            names.push(self.dirs[at].name());
             at = self.dirs[at].parent;
         }
         names.extend((!self.root.is_empty()).then_some(&*self.root));
@@ -184,6 +242,36 @@ impl Subtree {
             Some(Group { descriptor, identities }) => (descriptor.values(), identities),
             None => (&[], &[]),
         }
+    }
+
+    /// All that was found, in the order of directories.
+    pub(super) fn all_places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// Of which group what is at a place is.
+    pub(super) fn group_of(&self, place: &Place) -> GroupId {
+        self.sweep.cells[place.cells].group
+    }
+
+    /// The groups of which something was found, with their values.
+    pub(super) fn groups(&self) -> impl Iterator<Item = (GroupId, &[Descriptor])> {
+        let groups = self.groups.iter().enumerate();
+        groups.filter_map(|(id, group)| Some((id, group.as_ref()?.descriptor.values())))
+    }
+
+    /// The values of a group.
+    pub(super) fn values_of(&self, group: GroupId) -> &[Descriptor] {
+        self.described(group).0
+    }
+
+    /// One value of a place, which of the group's and its first word, whatever was cleared of it.
+    pub(super) fn raw(&self, place: &Place, (n, word): (usize, usize)) -> Option<Shown<'_>> {
+        let cells = &self.sweep.cells[place.cells];
+        let (values, identities) = self.described(cells.group);
+        let (value, identity) = (&values[n], identities[n]?);
+        let words = &self.sweep.words(cells)[word..word + value.ty.cells()];
+        Shown::new(cells.account, place.departed, identity, value, words, None)
     }
 
     /// Calls `add` with those values of one place that are wanted, as they are shown.
@@ -215,6 +303,7 @@ impl Subtree {
     fn clear(&mut self) {
         self.groups.iter_mut().for_each(|group| *group = None);
         self.root.clear();
+        self.above.clear();
         self.dirs.clear();
         self.places.clear();
         self.of_dirs.clear();
@@ -269,6 +358,7 @@ impl State {
         to.room = sweep.room.clone();
         let Some(directory) = self.dirs.get(&view.dir) else { return };
         to.root = self.path(view.dir);
+        self.capture_above(view, directory, to);
         if view.departed {
             if view.dir != ROOT_DIR {
                 to.root.push('/');
@@ -279,7 +369,8 @@ impl State {
                 id: view.dir,
                 parent: 0,
                 depth: 0,
-                name: DEPARTED.into(),
+                called: Called { name: DEPARTED.into(), pid: None, bare: 0 },
+                children: 0,
                 files: Arc::new(files),
                 labels: None,
                 end: 0,
@@ -289,6 +380,29 @@ impl State {
             self.capture_dir(view.dir, directory, (0, 0), None, access, to);
         }
         self.capture_places(view, sweep, to);
+    }
+
+    /// What a directory is called, and by whom.
+    fn called(&self, dir: &Dir) -> Called {
+        let is_below_top = dir.parent != ROOT_DIR
+            && self.dirs.get(&dir.parent).is_some_and(|above| above.parent == ROOT_DIR);
+        let member = dir.members.first().filter(|_| is_below_top);
+        let identity = member.map(|(process, _)| self.processes[*process].identity);
+        let pid = identity.filter(|identity| !identity.is_host).map(|identity| identity.pid);
+        let prefix = pid.filter(|_| self.options.pid_prefix).map(|pid| format!("{pid}-"));
+        let bare = prefix.filter(|prefix| dir.name.starts_with(prefix.as_str()));
+        Called { name: dir.name.clone(), pid, bare: bare.map_or(0, |prefix| prefix.len()) }
+    }
+
+    fn capture_above(&self, view: View, directory: &Dir, to: &mut Subtree) {
+        // What departed is called what the directory is that it departed from.
+        let mut next = if view.departed { view.dir } else { directory.parent };
+        while next != ROOT_DIR {
+            let Some(dir) = self.dirs.get(&next) else { break };
+            to.above.push(self.called(dir));
+            next = dir.parent;
+        }
+        to.above.reverse();
     }
 
     fn capture_dir(
@@ -312,7 +426,8 @@ impl State {
             id,
             parent,
             depth,
-            name: dir.name.clone(),
+            called: self.called(dir),
+            children: dir.children.len(),
             files: self.files_of(id, dir).clone(),
             labels: dir.labels.clone(),
             end: 0,

@@ -31,14 +31,14 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve one mount for all processes of this host
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Say what is connected to the server, and what was refused and why
     Status(status::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(&args),
     };
     match result {

@@ -8,7 +8,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Group;
 use statsfs::fs::MountOptions;
-use statsfs::host::server::{Amounts, FdStore, HostLimits, ServeOptions, Server};
+use statsfs::host::server::{Amounts, FdStore, HostLimits, MetricsAddress, ServeOptions, Server};
 use statsfs::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
 use statsfs::tree::{Owner, TreeOptions};
 use tracing_subscriber::EnvFilter;
@@ -40,6 +40,12 @@ pub struct Args {
     /// Whose members may look into everybody's directories [default: kvm, if there is such a group]
     #[arg(long, value_name = "GROUP")]
     readers: Option<String>,
+    /// Serve /metrics for Prometheus over HTTP at ADDRESS:PORT or unix:PATH; whoever can connect may read it
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<MetricsAddress>,
+    /// Have these metrics include those of private directories
+    #[arg(long, requires = "listen")]
+    include_private: bool,
     /// Connections that one user may have
     #[arg(long, value_name = "N", default_value_t = Amounts::DEFAULT.connections)]
     max_connections: u64,
@@ -132,6 +138,8 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
             sources: args.max_host_sources,
         },
         bulk_bytes: args.max_bulk_mib.saturating_mul(1 << 20),
+        metrics: args.listen,
+        includes_private: args.include_private,
         take_over_first: Duration::from_millis(args.take_over_ms),
         mount_options: MountOptions::new()
             .max_open_files(args.max_open_files)
@@ -148,6 +156,9 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
         socket = %server.options().socket.display(),
         "serving"
     );
+    if let Some(metrics) = server.metrics() {
+        tracing::info!(%metrics, "serving metrics");
+    }
     // Without systemd nobody is told.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     server.run(&ended)?;

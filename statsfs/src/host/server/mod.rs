@@ -30,6 +30,7 @@ mod keep;
 mod lease;
 mod limits;
 mod listen;
+mod metrics;
 mod options;
 mod received;
 mod refusals;
@@ -43,6 +44,7 @@ mod worker;
 
 pub use self::fd_store::{FdStore, Inherited};
 pub use self::limits::{Amounts, Exceeded, HostLimits, Limited};
+pub use self::metrics::MetricsAddress;
 pub use self::options::{ServeError, ServeOptions};
 pub use self::refusals::Refusal;
 pub use self::run::Server;

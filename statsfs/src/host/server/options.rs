@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::limits::{Amounts, HostLimits};
+use super::metrics::MetricsAddress;
 use super::stats::StatsError;
 use crate::fs::{MountError, MountOptions};
 use crate::host::state::StoreError;
@@ -39,6 +40,10 @@ pub struct ServeOptions {
     pub bulk_bytes: usize,
     /// How the mount is served. What happens in it is told to the server, which counts it.
     pub mount_options: MountOptions,
+    /// Where `/metrics` is served over HTTP: nowhere unless set.
+    pub metrics: Option<MetricsAddress>,
+    /// Whether what is private is among these metrics, which whoever connects there may read.
+    pub includes_private: bool,
     /// Whether the thread that starts the server, and the server's own, give up the capabilities that they do
     /// not need any more, for good.
     pub gives_up_rights: bool,
@@ -58,6 +63,8 @@ impl Default for ServeOptions {
             take_over_first: Duration::from_secs(1),
             bulk_bytes: TreeOptions::BULK_BYTES,
             mount_options: MountOptions::default(),
+            metrics: None,
+            includes_private: false,
             gives_up_rights: false,
         }
     }
@@ -79,6 +86,14 @@ pub enum ServeError {
     Listen {
         /// The socket.
         path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No endpoint for metrics.
+    #[error("cannot serve metrics at {address}: {source}")]
+    Metrics {
+        /// Where.
+        address: MetricsAddress,
         /// Why.
         source: io::Error,
     },

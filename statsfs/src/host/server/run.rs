@@ -17,6 +17,7 @@ use super::inherited::{self, Found, KeptDevices};
 use super::keep::{Keep, Resumed, Unseen};
 use super::limits::{self, Accounts, Amounts, Exceeded};
 use super::listen::Listening;
+use super::metrics::{Metrics, MetricsAddress};
 use super::options::{ServeError, ServeOptions};
 use super::refusals::Refusals;
 use super::rights;
@@ -55,6 +56,7 @@ pub struct Server {
     // In this order, after the socket's name: nothing is taken in or folded, nobody reads. Then what clients have
     // sent is closed, also those that were not accepted, and that can take as long as they like.
     pub(super) worker: Worker,
+    metrics: Option<Metrics>,
     pub(super) mount: Mount,
     /// Of no use without it.
     _devices: Option<KeptDevices>,
@@ -131,12 +133,22 @@ impl Server {
         }
         let worker = Worker::start(tree.clone(), keep.clone(), options.gives_up_rights)
             .map_err(ServeError::Wait)?;
+        let metrics = match &options.metrics {
+            None => None,
+            Some(address) => {
+                let (tree, with_private) = (tree.clone(), options.includes_private);
+                let started = Metrics::start(address, tree, with_private, options.gives_up_rights);
+                let address = address.clone();
+                Some(started.map_err(|source| ServeError::Metrics { address, source })?)
+            }
+        };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
         let mappable = limits::mappable();
         let accounts = Accounts::new(options.limits, options.host_limits, mappable);
         let mut server = Self {
             listening,
             worker,
+            metrics,
             mount,
             _devices: devices,
             tree,
@@ -235,6 +247,11 @@ impl Server {
     /// The mount.
     pub fn mount(&self) -> &Mount {
         &self.mount
+    }
+
+    /// Where it serves metrics.
+    pub fn metrics(&self) -> Option<&MetricsAddress> {
+        self.metrics.as_ref().map(Metrics::address)
     }
 
     /// The tree.

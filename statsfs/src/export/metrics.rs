@@ -1,0 +1,261 @@
+//! Prometheus' text format 0.0.4, and OpenMetrics 1.0: families of values with labels.
+//!
+//! <https://prometheus.io/docs/instrumenting/exposition_formats/>,
+//! <https://prometheus.io/docs/specs/om/open_metrics_spec/>
+
+use std::io::Write;
+
+use super::{Full, fits};
+use crate::aggregate::Buckets;
+use crate::tree::inode::Part;
+use crate::tree::render::Total;
+use crate::tree::series::{self, About, Detail, Family, Kind, Series};
+use crate::tree::subtree::Subtree;
+use crate::value::Unit;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Prometheus' own.
+    Prometheus,
+    /// OpenMetrics.
+    OpenMetrics,
+}
+
+/// Appends all families of a subtree. Stops after the series with which there are more than `most` bytes.
+pub(super) fn write(
+    subtree: &Subtree,
+    format: Format,
+    detail: Detail,
+    most: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), Full> {
+    let mut text = Text { format, most, out };
+    let about = series::write(subtree, detail, &mut text)?;
+    text.about(&about);
+    if format == Format::OpenMetrics {
+        text.out.extend_from_slice(b"# EOF\n");
+    }
+    fits(text.out.len(), most)
+}
+
+struct Text<'a> {
+    format: Format,
+    most: usize,
+    out: &'a mut Vec<u8>,
+}
+
+/// Appends formatted text.
+macro_rules! say {
+    ($out:expr, $($text:tt)*) => {
+        // Memory takes everything.
+        let _ = write!($out, $($text)*);
+    };
+}
+
+impl Text<'_> {
+    /// Begins a family. Those of counters are called otherwise than their series in OpenMetrics.
+    fn begin(&mut self, name: &str, kind: &str, help: &str) {
+        let is_total = kind == "counter" && self.format == Format::Prometheus;
+        let total = if is_total { "_total" } else { "" };
+        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        let help =
+            if self.format == Format::OpenMetrics { help.replace('"', "\\\"") } else { help };
+        say!(self.out, "# HELP {name}{total} {help}\n# TYPE {name}{total} {kind}\n");
+        if self.format == Format::OpenMetrics {
+            for unit in ["seconds", "bytes", "cycles"] {
+                if name.ends_with(unit) && name.len() > unit.len() {
+                    say!(self.out, "# UNIT {name} {unit}\n");
+                }
+            }
+        }
+    }
+
+    /// One sample.
+    fn sample(&mut self, name: &str, suffix: &str, labels: &str, number: i128, unit: Unit) {
+        say!(self.out, "{name}{suffix}");
+        if !labels.is_empty() {
+            say!(self.out, "{{{labels}}}");
+        }
+        self.out.push(b' ');
+        write_scaled(number, unit.exponent, self.out);
+        self.out.push(b'\n');
+    }
+
+    fn histogram(&mut self, family: &Family<'_>, labels: &str, cells: &[u64]) {
+        let (name, unit) = (&family.name, family.value.unit);
+        let buckets = Buckets::new(family.value.ty, cells);
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut so_far = 0u64;
+        for (n, count) in buckets.counts().iter().enumerate() {
+            so_far = so_far.wrapping_add(*count);
+            let bound = match buckets.upper(n) {
+                // What is recorded is a whole number.
+                Some(upper) => go_float((upper - 1) as f64 * 10f64.powi(unit.exponent.into())),
+                None => "+Inf".to_owned(),
+            };
+            say!(self.out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {so_far}\n");
+        }
+        // OpenMetrics has both of these or none.
+        let sum = buckets.sum();
+        if let Some(sum) = sum {
+            self.sample(name, "_sum", labels, sum.into(), unit);
+        }
+        if sum.is_some() || self.format == Format::Prometheus {
+            self.sample(name, "_count", labels, so_far.into(), Unit::NONE);
+        }
+    }
+
+    /// What is no value's.
+    fn about(&mut self, about: &About) {
+        if let Some(machines) = about.machines {
+            self.begin(
+                "kvm_vms",
+                "gauge",
+                "Virtual machines, also those that may not be seen here.",
+            );
+            self.sample("kvm_vms", "", "", machines as i128, Unit::NONE);
+        }
+        if !about.infos.is_empty() {
+            self.begin_info("kvm_vm", "A virtual machine, and the labels that it was given.");
+        }
+        for (labels, more) in &about.infos {
+            let mut labels = labels.clone();
+            for (key, value) in more {
+                let key: String =
+                    key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+                let is_taken = ["vm", "pid"].contains(&key.as_str());
+                if !is_taken && key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+                    let value =
+                        value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                    labels += &format!(",{key}=\"{value}\"");
+                }
+            }
+            self.sample("kvm_vm", "_info", &labels, 1, Unit::NONE);
+        }
+        self.begin("statsfs_export_left_out", "gauge", "What is not shown one by one here: vCPUs, which are added up, and values of the name of another of another kind.");
+        let left_out = [("vcpu", about.vcpus_left_out), ("value", about.values_left_out)];
+        for (what, n) in left_out {
+            let labels = format!("what=\"{what}\"");
+            self.sample("statsfs_export_left_out", "", &labels, n as i128, Unit::NONE);
+        }
+        self.begin_info("statsfs_build", "What made this.");
+        let version = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
+        self.sample("statsfs_build", "_info", &version, 1, Unit::NONE);
+    }
+
+    /// Begins a family of what is always 1.
+    fn begin_info(&mut self, name: &str, help: &str) {
+        match self.format {
+            Format::Prometheus => self.begin(&format!("{name}_info"), "gauge", help),
+            Format::OpenMetrics => self.begin(name, "info", help),
+        }
+    }
+}
+
+impl Series for Text<'_> {
+    type Error = Full;
+
+    fn family(&mut self, family: &Family<'_>) -> Result<(), Full> {
+        let kind = match family.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let own = if family.help.is_empty() { &family.value.name } else { family.help };
+        let help = if family.is_total { format!("All together: {own}") } else { own.to_owned() };
+        self.begin(&family.name, kind, &help);
+        fits(self.out.len(), self.most)
+    }
+
+    fn series(&mut self, family: &Family<'_>, labels: &str, total: &Total) -> Result<(), Full> {
+        let value = family.value;
+        match total {
+            Total::Histogram(cells) => self.histogram(family, labels, cells),
+            Total::Scalar(_) => {
+                let number = total.number(value, Part::Aggregate(series::aggregate(value))).exact();
+                let suffix = if family.kind == Kind::Counter { "_total" } else { "" };
+                if value.states.is_empty() {
+                    self.sample(&family.name, suffix, labels, number, value.unit);
+                }
+                let comma = if labels.is_empty() { "" } else { "," };
+                for (n, state) in value.states.iter().enumerate() {
+                    let labels = format!("{labels}{comma}state=\"{state}\"");
+                    let is_it = i128::from(number == n as i128);
+                    self.sample(&family.name, suffix, &labels, is_it, Unit::NONE);
+                }
+            }
+        }
+        fits(self.out.len(), self.most)
+    }
+}
+
+/// Appends a number times a power of ten, exactly.
+fn write_scaled(number: i128, exponent: i8, out: &mut Vec<u8>) {
+    if exponent >= 0 {
+        say!(out, "{number}");
+        if number != 0 {
+            out.extend(std::iter::repeat_n(b'0', exponent as usize));
+        }
+        return;
+    }
+    let places = usize::from(exponent.unsigned_abs());
+    let digits = format!("{:0>width$}", number.unsigned_abs(), width = places + 1);
+    let (whole, part) = digits.split_at(digits.len() - places);
+    let part = part.trim_end_matches('0');
+    let (sign, point) = (if number < 0 { "-" } else { "" }, if part.is_empty() { "" } else { "." });
+    say!(out, "{sign}{whole}{point}{part}");
+}
+
+/// A bound as Go writes floating-point numbers, which is how strict readers of OpenMetrics want it: the shortest that is
+/// read as the same, never without a point or an exponent.
+fn go_float(number: f64) -> String {
+    let text = format!("{number:e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if number != 0.0 && !(-4..21).contains(&exponent) || exponent >= 6 {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        return format!("{digits}e{sign}{:02}", exponent.abs());
+    }
+    let plain = format!("{number}");
+    if plain.contains('.') { plain } else { plain + ".0" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_scaled_exactly() {
+        let scaled = |number, exponent| {
+            let mut out = Vec::new();
+            write_scaled(number, exponent, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(scaled(0, -9), "0");
+        assert_eq!(scaled(1, -9), "0.000000001");
+        assert_eq!(scaled(1_500_000_000, -9), "1.5");
+        assert_eq!(scaled(u64::MAX.into(), -9), "18446744073.709551615");
+        assert_eq!(scaled(-12, -1), "-1.2");
+        assert_eq!(scaled(7, 3), "7000");
+        assert_eq!(scaled(0, 3), "0");
+    }
+
+    #[test]
+    fn bounds_are_as_go_writes_them() {
+        for (number, text) in [
+            (0.0, "0.0"),
+            (1.0, "1.0"),
+            (1e-9, "1e-09"),
+            (127e-9, "1.27e-07"),
+            (0.0001, "0.0001"),
+            (0.5, "0.5"),
+            (1023.0, "1023.0"),
+            (1e6, "1e+06"),
+            (1048575.0, "1.048575e+06"),
+            (1e22, "1e+22"),
+        ] {
+            assert_eq!(go_float(number), text);
+        }
+    }
+}

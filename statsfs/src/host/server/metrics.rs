@@ -1,0 +1,444 @@
+//! `/metrics` over HTTP, for those who collect statistics from afar.
+//!
+//! It shows what `.stats/prometheus` and `.stats/openmetrics` of the root show, without what is private unless that
+//! is asked for. Whoever can connect may ask, so there are few connections at a time, one is answered at a time, and who is
+//! slow is given up.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
+use super::rights;
+use crate::tree::{Exposition, Tree};
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// An address and a port; port 0 is any that is free.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    /// `ADDRESS:PORT` or `unix:PATH`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err("a path is missing after `unix:`".to_owned()),
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => text.parse().map(Self::Tcp).map_err(|_| {
+                format!(
+                    "`{text}` is neither an address and a port, as 127.0.0.1:9101, nor unix:PATH"
+                )
+            }),
+        }
+    }
+}
+
+impl fmt::Display for MetricsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Connections at a time. Prometheus makes one; who comes when there are as many is hung up on.
+const CONNECTIONS: usize = 16;
+/// How long who has connected may take to ask, and to read the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest request, of which the headers are most.
+const MAX_REQUEST: usize = 8 << 10;
+/// The most headers.
+const MAX_HEADERS: usize = 64;
+/// The most text.
+const MAX_TEXT: usize = 256 << 20;
+
+/// What is served.
+struct Served {
+    tree: Arc<Tree>,
+    shows_private: bool,
+    connections: AtomicUsize,
+    /// The text, made anew by each who asks, and one after the other.
+    text: Mutex<Vec<u8>>,
+}
+
+/// The endpoint. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    address: MetricsAddress,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection of either kind.
+enum Connection {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listening {
+    fn at(address: &MetricsAddress) -> io::Result<Self> {
+        let listening = match address {
+            MetricsAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
+            MetricsAddress::Unix(path) => {
+                // One that nobody listens at is left of an earlier server.
+                let is_socket =
+                    std::fs::symlink_metadata(path).is_ok_and(|at| at.file_type().is_socket());
+                let is_stale = is_socket
+                    && UnixStream::connect(path)
+                        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+                if is_stale {
+                    std::fs::remove_file(path)?;
+                }
+                Self::Unix(UnixListener::bind(path)?)
+            }
+        };
+        match &listening {
+            Self::Tcp(listener) => listener.set_nonblocking(true)?,
+            Self::Unix(listener) => listener.set_nonblocking(true)?,
+        }
+        Ok(listening)
+    }
+
+    fn address(&self, asked: &MetricsAddress) -> MetricsAddress {
+        match self {
+            Self::Tcp(listener) => {
+                listener.local_addr().map_or_else(|_| asked.clone(), MetricsAddress::Tcp)
+            }
+            Self::Unix(_) => asked.clone(),
+        }
+    }
+
+    fn accept(&self) -> io::Result<Connection> {
+        let connection = match self {
+            Self::Tcp(listener) => Connection::Tcp(listener.accept()?.0),
+            Self::Unix(listener) => Connection::Unix(listener.accept()?.0),
+        };
+        match &connection {
+            Connection::Tcp(stream) => stream.set_nonblocking(false)?,
+            Connection::Unix(stream) => stream.set_nonblocking(false)?,
+        }
+        Ok(connection)
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Connection {
+    /// Has the next call wait no longer than until then.
+    fn wait_until(&self, end: Instant) -> io::Result<()> {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(Some(left))?;
+                stream.set_write_timeout(Some(left))
+            }
+            Self::Unix(stream) => {
+                stream.set_read_timeout(Some(left))?;
+                stream.set_write_timeout(Some(left))
+            }
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8], end: Instant) -> io::Result<usize> {
+        self.wait_until(end)?;
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8], end: Instant) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.wait_until(end)?;
+            let written = match self {
+                Self::Tcp(stream) => stream.write(bytes),
+                Self::Unix(stream) => stream.write(bytes),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => bytes = &bytes[n..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Metrics {
+    /// Listens.
+    ///
+    /// # Errors
+    /// What the kernel says of the address, or of a thread more.
+    pub(super) fn start(
+        address: &MetricsAddress,
+        tree: Arc<Tree>,
+        shows_private: bool,
+        gives_up_rights: bool,
+    ) -> io::Result<Self> {
+        let listening = Listening::at(address)?;
+        let address = listening.address(address);
+        let stop = Arc::new(EventFd::new()?);
+        let its = stop.clone();
+        let connections = AtomicUsize::new(0);
+        let served = Arc::new(Served { tree, shows_private, connections, text: Mutex::default() });
+        let work = move || {
+            if gives_up_rights {
+                rights::give_up_those_to_end();
+            }
+            accept(&listening, &its, &served);
+        };
+        let thread = thread::Builder::new().name("statsfs-metrics".into()).spawn(work)?;
+        Ok(Self { address, stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> &MetricsAddress {
+        &self.address
+    }
+}
+
+impl Drop for Metrics {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        if let MetricsAddress::Unix(path) = &self.address {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn accept(listening: &Listening, stop: &EventFd, served: &Arc<Served>) {
+    loop {
+        let mut fds = [
+            PollFd::new(listening.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        if fds[1].any().unwrap_or(false) {
+            return;
+        }
+        let connection = match listening.accept() {
+            Ok(connection) => connection,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => {
+                // Too many files are open, most likely, which may pass.
+                tracing::warn!(%error, "a connection for metrics is not accepted");
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        if served.connections.fetch_add(1, Relaxed) >= CONNECTIONS {
+            served.connections.fetch_sub(1, Relaxed);
+            continue;
+        }
+        let its = served.clone();
+        let answer = move || {
+            // Whoever goes away, or is slow, is told nothing.
+            let _ = its.answer(connection);
+            its.connections.fetch_sub(1, Relaxed);
+        };
+        if let Err(error) = thread::Builder::new().name("statsfs-answer".into()).spawn(answer) {
+            served.connections.fetch_sub(1, Relaxed);
+            tracing::warn!(%error, "a thread that answers for metrics is not started");
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Metrics { format: Exposition, only_head: bool },
+    Refused(u16, &'static str),
+}
+
+impl Served {
+    fn answer(&self, mut connection: Connection) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let (mut request, mut len) = ([0; MAX_REQUEST], 0);
+        let asked = loop {
+            match asked(&request[..len]) {
+                Some(asked) => break asked,
+                None if len == request.len() => {
+                    break Asked::Refused(431, "Request Header Fields Too Large");
+                }
+                None => {}
+            }
+            match connection.read(&mut request[len..], end)? {
+                0 => return Ok(()),
+                n => len += n,
+            }
+        };
+        let (format, only_head) = match asked {
+            Asked::Metrics { format, only_head } => (format, only_head),
+            Asked::Refused(status, why) => {
+                let allow = if status == 405 { "Allow: GET, HEAD\r\n" } else { "" };
+                let text = format!(
+                    "HTTP/1.1 {status} {why}\r\n{allow}Content-Type: text/plain; charset=utf-8\r\n\
+                     Content-Length: {}\r\nConnection: close\r\n\r\n{why}: there is nothing but /metrics\n",
+                    why.len() + ": there is nothing but /metrics\n".len()
+                );
+                return connection.write_all(text.as_bytes(), end);
+            }
+        };
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.clear();
+        let made = self.tree.expose(format, self.shows_private, MAX_TEXT, &mut text);
+        if made.is_err() {
+            let text = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            tracing::warn!(
+                most = MAX_TEXT,
+                "there are more metrics than one answer may have bytes"
+            );
+            return connection.write_all(text.as_bytes(), end);
+        }
+        let kind = match format {
+            Exposition::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Exposition::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            text.len()
+        );
+        // Who reads slowly has nobody else wait.
+        let body = std::mem::take(&mut *text);
+        drop(text);
+        let end = Instant::now() + PATIENCE;
+        connection.write_all(head.as_bytes(), end)?;
+        if !only_head {
+            connection.write_all(&body, end)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a request asks for; `None` if there is more to come.
+fn asked(request: &[u8]) -> Option<Asked> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut headers);
+    match parsed.parse(request) {
+        Ok(httparse::Status::Partial) => return None,
+        Ok(httparse::Status::Complete(_)) => {}
+        Err(_) => return Some(Asked::Refused(400, "Bad Request")),
+    }
+    let path = parsed.path.unwrap_or_default();
+    let path = path.split_once('?').map_or(path, |(path, _)| path);
+    if path != "/metrics" {
+        return Some(Asked::Refused(404, "Not Found"));
+    }
+    let only_head = match parsed.method {
+        Some("GET") => false,
+        Some("HEAD") => true,
+        _ => return Some(Asked::Refused(405, "Method Not Allowed")),
+    };
+    let accepts = parsed.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("accept"));
+    let accepts: Vec<_> =
+        accepts.filter_map(|header| std::str::from_utf8(header.value).ok()).collect();
+    Some(Asked::Metrics { format: wanted(&accepts.join(",")), only_head })
+}
+
+/// The format that is rather wanted than the other, by the header `Accept` of RFC 9110.
+fn wanted(accept: &str) -> Exposition {
+    let quality = |kinds: &[&str]| -> f64 {
+        let all = accept.split(',').filter_map(|one| {
+            let mut parts = one.split(';').map(str::trim);
+            let kind = parts.next()?;
+            if !kinds.iter().any(|wanted| kind.eq_ignore_ascii_case(wanted)) {
+                return None;
+            }
+            let quality = parts.find_map(|part| part.strip_prefix("q="));
+            Some(quality.map_or(1.0, |quality| quality.parse().unwrap_or(0.0)))
+        });
+        all.fold(0.0, f64::max)
+    };
+    let open = quality(&["application/openmetrics-text"]);
+    let plain = quality(&["text/plain", "text/*"]);
+    if open > 0.0 && open >= plain { Exposition::OpenMetrics } else { Exposition::Prometheus }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_is_what_is_rather_wanted() {
+        for (accept, format) in [
+            ("", Exposition::Prometheus),
+            ("*/*", Exposition::Prometheus),
+            ("text/plain", Exposition::Prometheus),
+            ("application/openmetrics-text", Exposition::OpenMetrics),
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1",
+                Exposition::OpenMetrics,
+            ),
+            ("application/openmetrics-text; q=0.2, text/plain; q=0.9", Exposition::Prometheus),
+            ("application/openmetrics-text;q=0", Exposition::Prometheus),
+        ] {
+            assert_eq!(wanted(accept), format, "{accept}");
+        }
+    }
+
+    #[test]
+    fn requests_are_taken_apart() {
+        let get = |format| Some(Asked::Metrics { format, only_head: false });
+        assert_eq!(asked(b"GET /metrics HTTP/1.1\r\nHost: a\r\n"), None);
+        assert_eq!(asked(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"), get(Exposition::Prometheus));
+        assert_eq!(
+            asked(b"GET /metrics?x=1 HTTP/1.1\r\naccept: application/openmetrics-text\r\n\r\n"),
+            get(Exposition::OpenMetrics)
+        );
+        let only_head = Asked::Metrics { format: Exposition::Prometheus, only_head: true };
+        assert_eq!(asked(b"HEAD /metrics HTTP/1.0\r\n\r\n"), Some(only_head));
+        let status = |request: &[u8]| match asked(request) {
+            Some(Asked::Refused(status, _)) => status,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(status(b"GET / HTTP/1.1\r\n\r\n"), 404);
+        assert_eq!(status(b"POST /metrics HTTP/1.1\r\n\r\n"), 405);
+        assert_eq!(status(b"\x16\x03\x01\x02\x00"), 400);
+    }
+
+    #[test]
+    fn addresses_are_as_they_are_written() {
+        for text in ["127.0.0.1:9101", "[::1]:0", "unix:/run/metrics.sock"] {
+            assert_eq!(text.parse::<MetricsAddress>().unwrap().to_string(), text);
+        }
+        for text in ["", "9101", "localhost:9101", "unix:"] {
+            assert!(text.parse::<MetricsAddress>().is_err(), "{text}");
+        }
+    }
+}

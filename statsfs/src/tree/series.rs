@@ -1,0 +1,468 @@
+//! A subtree by families of values, with labels for what they are of: what exports by label show.
+//!
+//! A family is a value, or several that a label tells apart. Its series are of the directories right below the top
+//! level, a machine's each, and of those below that are no vCPUs; what vCPUs count is added up, unless they are asked for. What is in
+//! directories that somebody may not see, and what departed, is in a family of its own with what all have
+//! counted, which only grows. All is raw: a clear is none here.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Write;
+
+use super::GroupId;
+use super::nodes::DEPARTED;
+use super::render::{Shown, Total};
+use super::subtree::{Place, Subtree, SubtreeDir};
+use crate::value::{Aggregations, BaseUnit, Descriptor, Semantics, ValueType};
+
+/// How far down what is counted is told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// Machines and their devices.
+    Machines,
+    /// And their vCPUs.
+    Vcpus,
+}
+
+/// What a family is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes both ways.
+    Gauge,
+    /// Counts by size.
+    Histogram,
+}
+
+/// A family of series.
+#[derive(Debug)]
+pub(crate) struct Family<'a> {
+    /// Its name, with the unit and without what says of what kind it is.
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) help: &'a str,
+    /// Whether it is over all that there is, and that has departed.
+    pub(crate) is_total: bool,
+    /// Type, unit and states of each of its values.
+    pub(crate) value: &'a Descriptor,
+}
+
+/// Takes what there is: each family, and then its series.
+pub(crate) trait Series {
+    type Error;
+
+    /// A family begins.
+    fn family(&mut self, family: &Family<'_>) -> Result<(), Self::Error>;
+
+    /// One of its series: its labels, as they are written in exports.
+    fn series(
+        &mut self,
+        family: &Family<'_>,
+        labels: &str,
+        total: &Total,
+    ) -> Result<(), Self::Error>;
+}
+
+/// What there is beside the series, and what there is not.
+#[derive(Debug, Default)]
+pub(crate) struct About {
+    /// Machines, also those that are not to be seen; none if that is not known of the subtree.
+    pub(crate) machines: Option<usize>,
+    /// The labels of each machine that is to be seen, and those that its program has given it.
+    pub(crate) infos: Vec<(String, Vec<(String, String)>)>,
+    /// vCPUs that were added up.
+    pub(crate) vcpus_left_out: usize,
+    /// Values that were left out, since others of the name are of another kind.
+    pub(crate) values_left_out: usize,
+}
+
+/// A value of a group, of those of a family.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    group: GroupId,
+    /// Which of the group's values, and its first word.
+    at: (usize, usize),
+    value: &'a Descriptor,
+}
+
+/// Of what a directory is.
+#[derive(Clone, Copy)]
+struct Of {
+    /// Which top-level directory it is in.
+    top: Option<usize>,
+    /// The one right below that.
+    entity: Option<usize>,
+    /// Which labels what is counted here has.
+    labels: usize,
+    /// Whether it is a vCPU, or in one, and vCPUs are added up.
+    is_added_up: bool,
+}
+
+/// What leads to a directory.
+struct Way<'a> {
+    top: Option<&'a str>,
+    entity: Option<(&'a str, Option<u32>)>,
+    vcpu: Option<&'a str>,
+    device: Option<String>,
+}
+
+/// Names of what exports say that is no value's.
+const RESERVED: [&str; 4] =
+    ["kvm_vms", "kvm_vm_info", "statsfs_build_info", "statsfs_export_left_out"];
+
+/// The top-level directory whose sources are machines.
+pub(crate) const MACHINES: &str = "kvm";
+
+impl<'a> Way<'a> {
+    const ROOT: Self = Self { top: None, entity: None, vcpu: None, device: None };
+
+    /// What leads to a directory in this one.
+    fn down(&self, name: &'a str, bare: &'a str, pid: Option<u32>) -> Self {
+        let Self { top, entity, vcpu, device } = self;
+        let (top, entity, vcpu, device) = (*top, *entity, *vcpu, device.clone());
+        if top.is_none() {
+            return Self { top: Some(name), ..Self::ROOT };
+        }
+        if entity.is_none() {
+            return Self { top, entity: Some((bare, pid)), vcpu, device };
+        }
+        let number = name.strip_prefix("vcpu").filter(|number| {
+            !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+        });
+        match number.filter(|_| top == Some(MACHINES) && vcpu.is_none() && device.is_none()) {
+            Some(number) => Self { top, entity, vcpu: Some(number), device },
+            None => {
+                let device = device.map_or_else(|| name.to_owned(), |above| above + "/" + name);
+                Self { top, entity, vcpu, device: Some(device) }
+            }
+        }
+    }
+
+    /// As labels; those of a vCPU only if they are asked for. Nothing in a name is to be escaped.
+    fn labels(&self, detail: Detail) -> String {
+        let mut text = String::new();
+        let mut add = |label: &str, value: &str| {
+            let comma = if text.is_empty() { "" } else { "," };
+            let _ = write!(text, "{comma}{label}=\"{value}\"");
+        };
+        let is_machine = self.top == Some(MACHINES);
+        if let Some((name, pid)) = self.entity {
+            add(if is_machine { "vm" } else { "source" }, name);
+            if let Some(pid) = pid {
+                add("pid", &pid.to_string());
+            }
+        }
+        if let Some(vcpu) = self.vcpu.filter(|_| detail == Detail::Vcpus) {
+            add("vcpu", vcpu);
+        }
+        if let Some(device) = &self.device {
+            add(if is_machine { "device" } else { "part" }, device);
+        }
+        text
+    }
+}
+
+/// A name as metrics have them.
+fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
+
+/// A value's name in exports: in its base unit, which is at its end.
+fn base_name(value: &Descriptor) -> String {
+    let name = value.family.as_ref().unwrap_or(&value.name);
+    let (unit, others): (&str, &[&str]) = match value.unit.base {
+        BaseUnit::None => return name.to_string(),
+        BaseUnit::Bytes => ("bytes", &["bytes"]),
+        BaseUnit::Seconds => ("seconds", &["time", "ns", "us", "ms", "seconds"]),
+        BaseUnit::Cycles => ("cycles", &["cycles"]),
+    };
+    let mut parts: Vec<_> = name.split('_').collect();
+    if let Some(at) = parts.iter().rposition(|part| others.contains(part))
+        && parts.len() > 1
+    {
+        parts.remove(at);
+    }
+    parts.push(unit);
+    parts.join("_")
+}
+
+fn kind(value: &Descriptor) -> Kind {
+    match (value.ty, value.semantics) {
+        (ValueType::Histogram { .. }, _) => Kind::Histogram,
+        (_, Semantics::Cumulative) => Kind::Counter,
+        _ => Kind::Gauge,
+    }
+}
+
+/// Whether two values can be of one family.
+fn is_alike(a: &Descriptor, b: &Descriptor) -> bool {
+    (kind(a), a.ty, a.unit, a.semantics) == (kind(b), b.ty, b.unit, b.semantics)
+        && a.states == b.states
+}
+
+/// Labels, and the one that tells a family's values apart.
+fn with_label(labels: &str, value: &Descriptor) -> String {
+    match &value.label {
+        None => labels.to_owned(),
+        Some((key, name)) => {
+            let comma = if labels.is_empty() { "" } else { "," };
+            format!("{labels}{comma}{key}=\"{name}\"")
+        }
+    }
+}
+
+/// What is made of a subtree.
+struct Maker<'a> {
+    subtree: &'a Subtree,
+    dirs: Vec<Of>,
+    /// The top-level directories that there are, by their places in `dirs`, or the one that all is in.
+    tops: Vec<&'a str>,
+    labels: Vec<String>,
+    /// By top-level directory and group, where something is shown.
+    places: HashMap<(usize, GroupId), Vec<&'a Place>>,
+    about: About,
+}
+
+impl<'a> Maker<'a> {
+    fn new(subtree: &'a Subtree, detail: Detail) -> Self {
+        let mut made = Self {
+            subtree,
+            dirs: Vec::new(),
+            tops: Vec::new(),
+            labels: Vec::new(),
+            places: HashMap::new(),
+            about: About::default(),
+        };
+        made.find_dirs(detail);
+        for place in subtree.all_places() {
+            if let Some(top) = made.dirs[place.dir()].top {
+                let group = subtree.group_of(place);
+                made.places.entry((top, group)).or_default().push(place);
+            }
+        }
+        made
+    }
+
+    fn find_dirs(&mut self, detail: Detail) {
+        let subtree = self.subtree;
+        let mut ways: Vec<Way<'a>> = Vec::new();
+        let mut known = HashMap::<String, usize>::new();
+        for (n, dir) in subtree.dirs().iter().enumerate() {
+            let way = if n == 0 { way_to(subtree, dir) } else { down(&ways[dir.parent()], dir) };
+            let above = (n > 0).then(|| self.dirs[dir.parent()]);
+            let top = match (way.top, above.and_then(|above| above.top)) {
+                (_, Some(top)) => Some(top),
+                (Some(name), None) => {
+                    self.tops.push(name);
+                    Some(self.tops.len() - 1)
+                }
+                (None, None) => None,
+            };
+            let above_entity = above.and_then(|above| above.entity);
+            let entity = above_entity.or_else(|| way.entity.is_some().then_some(n));
+            if above_entity.is_none() {
+                known.clear();
+            }
+            let text = way.labels(detail);
+            let labels = *known.entry(text).or_insert_with_key(|text| {
+                self.labels.push(text.clone());
+                self.labels.len() - 1
+            });
+            let is_added_up = way.vcpu.is_some() && detail == Detail::Machines;
+            let is_vcpu = is_added_up && way.device.is_none();
+            self.about.vcpus_left_out += usize::from(is_vcpu && n > 0);
+            let is_machines = way.top == Some(MACHINES);
+            if is_machines && way.entity.is_none() && dir.name() == MACHINES {
+                self.about.machines = Some(dir.children());
+            }
+            if is_machines && entity == Some(n) && way.vcpu.is_none() && way.device.is_none() {
+                self.about.infos.push((self.labels[labels].clone(), dir.labels().to_vec()));
+            }
+            self.dirs.push(Of { top, entity, labels, is_added_up });
+            ways.push(way);
+        }
+    }
+
+    /// The members of each family, by its name.
+    fn families(&self) -> BTreeMap<String, Vec<Member<'a>>> {
+        let mut families: BTreeMap<String, Vec<Member<'a>>> = BTreeMap::new();
+        for (group, values) in self.subtree.groups() {
+            let with_labels = values.iter().filter(|value| value.label.is_some());
+            let names: HashSet<_> = with_labels.map(base_name).collect();
+            let mut word = 0;
+            for (n, value) in values.iter().enumerate() {
+                let (name, at) = (base_name(value), (n, word));
+                word += value.ty.cells();
+                // What it is the sum of is there.
+                if value.label.is_some() || !names.contains(&name) {
+                    families.entry(name).or_default().push(Member { group, at, value });
+                }
+            }
+        }
+        families
+    }
+
+    /// The help of a family: that of the sum over it if there is one.
+    fn help(&self, member: Member<'a>) -> &'a str {
+        let family = member.value.family.as_deref().filter(|_| member.value.label.is_some());
+        let values = self.subtree.values_of(member.group);
+        let sum = values.iter().find(|value| family.is_some_and(|family| *value.name == *family));
+        &sum.unwrap_or(member.value).help
+    }
+
+    /// One family of one top-level directory.
+    fn family<S: Series>(
+        &mut self,
+        (top, base): (usize, &str),
+        members: &[Member<'a>],
+        used: &mut HashSet<String>,
+        to: &mut S,
+    ) -> Result<(), S::Error> {
+        let mut members: Vec<_> = members
+            .iter()
+            .filter_map(|member| Some((*member, self.places.get(&(top, member.group))?)))
+            .collect();
+        let Some((first, _)) = members.first().copied() else { return Ok(()) };
+        let before = members.len();
+        members.retain(|(member, _)| is_alike(member.value, first.value));
+        self.about.values_left_out += before - members.len();
+        let prefix = plain(self.tops[top]);
+        let family = |infix: &str, is_total| Family {
+            name: format!("{prefix}_{infix}{base}"),
+            kind: kind(first.value),
+            help: self.help(first),
+            is_total,
+            value: first.value,
+        };
+        let over_all = if self.is_departed() { "departed_" } else { "host_" };
+        let (own, total) = (family("", false), family(over_all, true));
+        let names = [own.name.clone(), total.name.clone()];
+        if names.iter().any(|name| used.contains(name)) {
+            self.about.values_left_out += members.len();
+            return Ok(());
+        }
+        used.extend(names);
+        let mut totals = BTreeMap::<String, Total>::new();
+        let mut is_more_than_own = false;
+        let mut cursors = vec![0; members.len()];
+        let mut has_begun = false;
+        loop {
+            // The next directory right below the top level, or the top level itself, of which there is something.
+            let next = members.iter().zip(&cursors).filter_map(|((_, places), at)| {
+                let place = places.get(*at)?;
+                Some(self.dirs[place.dir()].entity)
+            });
+            let Some(entity) = next.min() else { break };
+            let mut shown = Shows::default();
+            for ((member, places), at) in members.iter().zip(&mut cursors) {
+                while let Some(place) = places.get(*at) {
+                    let of = self.dirs[place.dir()];
+                    if of.entity != entity {
+                        break;
+                    }
+                    *at += 1;
+                    let Some(instance) = self.subtree.raw(place, member.at) else { continue };
+                    let label = with_label("", member.value);
+                    let all = totals.entry(label).or_insert_with(|| Total::new(member.value));
+                    all.add(&instance);
+                    // What is at the top level itself has no other labels; what is there of others is in the total.
+                    let is_tops_own = entity.is_none() && place.own && !place.departed;
+                    is_more_than_own |= !is_tops_own;
+                    // A value that is not added up is of each vCPU, or not there.
+                    let is_lost = of.is_added_up && member.value.aggregations.is_empty();
+                    if (entity.is_some() || is_tops_own) && !is_lost {
+                        let labels = with_label(&self.labels[of.labels], member.value);
+                        shown.add(labels, &instance, member.value, !place.departed);
+                    }
+                }
+            }
+            for (labels, Showing { total, is_there }) in shown.0 {
+                if !is_there {
+                    continue;
+                }
+                if !has_begun {
+                    to.family(&own)?;
+                    has_begun = true;
+                }
+                to.series(&own, &labels, &total)?;
+            }
+        }
+        let is_whole = self.subtree.above().is_empty() || self.is_departed();
+        if is_whole && is_more_than_own && !first.value.aggregations.is_empty() {
+            to.family(&total)?;
+            for (labels, of) in &totals {
+                to.series(&total, labels, of)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is of what departed from the top level.
+    fn is_departed(&self) -> bool {
+        let first = self.subtree.dirs().first();
+        self.subtree.above().len() == 1 && first.is_some_and(|dir| dir.name() == DEPARTED)
+    }
+}
+
+/// A series that is being made, and whether there is anything but what departed.
+struct Showing {
+    total: Total,
+    is_there: bool,
+}
+
+/// The series of one directory right below the top level, by their labels.
+#[derive(Default)]
+struct Shows(BTreeMap<String, Showing>);
+
+impl Shows {
+    fn add(&mut self, labels: String, instance: &Shown<'_>, value: &Descriptor, is_there: bool) {
+        let new = || Showing { total: Total::new(value), is_there: false };
+        let showing = self.0.entry(labels).or_insert_with(new);
+        showing.total.add(instance);
+        showing.is_there |= is_there;
+    }
+}
+
+fn way_to<'a>(subtree: &'a Subtree, first: &'a SubtreeDir) -> Way<'a> {
+    let mut way = Way::ROOT;
+    for above in subtree.above() {
+        way = way.down(above.name(), above.bare(), above.pid());
+    }
+    let is_named = !subtree.root().is_empty() && first.name() != DEPARTED;
+    if is_named { down(&way, first) } else { way }
+}
+
+fn down<'a>(way: &Way<'a>, dir: &'a SubtreeDir) -> Way<'a> {
+    let called = dir.called();
+    way.down(dir.name(), called.bare(), called.pid())
+}
+
+/// The one aggregate that a series shows of a value.
+pub(crate) fn aggregate(value: &Descriptor) -> Aggregations {
+    let all = value.aggregations;
+    [Aggregations::SUM, Aggregations::MAX, Aggregations::MIN]
+        .into_iter()
+        .find(|kind| all.contains(*kind))
+        .unwrap_or(Aggregations::SUM)
+}
+
+/// Gives all families of a subtree, and their series.
+///
+/// # Errors
+/// What `to` answers.
+pub(crate) fn write<S: Series>(
+    subtree: &Subtree,
+    detail: Detail,
+    to: &mut S,
+) -> Result<About, S::Error> {
+    let mut maker = Maker::new(subtree, detail);
+    let families = maker.families();
+    // What exports say beside.
+    let mut used: HashSet<String> = RESERVED.map(str::to_owned).into();
+    for top in 0..maker.tops.len() {
+        for (base, members) in &families {
+            maker.family((top, base), members, &mut used, to)?;
+        }
+    }
+    Ok(maker.about)
+}

@@ -1,0 +1,178 @@
+//! Exports by label: Prometheus' own tools take them without a word, and they say what the files say.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tests::flat::Flat;
+use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
+use tests::running::Running;
+use tests::vmm::Vmm;
+
+/// What a command says that is given a text: both of its outputs.
+fn said(command: &mut Command, text: &str, package: &str) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}: `apt-get install -y {package}`"));
+    let mut stdin = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(text.as_bytes()).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (said(&output.stdout), said(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out + &err
+}
+
+fn bulk(running: &Running, directory: &str, name: &str) -> String {
+    let path = running.mount().join(directory).join(".stats").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Samples by name and labels, of text that a strict reader of OpenMetrics takes.
+struct Samples(BTreeMap<(String, String), f64>);
+
+impl Samples {
+    fn of(text: &str) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/metrics.py");
+        let lines = said(Command::new("python3").arg(script), text, "python3");
+        let mut all = BTreeMap::new();
+        for line in lines.lines() {
+            let [_, _, name, labels, number] =
+                line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+            let key = (name.to_owned(), labels.to_owned());
+            assert!(all.insert(key, number.parse().unwrap()).is_none(), "{line} comes twice");
+        }
+        Self(all)
+    }
+
+    /// A number, in steps of the unit's power.
+    fn get(&self, name: &str, labels: &str, steps: f64) -> u64 {
+        let number = self.0.get(&(name.to_owned(), labels.to_owned()));
+        let number = number.unwrap_or_else(|| panic!("there is no {name} with {labels:?}"));
+        (number * steps).round() as u64
+    }
+
+    /// The labels with which there is a name.
+    fn labels(&self, name: &str) -> Vec<&str> {
+        let all = self.0.keys().filter(|(of, _)| of == name);
+        all.map(|(_, labels)| labels.as_str()).collect()
+    }
+}
+
+/// What a directory's files say is what the samples say that have these labels.
+fn agree(samples: &Samples, prefix: &str, labels: &str, flat: &Flat, directory: &str) -> usize {
+    let label = |more: &str| {
+        let mut all: Vec<_> = labels.split(',').chain([more]).filter(|l| !l.is_empty()).collect();
+        all.sort_unstable();
+        all.join(",")
+    };
+    let get = |file: &str| flat.get(&format!("{directory}/{file}"));
+    let mut compared = 0;
+    let reasons = samples.labels(&format!("{prefix}user_exits_total"));
+    let reasons =
+        reasons.iter().filter_map(|labels| labels.split(',').find(|l| l.starts_with("reason=")));
+    let reasons: std::collections::BTreeSet<_> =
+        reasons.map(|label| &label["reason=".len()..]).collect();
+    assert!(reasons.len() > 40, "{reasons:?}");
+    for reason in reasons {
+        let labels = label(&format!("reason={reason}"));
+        let exits = samples.get(&format!("{prefix}user_exits_total"), &labels, 1.0);
+        assert_eq!(exits, get(&format!("user_exit_{reason}")), "{prefix} {labels}");
+        let time = samples.get(&format!("{prefix}user_seconds_total"), &labels, 1e9);
+        assert_eq!(time, get(&format!("user_time_{reason}")), "{prefix} {labels}");
+        compared += 2;
+    }
+    for (family, file) in [("user_handle", "user_handle_time"), ("user_run", "user_run_time")] {
+        let name = |suffix: &str| format!("{prefix}{family}_seconds_{suffix}");
+        assert_eq!(samples.get(&name("count"), &label(""), 1.0), get(&format!("{file}/count")));
+        assert_eq!(samples.get(&name("sum"), &label(""), 1e9), get(&format!("{file}/sum")));
+        let mut so_far = 0;
+        // Buckets begin and end at powers of two.
+        for (n, path) in (0..).zip((0..39).map(|n| format!("{file}/buckets/{}", 1u64 << n))) {
+            so_far += get(&path);
+            let bounds = samples.labels(&name("bucket"));
+            let bound = ((1u64 << n) - 1) as f64 * 1e-9;
+            let is_it = |labels: &&&str| {
+                let le = labels.split(',').find_map(|label| label.strip_prefix("le=")).unwrap();
+                let others: Vec<_> = labels.split(',').filter(|l| !l.starts_with("le=")).collect();
+                let le: f64 = le.trim_start_matches('+').to_lowercase().parse().unwrap();
+                others.join(",") == label("") && (le - bound).abs() <= bound * 1e-12
+            };
+            let labels = bounds
+                .iter()
+                .find(is_it)
+                .unwrap_or_else(|| panic!("no bucket {bound}: {bounds:?}"));
+            assert_eq!(samples.get(&name("bucket"), labels, 1.0), so_far, "{labels}");
+            compared += 1;
+        }
+        compared += 2;
+    }
+    compared
+}
+
+#[test]
+fn prometheus_tools_take_all_of_it_and_it_says_what_the_files_say() {
+    let n = 50;
+    let steps = [
+        Step::new(Op::Out8, n, NO_PORT).per_index(3),
+        Step::new(Op::In8, n + 1, NO_PORT),
+        park(),
+        end(0),
+    ];
+    let mut running = Vmm::new(Mode::Real, &steps).cpus(2).blocked_console().start_mounted();
+    let machine = running.machine();
+    let name = machine.strip_prefix("kvm/").unwrap().to_owned();
+    let (_, name) = name.split_once('-').unwrap_or(("", &name));
+    let exits = 2 * (2 * n + 1 + 1) + 3;
+    running.wait_for_exits(exits.into());
+    let flat = running.flat();
+    for file in ["prometheus", "prometheus-full"] {
+        for directory in ["", &machine, &format!("{machine}/vcpu0"), "kvm"] {
+            let text = bulk(&running, directory, file);
+            let lint =
+                said(Command::new("promtool").args(["check", "metrics"]), &text, "prometheus");
+            assert_eq!(lint, "", "{directory}/{file}");
+        }
+    }
+    let machine_labels = format!("pid={},vm={name}", running.pid());
+    let all = Samples::of(&bulk(&running, "", "openmetrics"));
+    let full = Samples::of(&bulk(&running, "", "openmetrics-full"));
+    let of_machine = agree(&all, "kvm_", &machine_labels, &flat, &machine);
+    let of_host = agree(&all, "kvm_host_", "", &flat, "kvm");
+    assert_eq!(of_machine, of_host);
+    for vcpu in 0..2 {
+        let labels = format!("{machine_labels},vcpu={vcpu}");
+        agree(&full, "kvm_", &labels, &flat, &format!("{machine}/vcpu{vcpu}"));
+    }
+    // A device's are told apart by its name, and nothing is there twice.
+    let serial = format!("device=serial0,{machine_labels}");
+    let bytes = flat.get(&format!("{machine}/serial0/serial_tx_bytes"));
+    for samples in [&all, &full] {
+        assert_eq!(samples.get("kvm_serial_tx_bytes_total", &serial, 1.0), bytes);
+        assert_eq!(samples.labels("kvm_serial_tx_bytes_total").len(), 1);
+        assert_eq!(samples.get("kvm_vms", "", 1.0), 1);
+        assert_eq!(samples.get("kvm_vm_info", &machine_labels, 1.0), 1);
+        let state = format!("pid={},state=running,vm={name}", running.pid());
+        assert_eq!(samples.get("kvm_vm_state", &state, 1.0), 1);
+    }
+    let reason = format!("pid={},reason=io_in,vm={name}", running.pid());
+    assert_eq!(
+        all.labels("kvm_user_exits_total").iter().filter(|l| l.contains("vcpu=")).count(),
+        0
+    );
+    let exits_in = all.get("kvm_user_exits_total", &reason, 1.0);
+    assert_eq!(exits_in, 2 * u64::from(n + 1));
+    assert_eq!(all.get("statsfs_export_left_out", "what=vcpu", 1.0), 2);
+    assert_eq!(full.get("statsfs_export_left_out", "what=vcpu", 1.0), 0);
+    // A clear is no reset.
+    std::fs::write(running.path("kvm/.stats/clear"), "0").unwrap();
+    assert_eq!(running.value(&format!("{machine}/user_exit_io_in")), 0);
+    let after = Samples::of(&bulk(&running, &machine, "openmetrics"));
+    assert_eq!(after.get("kvm_user_exits_total", &reason, 1.0), exits_in);
+    running.release();
+    running.wait().assert(0);
+}

@@ -1,0 +1,206 @@
+//! A real Prometheus collects from the server's `/metrics` while guests come, go and are cleared.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::SystemTime;
+
+use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
+use tests::host::Host;
+use tests::running::{Running, wait_until};
+use tests::vmm::Vmm;
+
+/// Asks for a URL: status, content type and text, a line between each two.
+const ASK: &str = "\
+import sys, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={'Accept': sys.argv[2]})
+try:
+    answer = urllib.request.urlopen(request, timeout=30)
+except urllib.error.HTTPError as error:
+    answer = error
+print(answer.status, answer.headers['Content-Type'], answer.read().decode(), sep='\\n', end='')";
+
+struct Answer {
+    status: u16,
+    kind: String,
+    text: String,
+}
+
+fn ask(url: &str, accept: &str) -> Answer {
+    let output = Command::new("python3").args(["-c", ASK, url, accept]).output();
+    let output = output.expect("`apt-get install -y python3`");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+    let mut parts = said.splitn(3, '\n').map(str::to_owned);
+    let mut next = || parts.next().unwrap();
+    Answer { status: next().parse().unwrap(), kind: next(), text: next() }
+}
+
+/// A Prometheus that collects from one place. Ended when dropped.
+struct Prometheus {
+    child: Child,
+    address: String,
+}
+
+impl Prometheus {
+    fn start(directory: &Path, collect_from: &str) -> Self {
+        std::fs::create_dir(directory).unwrap();
+        let config = directory.join("config.yml");
+        let text = format!(
+            "global: {{ scrape_interval: 300ms, scrape_timeout: 300ms }}\n\
+             scrape_configs: [{{ job_name: host, static_configs: [{{ targets: ['{collect_from}'] }}] }}]\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        // A port that was free just now.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let log = std::fs::File::create(directory.join("log")).unwrap();
+        let mut command = Command::new("prometheus");
+        command.arg(format!("--config.file={}", config.display()));
+        command.arg(format!("--storage.tsdb.path={}", directory.join("data").display()));
+        command.arg(format!("--web.listen-address={address}"));
+        tests::vmm::end_with_test(&mut command);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        let child = child.expect("`apt-get install -y --no-install-recommends prometheus`");
+        let prometheus = Self { child, address };
+        wait_until("Prometheus", || prometheus.number("up").filter(|up| *up == 1.0));
+        prometheus
+    }
+
+    /// What it answers to a query: samples, each with when it was made.
+    fn query(&self, query: &str) -> Vec<(f64, f64)> {
+        let script = format!(
+            "{}\nimport json, urllib.parse\n",
+            "import sys, urllib.request, urllib.parse, json"
+        ) + "url = sys.argv[1] + urllib.parse.quote(sys.argv[2])\n\
+             try:\n    answer = json.load(urllib.request.urlopen(url, timeout=30))\n\
+             except OSError:\n    sys.exit(0)\n\
+             for series in answer['data']['result']:\n\
+             \x20   for at, number in series.get('values') or [series['value']]:\n        print(at, number)";
+        let url = format!("http://{}/api/v1/query?query=", self.address);
+        let output = Command::new("python3").args(["-c", &script, &url, query]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8(output.stdout).unwrap();
+        let numbers = said.lines().map(|line| line.split_once(' ').unwrap());
+        numbers.map(|(at, number)| (at.parse().unwrap(), number.parse().unwrap())).collect()
+    }
+
+    /// The number that a query has one of.
+    fn number(&self, query: &str) -> Option<f64> {
+        match self.query(query)[..] {
+            [(_, number)] => Some(number),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn metrics_of(host: &Host) -> String {
+    let log = host.log();
+    let said =
+        log.lines().find_map(|line| line.split_once("metrics=")).unwrap_or_else(|| panic!("{log}"));
+    said.1.trim().to_owned()
+}
+
+#[test]
+fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
+    let host = Host::with(&["--listen", "127.0.0.1:0"]);
+    let metrics = metrics_of(&host);
+    let prometheus = Prometheus::start(&host.beside("prometheus"), &metrics);
+    let start = |reads: u32, public: bool| {
+        let steps = [Step::new(Op::In8, reads, NO_PORT), park(), end(0)];
+        let vmm = Vmm::new(Mode::Long, &steps).published_to(&host).blocked_console();
+        let vmm = vmm.args(["--memory", "2M"]);
+        let vmm = if public { vmm.args(["--public"]) } else { vmm };
+        vmm.start()
+    };
+    let reads =
+        |one: &Running| format!("kvm_user_exits_total{{pid=\"{}\",reason=\"io_in\"}}", one.pid());
+    // One that does so many, one that goes on and on, and one that is not for all to see.
+    let (known, busy) = (start(1234, true), start(u32::MAX, true));
+    let private = start(4321, false);
+    let seen = |one: &Running, n: f64| {
+        wait_until(&format!("{n} accesses"), || {
+            prometheus.number(&reads(one)).filter(|seen| *seen == n)
+        });
+    };
+    seen(&known, 1234.0);
+    wait_until("some of the busy one", || {
+        (prometheus.query(&(reads(&busy) + "[1m]")).len() > 10).then_some(())
+    });
+    // What it has is what there was at that moment.
+    let count = || host.value(&format!("{}/user_exit_io_in", busy.machine())).unwrap() as f64;
+    let (least, asked) = (count(), SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64());
+    let sample = wait_until("a sample since then", || {
+        let samples = prometheus.query(&(reads(&busy) + "[5s]"));
+        samples.into_iter().find(|(at, _)| *at > asked).map(|(_, n)| n)
+    });
+    let most = count();
+    assert!(least < sample && sample < most, "{least} < {sample} < {most}");
+    // What is cleared is counted on.
+    std::fs::write(host.mount().join("kvm/.stats/clear"), "0").unwrap();
+    assert_eq!(host.value(&format!("{}/user_exit_io_in", known.machine())), Some(0));
+    let others: Vec<Running> = (0..4).map(|n| start(100 + n, true)).collect();
+    others.iter().zip(0..4).for_each(|(other, n)| seen(other, f64::from(100 + n)));
+    others.into_iter().for_each(|other| drop(other.kill_and_wait()));
+    wait_until("they are gone", || prometheus.number("kvm_vms").filter(|vms| *vms == 3.0));
+    wait_until("more of the busy one", || {
+        (prometheus.query(&(reads(&busy) + "[1m]")).len() > 20).then_some(())
+    });
+    seen(&known, 1234.0);
+    // All that was ever counted, also what is private.
+    let all = prometheus.number("kvm_host_user_exits_total{reason=\"io_in\"}").unwrap();
+    assert!(all >= 1234.0 + 4321.0 + 406.0, "{all}");
+    assert_eq!(prometheus.query(&format!("{{pid=\"{}\"}}", private.pid())), []);
+    for query in ["resets(kvm_user_exits_total[5m])", "resets(kvm_host_user_exits_total[5m])"] {
+        let resets = prometheus.query(query);
+        assert!(resets.len() > 40 && resets.iter().all(|(_, n)| *n == 0.0), "{query}: {resets:?}");
+    }
+    assert_eq!(prometheus.number("min_over_time(up[5m])"), Some(1.0), "no error");
+    // A rate is what came in that time, of each machine its own.
+    let of_busy = reads(&busy);
+    let ratio = format!("rate({of_busy}[3s]) / (({of_busy} - {of_busy} offset 3s) / 3)");
+    let ratio = prometheus.number(&ratio).unwrap();
+    assert!((ratio - 1.0).abs() < 0.3, "{ratio}");
+    assert_eq!(prometheus.number(&format!("rate({}[3s])", reads(&known))), Some(0.0));
+    for one in [known, busy, private] {
+        one.kill_and_wait();
+    }
+}
+
+#[test]
+fn metrics_are_in_the_format_that_is_asked_for_and_nothing_else_is_served() {
+    let host = Host::with(&["--listen", "127.0.0.1:0"]);
+    let url = format!("http://{}", metrics_of(&host));
+    let answer = ask(&format!("{url}/metrics"), "*/*");
+    assert_eq!(
+        (answer.status, answer.kind.as_str()),
+        (200, "text/plain; version=0.0.4; charset=utf-8")
+    );
+    assert!(answer.text.contains("\nstatsfs_build_info{version="), "{}", answer.text);
+    assert!(answer.text.contains("\nstatsfs_server_joined_total 0\n"), "{}", answer.text);
+    let answer = ask(&format!("{url}/metrics"), "application/openmetrics-text;version=1.0.0");
+    assert_eq!(answer.kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(answer.text.ends_with("# EOF\n"));
+    assert_eq!(ask(&format!("{url}/"), "*/*").status, 404);
+}
+
+#[test]
+fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
+    let host = Host::with(&["--listen", "127.0.0.1:0"]);
+    let metrics = metrics_of(&host);
+    let silent: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(&metrics)).collect();
+    // Some of them have been hung up on, and the others are in time.
+    let ask = || {
+        let mut answer = Command::new("python3");
+        answer.args(["-c", ASK, &format!("http://{metrics}/metrics"), "*/*"]);
+        answer.stderr(Stdio::null()).output().unwrap().status.success().then_some(())
+    };
+    wait_until("an answer", ask);
+    drop(silent);
+}
