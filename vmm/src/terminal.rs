@@ -86,14 +86,21 @@ pub fn restore() {
 }
 
 /// Whether the VMM runs in the terminal's foreground. In the background the terminal is its shell's, and
-/// changing it would stop the VMM.
+/// changing it would stop the VMM. Of one that does not control the VMM's session there is no background.
 fn is_ours() -> bool {
     // SAFETY: no memory is involved in either.
-    unsafe { libc::tcgetpgrp(STDIN) == libc::getpgrp() }
+    let (foreground, own) = unsafe { (libc::tcgetpgrp(STDIN), libc::getpgrp()) };
+    foreground == own || (foreground < 0 && errno() == libc::ENOTTY)
+}
+
+/// What the last call of the C library that failed says, without what may not be called from handlers.
+fn errno() -> libc::c_int {
+    // SAFETY: the address of this thread's own, always valid.
+    unsafe { *libc::__errno_location() }
 }
 
 /// The signals that end a process, and are not received as events (see [`signals`](crate::signals)).
-pub(crate) const FATAL: [libc::c_int; 13] = [
+pub(crate) const FATAL: [libc::c_int; 16] = [
     libc::SIGILL,
     libc::SIGTRAP,
     libc::SIGABRT,
@@ -107,6 +114,9 @@ pub(crate) const FATAL: [libc::c_int; 13] = [
     libc::SIGPROF,
     libc::SIGXCPU,
     libc::SIGXFSZ,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
 ];
 
 /// What was to be done at the signals of [`FATAL`], in order.

@@ -12,7 +12,7 @@ use libc::*;
 use statsfs::ThreadKind;
 use vmm::seccomp::{Device, Duties, Thread, before_the_end, confine, enable};
 
-const POLICIES: [(&str, Thread); 14] = [
+const POLICIES: [(&str, Thread); 15] = [
     ("main", Thread::Main(Duties { mount: false, stats_out: false })),
     ("main+mount", Thread::Main(Duties { mount: true, stats_out: false })),
     ("main+out", Thread::Main(Duties { mount: false, stats_out: true })),
@@ -26,6 +26,7 @@ const POLICIES: [(&str, Thread); 14] = [
     ("request", Thread::Statsfs(ThreadKind::Request)),
     ("bulk", Thread::Statsfs(ThreadKind::Bulk)),
     ("invalidation", Thread::Statsfs(ThreadKind::Invalidation)),
+    ("publish", Thread::Statsfs(ThreadKind::Publish)),
     ("demo", Thread::Reader),
 ];
 
@@ -42,7 +43,11 @@ const TREE: &[&str] =
 /// Those who look what kind of file it is.
 const METADATA: &[&str] =
     &["main+mount", "main+out", "main+both", "session", "request", "bulk", "inval", "demo"];
-const READS: &[&str] = &["main", "block", "net", "entropy", "session", "request", "bulk", "demo"];
+const READS: &[&str] =
+    &["main", "block", "net", "entropy", "session", "request", "bulk", "publish", "demo"];
+/// Those who send descriptors of the segments, or map them.
+const SEGMENTS: &[&str] =
+    &["main+mount", "main+out", "main+both", "session", "request", "bulk", "inval", "publish"];
 const FILES: &[&str] = &["main+mount", "main+both", "bulk", "demo"];
 const MOUNT: &[&str] = &["main+mount", "main+both"];
 const OUT: &[&str] = &["main+out", "main+both"];
@@ -108,7 +113,7 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_dup3, &[-1, -1, cloexec], NONE),
         p(SYS_fcntl, &[-1, F_GETFD.into()], ALL),
         p(SYS_fcntl, &[-1, F_GET_SEALS.into()], TREE),
-        p(SYS_fcntl, &[-1, F_DUPFD_CLOEXEC.into()], TREE),
+        p(SYS_fcntl, &[-1, F_DUPFD_CLOEXEC.into()], SEGMENTS),
         p(SYS_fcntl, &[-1, F_SETFL.into()], NONE),
         p(SYS_fcntl, &[-1, F_SETFD.into(), FD_CLOEXEC.into()], OPENS),
         p(SYS_fcntl, &[-1, F_SETFD.into(), 0], NONE),
@@ -132,6 +137,8 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_ioctl, &[-1, TIOCGPGRP as i64], ALL),
         p(SYS_getpgrp, &[], ALL),
         p(SYS_ioctl, &[-1, TCGETS as i64], ALL),
+        p(SYS_ioctl, &[-1, TCSETS2 as i64], ALL),
+        p(SYS_ioctl, &[-1, TCGETS2 as i64], ALL),
         p(SYS_ioctl, &[-1, TIOCGWINSZ as i64], MAIN),
         p(SYS_ioctl, &[-1, TIOCSTI as i64], NONE),
         // KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, and what else KVM has: KVM_CREATE_VM, KVM_SET_REGS,
@@ -146,7 +153,15 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_ioctl, &[-1, 0x8004_e500], NONE),
         p(SYS_ioctl, &[-1, 0x4004_54d0], &["net"]),
         p(SYS_ioctl, &[-1, 0x4004_54ca], NONE),
-        p(SYS_poll, &[], &["main", "vcpu"]),
+        p(SYS_poll, &[], &["main", "vcpu", "publish"]),
+        p(SYS_ppoll, &[], &["publish"]),
+        p(SYS_socket, &[AF_UNIX.into(), i64::from(SOCK_SEQPACKET | SOCK_CLOEXEC), 9], &["publish"]),
+        p(SYS_socket, &[AF_UNIX.into(), i64::from(SOCK_STREAM | SOCK_CLOEXEC)], NONE),
+        p(SYS_socket, &[AF_INET.into(), i64::from(SOCK_SEQPACKET | SOCK_CLOEXEC)], NONE),
+        p(SYS_socket, &[AF_PACKET.into(), SOCK_RAW.into()], NONE),
+        p(SYS_connect, &[-1], &["publish"]),
+        p(SYS_sendmsg, &[-1], &["publish"]),
+        p(SYS_recvmsg, &[-1], &["publish"]),
         p(SYS_epoll_wait, &[-1], EVENTS),
         p(SYS_epoll_pwait, &[-1], EVENTS),
         p(SYS_epoll_ctl, &[-1], MAIN),

@@ -219,6 +219,11 @@ fn signals_leave_the_terminal_as_it_was() {
         (libc::SIGABRT, None),
         (libc::SIGSEGV, None),
         (libc::SIGUSR1, None),
+        (libc::SIGIO, None),
+        (libc::SIGPWR, None),
+        (libc::SIGSTKFLT, None),
+        // Which a forbidden call would come with.
+        (libc::SIGSYS, Some(159)),
     ] {
         let mut pty = Pty::new();
         let found = pty.mode();

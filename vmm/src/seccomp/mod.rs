@@ -183,6 +183,7 @@ fn install(thread: Thread) -> Result<(), seccompiler::Error> {
 pub fn thread_start() -> ThreadStart {
     ThreadStart::new(|kind| {
         if let Err(error) = confine(Thread::Statsfs(kind)) {
+            crate::terminal::restore();
             tell(error);
             std::process::exit(crate::cli::STATUS_FAILED.into());
         }

@@ -85,6 +85,9 @@ fn every_thread() -> Vec<Rule> {
         any(SYS_write),
         ioctl(TCSETS),
         ioctl(TCGETS),
+        // The same from glibc 2.42 on.
+        ioctl(TCSETS2),
+        ioctl(TCGETS2),
         ioctl(TIOCGPGRP),
         any(SYS_getpgrp),
         // Files that go with the last who held them; in debug builds std looks first whether they are open.

@@ -64,8 +64,17 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mu
         let context = context.cast::<libc::ucontext_t>();
         ((*info).si_code, (*context).uc_mcontext.gregs)
     };
+    let last_act = || {
+        let act = LAST_ACT.load(Ordering::Acquire);
+        if !act.is_null() {
+            // SAFETY: it was stored by `before_the_end`, from a function of this type.
+            let act = unsafe { std::mem::transmute::<*mut (), fn()>(act) };
+            act();
+        }
+    };
     if code != SYS_SECCOMP {
         // Somebody sent it.
+        last_act();
         // SAFETY: it does not return, and runs nothing of ours.
         unsafe { libc::_exit((STATUS_SIGNAL + libc::SIGSYS as u8).into()) };
     }
@@ -81,12 +90,7 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mu
     let mut name = [0; 16];
     let call = registers[libc::REG_RAX as usize];
     let line = Line::forbidden(thread_name(&mut name), call, arguments);
-    let act = LAST_ACT.load(Ordering::Acquire);
-    if !act.is_null() {
-        // SAFETY: it was stored by `before_the_end`, from a function of this type.
-        let act = unsafe { std::mem::transmute::<*mut (), fn()>(act) };
-        act();
-    }
+    last_act();
     let text = line.text();
     // SAFETY: the text is live.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
