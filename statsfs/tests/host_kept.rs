@@ -185,8 +185,10 @@ fn whatever_users_bring_and_clear_all_of_it_fits() {
         // So also for a tree that carries on there is no more room, and what is there is no obstacle.
         drop(tree);
         let tree = kept.tree();
-        let name = "later";
-        let error = Member::new(name).counts("s", &group(name, ty)).join(&tree, 1).unwrap_err();
+        let later = ["later", "later1", "later2"]
+            .iter()
+            .fold(Member::new("later"), |member, name| member.counts(name, &group(name, ty)));
+        let error = later.join(&tree, 1).unwrap_err();
         assert!(matches!(error, TreeError::LimitOfAll { .. }), "{error}");
         let (_, member) = &all[0];
         let again = Member::new(member.top.name()).counts("s", &group(member.top.name(), ty));
@@ -269,7 +271,7 @@ fn who_clears_all_that_may_be_leaves_room_for_others() {
     let shows = |tree: &Tree, member: &Member, n: usize| {
         number(tree, &of(member, n, &format!("shared_n{}", VALUES - 1)))
     };
-    let (a, b) = (many(160), many(1));
+    let (a, b) = (many(150), many(1));
     a.join(&tree, A).unwrap();
     let b_key = b.join(&tree, B).unwrap();
     let cleared = clear_some(&tree, A, &a);
