@@ -319,3 +319,37 @@ fn who_clears_all_that_may_be_leaves_room_for_others() {
     small.join(&tree, A + 8).unwrap();
     assert_eq!(number(&tree, "kvm/shared_n0"), total);
 }
+
+#[test]
+fn what_was_cleared_of_narrow_cells_has_room_wherever_it_goes() {
+    let kept = Kept::of(128 << 10);
+    let tree = kept.tree();
+    let group = group("narrow", ValueType::U32);
+    let member = Member::new("kvm");
+    let all: Vec<_> = (0..200)
+        .map(|n| {
+            let above = below(&member.registry, &member.top, &format!("above{n}"));
+            let source = below(&member.registry, &above, "s");
+            let slot = source.add_group(&group).unwrap();
+            (0..VALUES).for_each(|value| slot.add(value, u64::from(u32::MAX)));
+            (above, source, slot)
+        })
+        .collect();
+    member.join(&tree, A).unwrap();
+    let clear =
+        |n: &usize| clear(&tree, A, &format!("kvm/{}-above{n}/s/.stats/clear", member.pid)).is_ok();
+    let cleared = (0..all.len()).take_while(clear).count();
+    assert!((1..all.len()).contains(&cleared), "{cleared}");
+    // They wrap, and leave: in sums of 64 bits what was cleared is less than nothing.
+    for (above, source, slot) in &all[..cleared] {
+        (0..VALUES).for_each(|value| slot.add(value, 2));
+        above.remove_subordinate(source).unwrap();
+    }
+    let shown = format!("kvm/{}-above0/.departed/narrow_n0", member.pid);
+    assert_eq!(number(&tree, &shown), 2);
+    let saved = tree.save();
+    let bytes =
+        encoded(&saved) - encoded(&Saved { baselines: Default::default(), ..saved.clone() });
+    let half = kept.most / 16 * 11 / 2;
+    assert!(bytes <= half, "{bytes} of {half}");
+}

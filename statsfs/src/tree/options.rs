@@ -127,7 +127,7 @@ impl TreeOptions {
     /// * 1000 machines × 64 vCPUs × 100 values are 64,000 sources and 6.4 million words: 75 MB if every value is as
     ///   large as can be, some 50 MB if they are times and counts of a week. The owner, who clears a host as a whole,
     ///   may have 138 MB of it, the user whose sources they are 92 MB.
-    /// * The same number of `vmm`'s vCPUs have some 350 words each, of which most are buckets that are 0: 70 MB.
+    /// * The same number of `vmm`'s vCPUs have some 350 words each, of which most are buckets that are 0: 75 MB.
     ///
     /// Three parts, 48 MiB, are for what is brought. The last two, 32 MiB, are for what is limited otherwise, of all
     /// users together by the limits of the server and the kernel: parents of 2^19 sources take 19 MB, the directories
