@@ -154,7 +154,7 @@ fn probes(is_root: bool) -> Vec<Probe> {
         p(SYS_ioctl, &[-1, 0x4004_54d0], &["net"]),
         p(SYS_ioctl, &[-1, 0x4004_54ca], NONE),
         p(SYS_poll, &[], &["main", "vcpu", "publish"]),
-        p(SYS_ppoll, &[], &["publish"]),
+        p(SYS_ppoll, &[1, 1], &["publish"]),
         p(SYS_socket, &[AF_UNIX.into(), i64::from(SOCK_SEQPACKET | SOCK_CLOEXEC), 9], &["publish"]),
         p(SYS_socket, &[AF_UNIX.into(), i64::from(SOCK_STREAM | SOCK_CLOEXEC)], NONE),
         p(SYS_socket, &[AF_INET.into(), i64::from(SOCK_SEQPACKET | SOCK_CLOEXEC)], NONE),

@@ -8,7 +8,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::io;
 use std::ops::Range;
 
 use super::files::IdentityId;
@@ -16,14 +15,14 @@ use super::inode::DirId;
 use super::model::counting_slots;
 use super::saved::Occasion;
 use super::sweep::{Account, Cells, Request, Sweep, Want};
-use super::{GroupId, SourceKey, State};
+use super::{GroupId, SourceKey, State, TreeError};
 use crate::aggregate::since;
 use crate::segment::process::Reading;
 use crate::value::{Descriptor, GroupDescriptor, Semantics};
 
 pub(super) type OfGroups = HashMap<GroupId, Box<[u64]>>;
 /// The baselines that a clear replaced, by account.
-type Before = Vec<(Account, GroupId, Option<Box<[u64]>>)>;
+pub(super) type Before = Vec<(Account, GroupId, Option<Box<[u64]>>)>;
 
 /// What was cleared, by account: raw words in the order of the group's.
 #[derive(Debug, Default)]
@@ -246,8 +245,14 @@ impl State {
     }
 
     /// Clears, from a sweep of what the scope requests, and answers what that took away. Nothing is cleared
-    /// if that could not be kept.
-    pub(crate) fn clear(&mut self, dir: DirId, scope: Scope, sweep: &Sweep) -> io::Result<Cleared> {
+    /// if that could not be kept, or if there is no room for it.
+    pub(crate) fn clear(
+        &mut self,
+        dir: DirId,
+        scope: Scope,
+        sweep: &Sweep,
+        by_owner: bool,
+    ) -> Result<Cleared, TreeError> {
         let members = self.dirs.get(&dir).map(|d| d.members.clone()).unwrap_or_default();
         let want = scope.request(dir).want;
         let (mut cleared, mut before) = (Cleared::default(), Before::new());
@@ -270,8 +275,11 @@ impl State {
             }
         }
         if self.keeper.is_some() {
-            let saved = self.save();
-            if let Err(error) = self.keep(&saved, Occasion::Cleared) {
+            let kept = self.has_room_for_cleared(&before, by_owner).and_then(|()| {
+                let saved = self.save();
+                self.keep(&saved, Occasion::Cleared).map_err(TreeError::Commit)
+            });
+            if let Err(error) = kept {
                 self.baselines.put_back(before);
                 return Err(error);
             }

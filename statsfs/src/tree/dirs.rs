@@ -8,6 +8,7 @@ use super::clashes::Why;
 use super::files::{Descriptions, Files, Identities, IdentityId};
 use super::groups::GroupCounts;
 use super::inode::{DirId, Node};
+use super::kept::GRANT;
 use super::numbers::PLACE_BITS;
 use super::processes::Identity;
 use super::sweep::Account;
@@ -48,6 +49,9 @@ pub(crate) struct Dir {
     left_out: Vec<(Box<str>, IdentityId)>,
     /// At the top level: the user whose process brought the name, if that counts.
     brought_by: Option<u32>,
+    /// At the top level: the groups of which something may be left here, for which there is room, and the user
+    /// whose processes brought that, if it counts.
+    pub(super) reserved: HashMap<GroupId, Option<u32>>,
 }
 
 impl Dir {
@@ -69,6 +73,7 @@ impl Dir {
             files: OnceLock::new(),
             left_out: Vec::new(),
             brought_by: None,
+            reserved: HashMap::new(),
         }
     }
 
@@ -383,10 +388,13 @@ impl State {
         let block = match self.processes[process].blocks.get(&high) {
             Some(block) => *block,
             None => {
-                if self.charges(identity) {
-                    self.users.grant_block(identity.uid)?;
+                let by = self.charges(identity).then_some(identity.uid);
+                if let Some(uid) = by {
+                    self.has_room(uid, GRANT).map_err(std::io::Error::other)?;
+                    self.users.grant_block(uid)?;
                 }
                 let block = self.numbers.block()?;
+                self.users.keep(by, GRANT);
                 self.processes[process].blocks.insert(high, block);
                 self.granted_to(process);
                 block
@@ -459,6 +467,7 @@ impl State {
         if let Some(uid) = dir.brought_by {
             self.users.bring(uid).directories -= 1;
         }
+        self.free_reserved(dir.reserved);
         self.gone.push(Node::Dir(id).ino());
         if self.links.remove(id).is_some() {
             self.gone.push(Node::Link(id).ino());

@@ -75,7 +75,11 @@ impl State {
     pub(super) fn left_by(&self, sweep: &Sweep) -> BTreeMap<(DirId, GroupId), Left> {
         let mut all: BTreeMap<(DirId, GroupId), Left> = BTreeMap::new();
         for cells in &sweep.cells {
-            let dir = self.departs_in(cells.account).unwrap_or(ROOT_DIR);
+            // Where there is room for it, as for all that was brought.
+            let has_room = |dir: &DirId| {
+                self.dirs.get(dir).is_some_and(|dir| dir.reserved.contains_key(&cells.group))
+            };
+            let dir = self.departs_in(cells.account).filter(has_room).unwrap_or(ROOT_DIR);
             let (group, words) = (&self.groups[cells.group], sweep.words(cells));
             let (mut raw, mut cleared) = (vec![0; words.len()], vec![0; words.len()]);
             let baseline = self.baseline(cells);
@@ -114,6 +118,10 @@ impl State {
 
     /// Adds to what is left below a directory.
     pub(super) fn leave_in(&mut self, dir: DirId, group: GroupId, left: &Left) {
+        if dir != ROOT_DIR {
+            // That of an earlier tree.
+            self.reserve_in(dir, group, None);
+        }
         let groups = self.ledger.0.entry(dir).or_default();
         if let Some(sums) = groups.get_mut(&group) {
             add(sums, &left.raw);

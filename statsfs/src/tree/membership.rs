@@ -341,7 +341,7 @@ impl State {
                 break;
             }
         }
-        Ok(())
+        self.processes[process].lacks_room.take().map_or(Ok(()), Err)
     }
 
     /// Has a process pay for what was done since then.

@@ -17,7 +17,7 @@
 //! # How it works
 //! Per process there is a model of its sources (`model`), shown in directories (`dirs`). `sweep` reads
 //! cells, `clear` keeps the baselines, `ledger` what processes left, `files` knows which files a directory
-//! has, `render` writes them, `nodes` serves them to the file system, `by_name` links to them; `events`
+//! has, `kept` how much room what is kept takes, `render` writes them, `nodes` serves them to the file system, `by_name` links to them; `events`
 //! tells whoever counts what is done. A `subtree` is what one sweep found of one, which is all that
 //! `export` needs; `totals` are what its files show. The tree is
 //! brought up to date when someone looks, by comparing the segments' change counters; nothing else runs.
@@ -32,6 +32,7 @@ mod events;
 pub(crate) mod files;
 mod groups;
 pub(crate) mod inode;
+pub(crate) mod kept;
 mod ledger;
 mod membership;
 mod model;
@@ -74,6 +75,7 @@ use self::dirs::{BY_NAME_DIR, Dir};
 pub use self::events::{Swept, TreeEvents};
 use self::files::{FileSets, Identities};
 use self::inode::DirId;
+use self::kept::group_bytes;
 use self::ledger::Ledger;
 use self::membership::Look;
 use self::model::SourceModel;
@@ -143,6 +145,8 @@ pub(crate) struct State {
     unkept: bool,
     unkept_by: Option<ProcessKey>,
     failing: bool,
+    /// Users for whose sources a clear had no room.
+    no_room: Repeats<u32>,
     identities: Identities,
     file_sets: FileSets,
     baselines: Baselines,
@@ -462,17 +466,17 @@ impl Tree {
     }
 
     /// Clears, and answers what that took away. `EBUSY` if a writer changed the structure, or the cells,
-    /// faster than they could be read, again and again: only a hostile one can. `EIO` if it can not be kept.
-    fn clear_scope(&self, dir: DirId, scope: Scope) -> Result<Cleared, Errno> {
+    /// faster than they could be read, again and again: only a hostile one can. `EIO` if it can not be kept, `EDQUOT`
+    /// if there is no room for it.
+    fn clear_scope(&self, dir: DirId, scope: Scope, by_owner: bool) -> Result<Cleared, Errno> {
         let (request, mut sweep) = (scope.request(dir), Sweep::default());
         let mut state = self.write();
         state.sweep(request, &mut sweep);
         for attempt in 0..ATTEMPTS {
             if !sweep.outdated && sweep.torn == 0 {
-                let cleared = state.clear(dir, scope, &sweep).map_err(|error| {
-                    tracing::error!(%error, "cannot keep what a clear took; nothing is cleared");
-                    Errno(libc::EIO)
-                })?;
+                let cleared = state
+                    .clear(dir, scope, &sweep, by_owner)
+                    .map_err(|error| state.can_not_clear(&error))?;
                 if let Some(events) = &self.options.events {
                     events.cleared();
                 }
@@ -529,6 +533,22 @@ impl State {
         })
     }
 
+    /// A clear is refused, and nothing is cleared.
+    fn can_not_clear(&mut self, error: &TreeError) -> Errno {
+        let uid = match error {
+            TreeError::Commit(error) => {
+                tracing::error!(%error, "cannot keep what a clear took; nothing is cleared");
+                return Errno(libc::EIO);
+            }
+            TreeError::Limit { uid, .. } => *uid,
+            _ => u32::MAX,
+        };
+        if let Some(unsaid) = self.no_room.say(uid, Instant::now()) {
+            tracing::warn!(%error, unsaid, "there is no room for what a clear took; nothing is cleared");
+        }
+        Errno(libc::EDQUOT)
+    }
+
     /// The tree's number for a group that it has met.
     fn group_id(&self, group: &GroupDescriptor) -> Option<GroupId> {
         let mut all = self.groups_by_name.get(group.name())?.iter();
@@ -553,6 +573,8 @@ impl State {
                 brought.groups += 1;
                 brought.values += values;
             }
+            let by = self.charges(identity).then_some(identity.uid);
+            self.users.keep(by, group_bytes(group));
             self.granted_to(process);
             self.add_group(group)
         });

@@ -20,6 +20,7 @@ use super::dirs::{ROOT_DIR, root_dirs};
 use super::files::{FileSets, Identities};
 use super::groups::GroupSet;
 use super::inode::DirId;
+use super::kept::GRANT;
 use super::ledger::Ledger;
 use super::numbers::Numbers;
 use super::processes::{Member, Processes};
@@ -97,6 +98,7 @@ impl State {
             unkept: false,
             unkept_by: None,
             failing: false,
+            no_room: Repeats::default(),
             identities: Identities::default(),
             file_sets: FileSets::default(),
             baselines: Baselines::default(),
@@ -113,6 +115,8 @@ impl State {
     /// Adds a process whose structure was read; its sources are still to be taken over, but for the first.
     pub(super) fn take_in(&mut self, mut member: Member, touched: &[u64]) -> Result<(), TreeError> {
         member.blocks = self.remembered.blocks_of(member.publisher());
+        let by = self.charges(member.identity).then_some(member.identity.uid);
+        self.users.is_whose(by, GRANT * member.blocks.len());
         let id = self.processes.insert(member);
         let mut root = SourceModel::new();
         (root.reach, root.dir) = (Reach::Live, Some(ROOT_DIR));
@@ -148,7 +152,9 @@ impl State {
             root.members.retain(|member| member.0 != process);
         }
         if let Some(member) = self.processes.remove(process) {
-            self.remembered.forget(member.publisher());
+            let by = self.charges(member.identity).then_some(member.identity.uid);
+            self.users.keep_no_more(by, GRANT * member.blocks.len());
+            self.forget_absent(member.publisher());
         }
         self.readmit();
     }
@@ -244,7 +250,7 @@ impl State {
         self.are_gone(process, gone);
         self.readmit();
         self.forget_directories();
-        Ok(())
+        self.processes[process].lacks_room.take().map_or(Ok(()), Err)
     }
 
     /// Forgets a source whose record is gone.
@@ -291,6 +297,7 @@ impl State {
             if source.reach == Reach::Live {
                 self.count_groups(key, true);
             }
+            self.reserve(key);
         }
         if old_parent != parent
             && let Some(above) = self.sources.get_mut(&(key.0, parent))
@@ -353,6 +360,7 @@ impl State {
             if let Reach::Departed(into) = reach {
                 self.depart_baselines(key, into);
             }
+            self.reserve(key);
         }
         for child in children {
             self.settle(child);
@@ -369,6 +377,7 @@ impl State {
         }
         self.give_back(key);
         self.show(key);
+        self.reserve(key);
     }
 
     /// A source leaves the tree.

@@ -184,8 +184,8 @@ impl Tree {
     /// file, a histogram's `count`, or a directory's `.stats/clear`.
     ///
     /// # Errors
-    /// As open(2) and write(2) of that file: `ENOENT`, `EACCES`, `ENODEV`; `EBUSY` if a writer did not
-    /// let its cells be read whole.
+    /// As open(2) and write(2) of that file by whoever owns the tree: `ENOENT`, `EACCES`, `ENODEV`; `EBUSY` if a
+    /// writer did not let its cells be read whole; `EDQUOT` if there is [no room](super::TreeOptions::kept_bytes).
     pub fn clear(&self, path: &str) -> Result<Cleared, Errno> {
         let node = {
             let state = self.read();
@@ -195,10 +195,10 @@ impl Tree {
             }
             node
         };
-        self.clear_node(node)
+        self.clear_node(node, true)
     }
 
-    fn clear_node(&self, node: Node) -> Result<Cleared, Errno> {
+    fn clear_node(&self, node: Node, by_owner: bool) -> Result<Cleared, Errno> {
         let (dir, scope) = match node {
             Node::Bulk(dir, false, Bulk::Clear) => (dir, Scope::Subtree),
             Node::Bulk(dir, true, Bulk::Clear) => (dir, Scope::DepartedSubtree),
@@ -222,7 +222,7 @@ impl Tree {
         if !self.look(|_| Look::At(dir)).dirs.contains_key(&dir) {
             return Err(NO_DEVICE);
         }
-        self.clear_scope(dir, scope)
+        self.clear_scope(dir, scope, by_owner)
     }
 }
 
@@ -390,7 +390,8 @@ impl Nodes for Tree {
             return Err(Errno(libc::EINVAL));
         }
         let node = Node::of(ino).ok_or(NO_DEVICE)?;
-        self.at_the_expense_of(caller.uid, || self.clear_node(node).map(|_| ()))
+        let by_owner = caller.uid == self.options.owner.uid;
+        self.at_the_expense_of(caller.uid, || self.clear_node(node, by_owner).map(|_| ()))
     }
 
     fn parent(&self, ino: Ino) -> Ino {

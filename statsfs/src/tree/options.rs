@@ -44,6 +44,14 @@ pub enum TreeError {
         /// The user.
         uid: u32,
     },
+    /// All users' processes together have more than they may.
+    #[error("all users together have more {what} than the limit of {limit}")]
+    LimitOfAll {
+        /// Of what.
+        what: &'static str,
+        /// How much there may be.
+        limit: usize,
+    },
     /// A directory could not have a number.
     #[error("no number for the directory {directory}: {error}")]
     Number {
@@ -59,7 +67,7 @@ impl TreeError {
     /// Whether the process may be taken in another time: whoever reads it is short of something now.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Feed(_) | Self::Number { .. } => true,
+            Self::Feed(_) | Self::LimitOfAll { .. } | Self::Number { .. } => true,
             Self::Segment(error) => error.may_pass(),
             _ => false,
         }
@@ -83,6 +91,11 @@ pub struct TreeOptions {
     /// 256 MiB unless set, which is the whole of a host of a thousand machines with 64 vCPUs twice. One that would
     /// take more is refused before it is read.
     pub bulk_bytes: usize,
+    /// Most bytes that are [kept](super::Keeper) of all that processes brought and of all that was cleared, as the
+    /// server's state has them; [`KEPT_BYTES`](Self::KEPT_BYTES) unless set. No user has more than half of that, and
+    /// only those who have little have more than three quarters together: who brings more is refused, and a clear
+    /// that would take more is `EDQUOT`.
+    pub kept_bytes: usize,
     /// Who is told what happens in the tree. Nobody unless set, and then it costs nothing.
     pub events: Option<Arc<dyn TreeEvents>>,
 }
@@ -93,7 +106,7 @@ pub struct TreeOptions {
 pub struct UserLimits {
     /// Most different groups of values; 1024 unless set.
     pub groups: usize,
-    /// Most different values in these; 16384 unless set.
+    /// Most different values in these; 2048 unless set: there are numbers for as many of 64 users.
     pub values: usize,
     /// Most directories at the top level; 64 unless set. One is forgotten when nothing was counted in it.
     pub directories: usize,
@@ -101,13 +114,25 @@ pub struct UserLimits {
 
 impl Default for UserLimits {
     fn default() -> Self {
-        Self { groups: 1 << 10, values: 1 << 14, directories: 64 }
+        Self { groups: 1 << 10, values: 1 << 11, directories: 64 }
     }
 }
 
 impl TreeOptions {
     /// [`bulk_bytes`](Self::bulk_bytes) unless set.
     pub const BULK_BYTES: usize = 256 << 20;
+
+    /// [`kept_bytes`](Self::kept_bytes) unless set. Eleven parts of 16, 176 MiB, are for what was cleared.
+    ///
+    /// * 1000 machines × 64 vCPUs × 100 values are 64,000 sources and 6.4 million words: 75 MB if every value is as
+    ///   large as can be, some 50 MB if they are times and counts of a week. The owner, who clears a host as a whole,
+    ///   may have 138 MB of it, the user whose sources they are 92 MB.
+    /// * The same number of `vmm`'s vCPUs have some 350 words each, of which most are buckets that are 0: 75 MB.
+    ///
+    /// Three parts, 48 MiB, are for what is brought. The last two, 32 MiB, are for what is limited otherwise, of all
+    /// users together by the limits of the server and the kernel: parents of 2^19 sources take 19 MB, the directories
+    /// of a thousand users 5, the processes of as many segments as can be mapped 3, and identities of values 1.
+    pub const KEPT_BYTES: usize = 256 << 20;
 
     /// The defaults for this owner.
     pub fn new(owner: Owner) -> Self {
@@ -118,6 +143,7 @@ impl TreeOptions {
             limits,
             user_limits,
             bulk_bytes: Self::BULK_BYTES,
+            kept_bytes: Self::KEPT_BYTES,
             events: None,
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::budget::Budget;
 use super::sweep::Plan;
 use super::wake::Waker;
-use super::{GroupId, Owner, ProcessId};
+use super::{GroupId, Owner, ProcessId, TreeError};
 use crate::segment::Process;
 use crate::value::GroupDescriptor;
 
@@ -95,6 +95,8 @@ pub(crate) struct Member {
     /// The tree's numbers for its groups, by where they are in memory, which they are as long as they are
     /// here.
     groups: HashMap<usize, (Arc<GroupDescriptor>, GroupId)>,
+    /// Why it is to be let go: there is no room for what it may leave.
+    pub(super) lacks_room: Option<TreeError>,
     /// What it may cost; `None` in a tree of its own.
     pub(super) budget: Option<Budget>,
     /// How to read all of its cells, until its structure changes.
@@ -123,6 +125,7 @@ impl Member {
             unnumbered: BTreeSet::new(),
             retry: None,
             groups: HashMap::new(),
+            lacks_room: None,
             budget,
             plan: OnceLock::new(),
         }

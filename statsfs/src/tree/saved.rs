@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::clear::OfGroups;
 use super::dirs::{BY_NAME_DIR, ROOT_DIR};
 use super::inode::DirId;
+use super::kept::{GRANT, group_bytes};
 use super::model::Reach;
 use super::numbers::{MAX_BLOCKS, Numbers, PLACE_BITS};
 use super::sweep::Account;
@@ -161,9 +162,14 @@ impl Remembered {
             .unwrap_or_default()
     }
 
-    /// A publisher is gone for good, or what it had is of no use.
-    pub(super) fn forget(&mut self, publisher: u128) {
-        self.absent.remove(&publisher);
+    /// What was cleared of publishers that is still to be given back: words of groups.
+    pub(super) fn baselines(
+        &self,
+    ) -> impl Iterator<Item = (u128, impl Iterator<Item = (GroupId, &[u64])>)> {
+        self.absent.iter().map(|(publisher, absent)| {
+            let words = absent.baselines.iter().map(|((.., group), words)| (*group, &**words));
+            (*publisher, words)
+        })
     }
 
     /// A directory is back.
@@ -227,7 +233,7 @@ impl Tree {
     /// Forgets what is remembered of a publisher that will not come back.
     pub fn forget(&self, publisher: u128) {
         let mut state = self.lock();
-        state.remembered.forget(publisher);
+        state.forget_absent(publisher);
         state.forget_directories();
     }
 }
@@ -378,6 +384,7 @@ impl State {
             if self.group_id(group).is_some() {
                 return Err(wrong(format!("the group {} is there twice", group.name())));
             }
+            self.users.keep(None, group_bytes(group));
             self.add_group(group);
         }
         if self.identities.places() != saved.identities {
@@ -392,6 +399,7 @@ impl State {
             return Err(wrong(format!("the directory {name} has a value that there is not")));
         }
         self.remembered.directories = directories;
+        self.users.keep(None, GRANT * grants.len());
         for ((publisher, high), block) in grants {
             self.remembered.absent.entry(publisher).or_default().blocks.insert(high, block);
         }
@@ -419,6 +427,13 @@ impl State {
         }
         self.forget_directories();
         Ok(())
+    }
+
+    /// A publisher is gone for good, or what it had is of no use.
+    pub(super) fn forget_absent(&mut self, publisher: u128) {
+        if let Some(absent) = self.remembered.absent.remove(&publisher) {
+            self.users.keep_no_more(None, GRANT * absent.blocks.len());
+        }
     }
 
     /// Once all are back, with all that they have, directories that are not will not be.

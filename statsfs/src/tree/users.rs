@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::budget::{Bucket, UsersShare};
 use super::by_name::BY_NAME;
 use super::dirs::{HOST_NAME, ROOT_DIR};
+use super::kept::group_bytes;
 use super::processes::Identity;
 use super::{ProcessId, State, TreeError};
 use crate::segment::layout::ROOT_ID;
@@ -27,24 +28,53 @@ pub(super) struct Brought {
     pub(super) groups: usize,
     pub(super) values: usize,
     pub(super) directories: usize,
+    /// Bytes that are kept of all that, and of the blocks of numbers.
+    kept: usize,
     blocks: Bucket,
     pub(super) share: UsersShare,
 }
 
 /// All users.
 #[derive(Debug, Default)]
-pub(super) struct Users(HashMap<u32, Brought>);
+pub(super) struct Users {
+    by_uid: HashMap<u32, Brought>,
+    /// Bytes that are kept of what all brought, and of what nobody is known to have.
+    kept: usize,
+}
 
 impl Users {
     /// What a user's processes brought, to add to it.
     pub(super) fn bring(&mut self, uid: u32) -> &mut Brought {
-        self.0.entry(uid).or_insert_with(|| Brought {
+        self.by_uid.entry(uid).or_insert_with(|| Brought {
             groups: 0,
             values: 0,
             directories: 0,
+            kept: 0,
             blocks: Bucket::new(Instant::now(), BLOCKS, BLOCK_INTERVAL),
             share: UsersShare::new(Instant::now()),
         })
+    }
+
+    /// Bytes that are kept of what a user brought, and of what all did.
+    pub(super) fn kept(&self, uid: u32) -> (usize, usize) {
+        (self.by_uid.get(&uid).map_or(0, |has| has.kept), self.kept)
+    }
+
+    /// So much more is kept, which this user brought.
+    pub(super) fn keep(&mut self, by: Option<u32>, bytes: usize) {
+        self.kept += bytes;
+        self.is_whose(by, bytes);
+    }
+
+    /// So much that is kept, and was nobody's, is this user's.
+    pub(super) fn is_whose(&mut self, by: Option<u32>, bytes: usize) {
+        by.into_iter().for_each(|uid| self.bring(uid).kept += bytes);
+    }
+
+    /// So much is kept no more.
+    pub(super) fn keep_no_more(&mut self, by: Option<u32>, bytes: usize) {
+        self.kept -= bytes;
+        by.into_iter().for_each(|uid| self.bring(uid).kept -= bytes);
     }
 
     /// One of a user's processes needs a block of numbers.
@@ -70,7 +100,7 @@ impl State {
         if !self.charges(member.identity) {
             return Ok(());
         }
-        let (has, limits) = (self.users.0.get(&uid), &self.options.user_limits);
+        let (has, limits) = (self.users.by_uid.get(&uid), &self.options.user_limits);
         let mut groups: Vec<&GroupDescriptor> = Vec::new();
         let mut seen = HashSet::new();
         let mut directories = BTreeSet::new();
@@ -107,7 +137,7 @@ impl State {
         ];
         match all.into_iter().find(|(_, n, limit)| n > limit) {
             Some((what, _, limit)) => Err(TreeError::Limit { what, limit, uid }),
-            None => Ok(()),
+            None => self.has_room(uid, groups.iter().map(|group| group_bytes(group)).sum()),
         }
     }
 }

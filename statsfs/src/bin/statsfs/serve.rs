@@ -9,6 +9,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Group;
 use statsfs::fs::MountOptions;
 use statsfs::host::server::{Amounts, FdStore, HostLimits, MetricsAddress, ServeOptions, Server};
+use statsfs::host::state::MAX_PAYLOAD;
 use statsfs::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
 use statsfs::tree::{Owner, TreeOptions};
 use tracing_subscriber::EnvFilter;
@@ -86,7 +87,19 @@ pub struct Args {
     /// MiB of the server's memory that one read of a bulk file may take, beside its text
     #[arg(long, value_name = "MIB", default_value_t = TreeOptions::BULK_BYTES >> 20)]
     max_bulk_mib: usize,
+    /// MiB that may be kept, for the server that follows, of what all users' processes bring and of what is cleared,
+    /// 256 at most; that takes up to eleven times as much of the server's memory
+    #[arg(
+        long,
+        value_name = "MIB",
+        default_value_t = MAX_KEPT_MIB,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_KEPT_MIB),
+    )]
+    max_kept_mib: u64,
 }
+
+/// Most that can be kept.
+const MAX_KEPT_MIB: u64 = (MAX_PAYLOAD >> 20) as u64;
 
 /// The group of those who use virtual machines, on most distributions.
 const DEFAULT_GROUP: &str = "kvm";
@@ -140,6 +153,7 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
         bulk_bytes: args.max_bulk_mib.saturating_mul(1 << 20),
         metrics: args.listen,
         includes_private: args.include_private,
+        kept_bytes: (args.max_kept_mib << 20) as usize,
         take_over_first: Duration::from_millis(args.take_over_ms),
         mount_options: MountOptions::new()
             .max_open_files(args.max_open_files)

@@ -165,6 +165,7 @@ impl Keep {
             pid_prefix: true,
             limits: options.process_limits.clone(),
             bulk_bytes: options.bulk_bytes,
+            kept_bytes: options.kept_bytes.min(state::MAX_PAYLOAD),
             events: Some(own.counts.clone()),
             ..TreeOptions::new(options.owner)
         };

@@ -5,11 +5,11 @@ use std::time::Instant;
 use super::clients::{Client, Phase, Who};
 use super::keep::{JoinError, TakenOver};
 use super::limits::Amounts;
+use super::refusals::refused_for;
 use super::run::Server;
 use super::stats::RefusedFor;
 use super::worker::{ClientId, Done, Job, Outcome};
 use crate::host::protocol::{SendError, ServerMessage};
-use crate::segment::SegmentError;
 use crate::tree::{ProcessKey, TreeError};
 
 impl Server {
@@ -48,18 +48,11 @@ impl Server {
             }
             Err(JoinError::Tree(TreeError::Joined(process))) => self.came_back(id, process),
             Err(error) => {
-                let reason = match &error {
-                    JoinError::Tree(error) if error.may_pass() => RefusedFor::Server,
-                    JoinError::Tree(TreeError::Segment(
-                        SegmentError::TooManySources(_) | SegmentError::TooManyBytes { .. },
-                    )) => RefusedFor::Limit,
-                    JoinError::Tree(TreeError::Segment(_) | TreeError::Publisher) => {
-                        RefusedFor::Segment
-                    }
-                    JoinError::Folded => RefusedFor::Twice,
-                    _ => RefusedFor::Server,
+                let (reason, again) = match &error {
+                    JoinError::Tree(error) => refused_for(error),
+                    JoinError::Folded => (RefusedFor::Twice, false),
                 };
-                self.refuse(id, reason, error.to_string(), reason == RefusedFor::Server);
+                self.refuse(id, reason, error.to_string(), again);
             }
         }
     }

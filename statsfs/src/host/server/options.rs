@@ -38,6 +38,9 @@ pub struct ServeOptions {
     pub take_over_first: Duration,
     /// How many bytes of the tree's own memory one read of a bulk file may take.
     pub bulk_bytes: usize,
+    /// How many bytes may be kept of what all processes bring, and of what is cleared; no more than
+    /// [`MAX_PAYLOAD`](crate::host::state::MAX_PAYLOAD).
+    pub kept_bytes: usize,
     /// How the mount is served. What happens in it is told to the server, which counts it.
     pub mount_options: MountOptions,
     /// Where `/metrics` is served over HTTP: nowhere unless set.
@@ -62,6 +65,7 @@ impl Default for ServeOptions {
             process_limits: Limits::default(),
             take_over_first: Duration::from_secs(1),
             bulk_bytes: TreeOptions::BULK_BYTES,
+            kept_bytes: TreeOptions::KEPT_BYTES,
             mount_options: MountOptions::default(),
             metrics: None,
             includes_private: false,

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::RefusedFor;
 use crate::repeats::Repeats;
+use crate::segment::SegmentError;
+use crate::tree::TreeError;
 
 /// Refusals that are remembered.
 const REMEMBERED: usize = 64;
@@ -31,6 +33,20 @@ impl Refusal {
     pub(super) fn now(pid: u32, uid: u32, reason: RefusedFor, text: String) -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Self { at: since.unwrap_or_default().as_secs(), pid, uid, reason, text }
+    }
+}
+
+/// For what a process is refused that the tree does not take, or has let go, and whether it may try again.
+pub(super) fn refused_for(error: &TreeError) -> (RefusedFor, bool) {
+    match error {
+        TreeError::LimitOfAll { .. } => (RefusedFor::Limit, true),
+        TreeError::Limit { .. }
+        | TreeError::Segment(SegmentError::TooManySources(_) | SegmentError::TooManyBytes { .. }) => {
+            (RefusedFor::Limit, false)
+        }
+        error if error.may_pass() => (RefusedFor::Server, true),
+        TreeError::Segment(_) | TreeError::Publisher => (RefusedFor::Segment, false),
+        _ => (RefusedFor::Server, true),
     }
 }
 

@@ -19,7 +19,7 @@ use super::limits::{self, Accounts, Amounts, Exceeded};
 use super::listen::Listening;
 use super::metrics::{Metrics, MetricsAddress};
 use super::options::{ServeError, ServeOptions};
-use super::refusals::Refusals;
+use super::refusals::{Refusals, refused_for};
 use super::rights;
 use super::stats::{Own, RefusedFor};
 use super::turns::{self, Turns};
@@ -485,10 +485,9 @@ impl Server {
             publishers.push(client.received.publisher());
             refused.push((id, error));
         }
-        self.keep.forget(&self.tree, &publishers);
+        self.forget(&refused.iter().map(|(id, _)| *id).collect::<Vec<_>>(), &publishers);
         for (id, error) in refused {
-            let again = error.may_pass();
-            let reason = if again { RefusedFor::Server } else { RefusedFor::Segment };
+            let (reason, again) = refused_for(&error);
             self.refuse(id, reason, error.to_string(), again);
         }
         let missed =
@@ -502,6 +501,18 @@ impl Server {
             self.refuse(id, RefusedFor::Silence, text, true);
         }
         Ok(())
+    }
+
+    /// Has kept that these processes are gone, at the expense of whose they were.
+    fn forget(&mut self, clients: &[ClientId], publishers: &[u128]) {
+        let start = thread_time();
+        self.keep.forget(&self.tree, publishers);
+        let each = thread_time().saturating_sub(start) / (clients.len() as u32).max(1);
+        for client in clients {
+            if let Some(client) = self.clients.get(*client) {
+                self.turns.charge(client.who.uid, each);
+            }
+        }
     }
 
     /// Charges a user with all that a client has which is in the tree, and parts with it if that is too much.

@@ -41,7 +41,9 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use crate::registry::names::identity;
 use crate::segment::layout::{MAX_SEGMENTS, ROOT_ID, is_source_name};
+use crate::tree::TreeOptions;
 use crate::tree::inode::MAX_IDENTITIES;
+use crate::tree::kept::LEAST_WORD;
 use crate::tree::numbers::{MAX_BLOCKS, PLACE_BITS};
 pub use crate::tree::{Left, Saved, SavedAccount, SavedDirectory};
 
@@ -50,10 +52,12 @@ pub use error::{CommitError, StateError, StoreError};
 pub use file::fuzz_file;
 pub use file::{Found, Step, Store};
 
-/// Most bytes of a payload.
-pub const MAX_PAYLOAD: usize = 64 << 20;
-/// Most words in a state, those of the ledger, the baselines and the readings together: 512 MiB.
-pub const MAX_WORDS: usize = 1 << 26;
+/// Most bytes of a payload: what the tree lets its users have of it, and what else there can be.
+pub const MAX_PAYLOAD: usize = TreeOptions::KEPT_BYTES;
+/// Most words in a state, those of the ledger, the baselines and the readings together: 1 GiB.
+pub const MAX_WORDS: usize = 1 << 27;
+// Whatever the tree lets its users have can be kept.
+const _: () = assert!(TreeOptions::KEPT_BYTES / LEAST_WORD <= MAX_WORDS);
 /// How many publishers that were folded are remembered. Only one whose segments somebody still has can come
 /// back: the server that was killed while it folded it, or a publisher that is not honest.
 pub const MAX_FOLDED: usize = 4096;
