@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
-use tests::namespace::{self, mounted_at};
+use tests::namespace::{self, mounted_at, private};
 use tests::running::wait_until;
 use tests::vmm::{Vmm, end_with_test, require_host};
 use tests::{binary, tracepoint};
@@ -137,9 +137,9 @@ fn exits(text: &str, guest: &str, vcpu: &str) -> u64 {
     row[row.len() - 7]
 }
 
-/// What this process and all that it is made of see mounted.
-fn statsfs_mounts(pid: u32) -> Vec<String> {
-    let table = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+/// Where a process sees statistics mounted.
+fn statsfs_mounts(process: &str) -> Vec<String> {
+    let table = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();
     let ours = table.lines().filter(|line| line.contains(" - fuse.statsfs "));
     ours.map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect()
 }
@@ -147,56 +147,55 @@ fn statsfs_mounts(pid: u32) -> Vec<String> {
 #[test]
 fn with_a_server_it_reads_the_hosts_mount_and_mounts_nothing() {
     let host = Host::start();
-    // Somebody else's guest is in the totals of the host, and in none of the demo's.
-    let steps = [Step::new(Op::In8, 1000, NO_PORT), park(), end(0)];
-    let mut other = Vmm::new(Mode::Long, &steps)
-        .args(["--memory", "2M"])
-        .published_to(&host)
-        .blocked_console()
-        .start();
-    let others = format!("{}/user_exit_io_in", other.machine());
-    wait_until("the other guest", || (host.value(&others) == Some(1000)).then_some(()));
-    // It goes on until it is told, so that whatever it has mounted is seen.
-    let mounts_before = statsfs_mounts(std::process::id());
-    let args = ["--seconds", "0", "--quiet", "--guests", "2", "--vcpus", "2"];
-    let mut demo = Demo::published_to(&host, &args);
-    let pid = demo.child.id();
-    let mut out = BufReader::new(demo.child.stdout.take().unwrap());
-    let mut first = String::new();
-    out.read_line(&mut first).unwrap();
-    assert!(first.trim_end().ends_with(host.mount().to_str().unwrap()), "it says where: {first}");
-    let machines = [0, 1].map(|n| format!("kvm/{pid}-demo{n}"));
-    for machine in &machines {
-        let exits = format!("{machine}/user_exits");
-        wait_until("exits", || host.value(&exits).filter(|exits| *exits > 100));
-    }
-    let mounts = statsfs_mounts(pid);
-    // Other tests' come and go.
-    let new = mounts.iter().filter(|mount| !mounts_before.contains(mount));
-    let of_demo = |mount: &&String| {
-        let path = Path::new(mount.as_str());
-        path == Path::new("/run/statsfs") || path.starts_with(demo.place.path())
-    };
-    assert_eq!(new.filter(of_demo).count(), 0, "{mounts:?}");
-    let running = std::fs::read_to_string(host.mount().join("by-name/demo0/user_exits")).unwrap();
-    assert!(running.trim().parse::<u64>().unwrap() > 0);
+    private(|| {
+        // Somebody else's guest is in the totals of the host, and in none of the demo's.
+        let steps = [Step::new(Op::In8, 1000, NO_PORT), park(), end(0)];
+        let mut other = Vmm::new(Mode::Long, &steps)
+            .args(["--memory", "2M"])
+            .published_to(&host)
+            .blocked_console()
+            .start();
+        let others = format!("{}/user_exit_io_in", other.machine());
+        wait_until("the other guest", || (host.value(&others) == Some(1000)).then_some(()));
+        // Nobody else mounts anything in here, and it goes on until it is told.
+        let mounts_before = statsfs_mounts("thread-self");
+        let args = ["--seconds", "0", "--quiet", "--guests", "2", "--vcpus", "2"];
+        let mut demo = Demo::published_to(&host, &args);
+        let pid = demo.child.id();
+        let mut out = BufReader::new(demo.child.stdout.take().unwrap());
+        let mut first = String::new();
+        out.read_line(&mut first).unwrap();
+        assert!(
+            first.trim_end().ends_with(host.mount().to_str().unwrap()),
+            "it says where: {first}"
+        );
+        let machines = [0, 1].map(|n| format!("kvm/{pid}-demo{n}"));
+        for machine in &machines {
+            let exits = format!("{machine}/user_exits");
+            wait_until("exits", || host.value(&exits).filter(|exits| *exits > 100));
+        }
+        assert_eq!(statsfs_mounts(&pid.to_string()), mounts_before);
+        let running =
+            std::fs::read_to_string(host.mount().join("by-name/demo0/user_exits")).unwrap();
+        assert!(running.trim().parse::<u64>().unwrap() > 0);
 
-    demo.signal(libc::SIGINT);
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
-    assert_eq!(demo.wait(), Some(0));
-    let text = first + &rest;
-    // What it has read from the host's mount is what stays there.
-    let totals = exits(&text, "demo0", "all") + exits(&text, "demo1", "all");
-    assert!(row(&text, "all", "").is_none(), "what others' guests did is none of it: {text}");
-    wait_until("it has left", || (host.machines() == [other.machine()]).then_some(()));
-    wait_until("what it counted is kept", || {
-        (host.value("kvm/.departed/user_exits") == Some(totals)).then_some(())
+        demo.signal(libc::SIGINT);
+        let mut rest = String::new();
+        out.read_to_string(&mut rest).unwrap();
+        assert_eq!(demo.wait(), Some(0));
+        let text = first + &rest;
+        // What it has read from the host's mount is what stays there.
+        let totals = exits(&text, "demo0", "all") + exits(&text, "demo1", "all");
+        assert!(row(&text, "all", "").is_none(), "what others' guests did is none of it: {text}");
+        wait_until("it has left", || (host.machines() == [other.machine()]).then_some(()));
+        wait_until("what it counted is kept", || {
+            (host.value("kvm/.departed/user_exits") == Some(totals)).then_some(())
+        });
+        let of_other = host.value(&format!("{}/user_exits", other.machine())).unwrap();
+        assert_eq!(host.value("kvm/user_exits"), Some(totals + of_other));
+        other.release();
+        other.wait().assert(0);
     });
-    let of_other = host.value(&format!("{}/user_exits", other.machine())).unwrap();
-    assert_eq!(host.value("kvm/user_exits"), Some(totals + of_other));
-    other.release();
-    other.wait().assert(0);
 }
 
 #[test]
