@@ -1,5 +1,5 @@
-//! A real server, and what clients of all kinds get of it: who sees what, which limits there are, and that
-//! nobody is harmed by those who break all rules.
+//! A real server, and what clients of all kinds get of it: which limits there are, and that nobody is harmed by
+//! those who break all rules.
 
 #[path = "support/clients.rs"]
 mod clients;
@@ -13,8 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use clients::{
-    A, B, Hostile, Machine, PUBLISHERS, READERS, SEALS, as_user, directory, for_users, memfd,
-    open_files, options, resident_kib, seal, sealed,
+    A, B, Hostile, Machine, PUBLISHERS, SEALS, as_user, directory, memfd, open_files, options,
+    resident_kib, seal, sealed,
 };
 use server::Server;
 use statsfs::host::protocol::{ClientMessage, Hello, Socket};
@@ -85,97 +85,6 @@ fn without_a_server_nothing_waits_and_later_it_is_found() {
     std::os::unix::fs::symlink(server.socket(), &socket).unwrap();
     until("it is found", || matches!(publisher.state(), PublishState::Published { .. }));
     assert_eq!(server.number("top/work_done"), 5);
-}
-
-/// All paths that a user finds in a bulk file.
-fn paths(text: &str) -> BTreeSet<String> {
-    text.lines().filter_map(|line| line.split_once(' ')).map(|(path, _)| path.to_owned()).collect()
-}
-
-#[test]
-fn who_may_not_read_reads_nothing() {
-    let server = &for_users(&[]);
-    let publish = |uid, name: &'static str, public| {
-        as_user(uid, uid, &[PUBLISHERS], || Machine::published(server, name, public))
-    };
-    let machines = [publish(A, "a", false), publish(B, "b", false), publish(B, "open", true)];
-    machines.iter().for_each(|machine| machine.count(1));
-    let names = ["a", "b", "open"];
-    for (name, uid, gid, mode) in
-        [("a", A, READERS, 0o750), ("b", B, READERS, 0o750), ("open", B, B, 0o755)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = server.path(&directory(name)).metadata().unwrap();
-        assert_eq!(
-            (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777),
-            (uid, gid, mode),
-            "{name}"
-        );
-    }
-    let may = [
-        // Who, groups, and whether they may look into each.
-        (A, vec![], [true, false, true]),
-        (B, vec![], [false, true, true]),
-        (B, vec![PUBLISHERS], [false, true, true]),
-        (20_003, vec![], [false, false, true]),
-        (20_003, vec![READERS], [true, true, true]),
-        (0, vec![], [true, true, true]),
-    ];
-    for (uid, groups, expected) in may {
-        as_user(uid, uid, &groups, || {
-            let who = format!("user {uid} with groups {groups:?}");
-            // What all may know: the totals, and which machines there are.
-            assert_eq!(server.number("kvm/work_done"), 3, "{who}");
-            let listed: BTreeSet<_> = std::fs::read_dir(server.path("kvm"))
-                .unwrap()
-                .flatten()
-                .map(|e| e.file_name())
-                .collect();
-            let all_flat = std::fs::read_to_string(server.path(".stats/flat")).unwrap();
-            let kvm_flat = std::fs::read_to_string(server.path("kvm/.stats/flat")).unwrap();
-            let schemas = ["", "kvm"].map(|dir| {
-                std::fs::read_to_string(server.path(dir).join(".stats/schema")).unwrap()
-            });
-            for (name, may) in names.iter().zip(expected) {
-                let directory = directory(name);
-                assert!(listed.contains(Path::new(&directory).file_name().unwrap()), "{who}");
-                let file = format!("{directory}/work_done");
-                let read = server.try_number(&file);
-                let bulk =
-                    std::fs::read_to_string(server.path(&format!("{directory}/.stats/flat")));
-                let by_name = std::fs::read_dir(server.path(&format!("by-name/{name}")));
-                for result in [read.as_ref().err(), bulk.as_ref().err(), by_name.as_ref().err()] {
-                    let errno = result.and_then(std::io::Error::raw_os_error);
-                    assert_eq!(errno, (!may).then_some(libc::EACCES), "{who}: {name}");
-                }
-                for flat in [&all_flat, &kvm_flat] {
-                    assert_eq!(paths(flat).contains(&file), may, "{who}: {name} in bulk");
-                }
-                for schema in &schemas {
-                    let path = format!("\"{directory}\"");
-                    assert_eq!(schema.contains(&path), may, "{who}: {name} in {schema}");
-                }
-            }
-            // Only the owner clears, and root.
-            for (name, of) in names.iter().zip([A, B, B]) {
-                let file = server.path(&format!("{}/work_failed", directory(name)));
-                let cleared = std::fs::write(file, "0\n");
-                assert_eq!(cleared.is_ok(), uid == 0 || uid == of, "{who}: {name}: {cleared:?}");
-            }
-            // And each is told of their own connections.
-            if groups.contains(&PUBLISHERS) || uid == 0 {
-                let clients = server.status().clients.len();
-                assert_eq!(clients, if uid == 0 { 3 } else { 2 }, "{who}");
-            }
-        });
-    }
-    // Who is in no group may not publish.
-    let state =
-        as_user(A, A, &[], || Machine::new(server, "no", false).publisher.wait_tried(PATIENCE));
-    assert!(
-        matches!(&state, PublishState::Unreachable(why) if why.contains("ermission")),
-        "{state:?}"
-    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod publishing;
 mod server;
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -18,6 +19,7 @@ use publishing::{AT_ONCE, Publishing};
 use server::Server;
 use statsfs::Registry;
 use statsfs::host::PublishOptions;
+use statsfs::host::server::ClientState::Published;
 use support::child::Shared;
 use support::ledger::{FILES, Ledger, MOST, TOPS, Totals, add, bound, held};
 use support::{Random, StopAtEnd, Work, rounds, seed, until};
@@ -197,12 +199,9 @@ fn a_server_that_is_killed_is_followed_by_one_that_knows_what_it_knew() {
         until("they go on counting", || bound(ledger, 0, 0, false) > at_kill + 100);
         server.start_again();
         let start = Instant::now();
-        let is_back = |client: &statsfs::host::server::ClientStatus| {
-            client.state == statsfs::host::server::ClientState::Published
-        };
         until("all have come back", || {
             let clients = server.status().clients;
-            clients.len() == all.len() + 1 && clients.iter().all(is_back)
+            clients.len() == all.len() + 1 && clients.iter().all(|client| client.state == Published)
         });
         waits.push(start.elapsed());
         assert_eq!(shown(&server, &all), before, "what departed, and numbers of directories");
@@ -226,4 +225,79 @@ fn a_server_that_is_killed_is_followed_by_one_that_knows_what_it_knew() {
         }
     }
     println!("{started} processes, {} servers killed; all were back after {waits:?}", waits.len());
+}
+
+#[test]
+fn what_a_process_counted_that_died_while_there_was_no_server_is_lost_and_it_is_said_whose() {
+    let seed = seed();
+    let mut random = Random::new(seed);
+    let memory = Shared::<Ledger>::new();
+    let mut server = Server::start();
+    let mut sums = Totals::default();
+    let (mut all, mut lost) = (Vec::<Publishing>::new(), Vec::new());
+    let mut started = 0;
+    let take = |all: &mut Vec<Publishing>, random: &mut Random| {
+        all.swap_remove(random.below(all.len() as u64) as usize)
+    };
+    let pids = |server: &Server| {
+        let clients = server.status().clients;
+        clients.iter().map(|client| client.pid as libc::pid_t).collect::<BTreeSet<_>>()
+    };
+    for _ in 0..rounds(3) {
+        while all.len() < AT_ONCE {
+            all.push(Publishing::start(&server, &memory, started, seed + started as u64, false));
+            started += 1;
+        }
+        let counts = |one: &Publishing| {
+            server.try_number(&format!("{}/work_done", one.directory())).is_ok_and(|n| n > 0)
+        };
+        until("something is counted", || all.iter().all(counts));
+        server.kill();
+        for _ in 0..=random.below(2) {
+            let mut one = take(&mut all, &mut random);
+            one.writer.signal(libc::SIGKILL);
+            one.writer.wait();
+            lost.push(one.writer.pid());
+        }
+        server.start_again();
+        let says_whose = |pid: &libc::pid_t| {
+            let log = server.log();
+            let is_it = |line: &&str| {
+                line.contains("died while there was no server: what it counted is lost")
+                    && line.split_whitespace().any(|word| word == format!("pid={pid}"))
+            };
+            log.lines().filter(|line| line.contains("WARN")).filter(is_it).count() == 1
+        };
+        until("it is said whose counts are lost", || lost.iter().all(says_whose));
+        let live: BTreeSet<_> = all.iter().map(|one| one.writer.pid()).collect();
+        until("the others are back", || {
+            pids(&server) == live
+                && server.status().clients.iter().all(|client| client.state == Published)
+        });
+        for pid in &lost {
+            assert!(!server.path(&format!("kvm/{pid}-vm")).exists(), "{pid}");
+        }
+        // What dies under the eyes of the server is not lost.
+        let mut one = take(&mut all, &mut random);
+        one.writer.signal(libc::SIGKILL);
+        one.gone(&server);
+        one.writer.wait();
+        add(&mut sums, &held(&one.segments));
+    }
+    for mut one in all {
+        one.writer.signal(libc::SIGKILL);
+        one.gone(&server);
+        one.writer.wait();
+        add(&mut sums, &held(&one.segments));
+    }
+    until("all are folded", || server.status().clients.is_empty());
+    for (top, name) in TOPS.iter().enumerate() {
+        for (file, file_name) in FILES.iter().enumerate() {
+            let shown = server.number(&format!("{name}/{file_name}"));
+            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by the others");
+        }
+    }
+    let warnings = server.log().lines().filter(|line| line.contains("WARN")).count();
+    assert_eq!(warnings, lost.len(), "{}", server.log());
+    println!("{started} processes, of which {} were lost", lost.len());
 }

@@ -1,6 +1,7 @@
 //! A host's server, `statsfs serve`, with everything in a directory of its own.
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -37,6 +38,9 @@ impl Host {
         crate::vmm::require_host();
         let directory =
             tempfile::Builder::new().prefix("statsfs-test-").tempdir().expect("a place");
+        // Other users come to the mount.
+        let open = PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), open).expect("it is ours");
         let args: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
         let child = spawn(directory.path(), &args);
         let host = Self { child, directory, args };

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tests::flat::Flat;
-use tests::namespace::{self, mounted_at};
+use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
+use tests::host::Host;
+use tests::namespace::{self, mounted_at, private};
 use tests::running::wait_until;
-use tests::vmm::{end_with_test, require_host};
+use tests::vmm::{Vmm, end_with_test, require_host};
 use tests::{binary, tracepoint};
 
 /// A demo with its own place. Dropping it ends it and takes its mount away.
@@ -27,6 +29,18 @@ impl Demo {
         let place = tempfile::tempdir().unwrap();
         let mut command = Command::new(binary::vmm());
         command.arg("demo").args(args).arg("--mount").arg(place.path().join("stats"));
+        Self::spawn(place, command, stdout)
+    }
+
+    /// One that publishes to a server, and has a place where it could mount by itself.
+    fn published_to(host: &Host, args: &[&str]) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let mut command = Command::new(binary::vmm());
+        command.arg("demo").args(args).arg("--socket").arg(host.socket());
+        Self::spawn(place, command, Stdio::piped())
+    }
+
+    fn spawn(place: TempDir, mut command: Command, stdout: Stdio) -> Self {
         command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
         end_with_test(&mut command);
         Self { child: command.spawn().unwrap(), place }
@@ -108,14 +122,80 @@ fn quiet_and_no_terminal() {
         for row in &rows {
             assert_eq!(row[row.len() - 7], row[row.len() - 6..].iter().sum::<u64>(), "{text}");
         }
-        let exits = |row: &[u64]| row[row.len() - 7];
-        assert_eq!(exits(&rows[0]) + exits(&rows[1]), exits(&rows[2]), "{text}");
-        assert!(exits(&rows[0]) > 100, "{text}");
-        *sum = exits(&rows[2]);
+        let each = [exits(&text, guest, "0"), exits(&text, guest, "1")];
+        *sum = exits(&text, guest, "all");
+        assert_eq!(each[0] + each[1], *sum, "{text}");
+        assert!(each[0] > 100, "{text}");
     }
-    let all = of("all", "");
-    assert_eq!(all[all.len() - 7], sums[0] + sums[1], "{text}");
-    assert_eq!(all[all.len() - 7], kernel.all(), "{text}");
+    let all = exits(&text, "all", "");
+    assert_eq!((all, all), (sums[0] + sums[1], kernel.all()), "{text}");
+}
+
+/// The exits of a guest, of all vCPUs or one, as the last table has them.
+fn exits(text: &str, guest: &str, vcpu: &str) -> u64 {
+    let row = row(text, guest, vcpu).unwrap_or_else(|| panic!("no {guest} {vcpu}: {text}"));
+    row[row.len() - 7]
+}
+
+/// Where a process sees statistics mounted.
+fn statsfs_mounts(process: &str) -> Vec<String> {
+    let table = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();
+    let ours = table.lines().filter(|line| line.contains(" - fuse.statsfs "));
+    ours.map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect()
+}
+
+#[test]
+fn with_a_server_it_reads_the_hosts_mount_and_mounts_nothing() {
+    let host = Host::start();
+    private(|| {
+        // Somebody else's guest is in the totals of the host, and in none of the demo's.
+        let steps = [Step::new(Op::In8, 1000, NO_PORT), park(), end(0)];
+        let mut other = Vmm::new(Mode::Long, &steps)
+            .args(["--memory", "2M"])
+            .published_to(&host)
+            .blocked_console()
+            .start();
+        let others = format!("{}/user_exit_io_in", other.machine());
+        wait_until("the other guest", || (host.value(&others) == Some(1000)).then_some(()));
+        // Nobody else mounts anything in here, and it goes on until it is told.
+        let mounts_before = statsfs_mounts("thread-self");
+        let args = ["--seconds", "0", "--quiet", "--guests", "2", "--vcpus", "2"];
+        let mut demo = Demo::published_to(&host, &args);
+        let pid = demo.child.id();
+        let mut out = BufReader::new(demo.child.stdout.take().unwrap());
+        let mut first = String::new();
+        out.read_line(&mut first).unwrap();
+        assert!(
+            first.trim_end().ends_with(host.mount().to_str().unwrap()),
+            "it says where: {first}"
+        );
+        let machines = [0, 1].map(|n| format!("kvm/{pid}-demo{n}"));
+        for machine in &machines {
+            let exits = format!("{machine}/user_exits");
+            wait_until("exits", || host.value(&exits).filter(|exits| *exits > 100));
+        }
+        assert_eq!(statsfs_mounts(&pid.to_string()), mounts_before);
+        let running =
+            std::fs::read_to_string(host.mount().join("by-name/demo0/user_exits")).unwrap();
+        assert!(running.trim().parse::<u64>().unwrap() > 0);
+
+        demo.signal(libc::SIGINT);
+        let mut rest = String::new();
+        out.read_to_string(&mut rest).unwrap();
+        assert_eq!(demo.wait(), Some(0));
+        let text = first + &rest;
+        // What it has read from the host's mount is what stays there.
+        let totals = exits(&text, "demo0", "all") + exits(&text, "demo1", "all");
+        assert!(row(&text, "all", "").is_none(), "what others' guests did is none of it: {text}");
+        wait_until("it has left", || (host.machines() == [other.machine()]).then_some(()));
+        wait_until("what it counted is kept", || {
+            (host.value("kvm/.departed/user_exits") == Some(totals)).then_some(())
+        });
+        let of_other = host.value(&format!("{}/user_exits", other.machine())).unwrap();
+        assert_eq!(host.value("kvm/user_exits"), Some(totals + of_other));
+        other.release();
+        other.wait().assert(0);
+    });
 }
 
 #[test]

@@ -1,11 +1,17 @@
 //! Many VMMs and one server: one mount with all guests, whose totals are exact whatever ends.
 
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use statsfs::host::SOCKET_VARIABLE;
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
+use tests::namespace::{mount, private};
 use tests::running::{Running, wait_until};
 use tests::soak::rounds;
 use tests::vmm::Vmm;
@@ -72,7 +78,7 @@ fn a_killed_vmm_leaves_what_it_counted_and_goes_at_once() {
         Vmm::new(Mode::Long, &steps).args(["--memory", "2M"]).published_to(host).start()
     };
     let (mut last, mut departed) = (0, 0);
-    for _ in 0..rounds(10) {
+    for _ in 0..rounds(15) {
         let running = [busy(), busy()];
         wait_until("both", || (host.machines().len() == 2).then_some(()));
         let machines = running.each_ref().map(Running::machine);
@@ -99,6 +105,101 @@ fn a_killed_vmm_leaves_what_it_counted_and_goes_at_once() {
         });
         assert_eq!(host.value("kvm/.departed/user_exits"), Some(departed));
         assert_eq!(host.value("kvm/user_exits"), Some(departed));
+    }
+}
+
+/// A guest that does something and stays until its console is taken.
+fn staying() -> Vmm {
+    let steps = [Step::new(Op::In8, 10, NO_PORT), park(), end(0)];
+    Vmm::new(Mode::Long, &steps).args(["--memory", "2M"]).blocked_console()
+}
+
+/// Waits until a guest is in this mount, or its VMM has ended.
+fn wait_shown(host: &Host, running: &mut Running) {
+    let exits = format!("{}/user_exit_io_in", running.machine());
+    wait_until("the guest", || {
+        assert!(!running.has_ended(), "it has ended");
+        (host.value(&exits) == Some(10)).then_some(())
+    });
+}
+
+#[test]
+fn the_server_is_the_one_that_is_named_or_that_the_variable_names() {
+    let (one, two) = (Host::start(), Host::start());
+    let variable = |host: &Host| {
+        let socket = host.socket();
+        move |command: &mut Command| {
+            command.env(SOCKET_VARIABLE, socket);
+        }
+    };
+    let mut by_variable = staying().published().with(variable(&one)).start();
+    wait_shown(&one, &mut by_variable);
+    let mut named = staying().published_to(&two).with(variable(&one)).start();
+    wait_shown(&two, &mut named);
+    // Each is in one mount alone.
+    assert_eq!(one.machines(), [by_variable.machine()]);
+    assert_eq!(two.machines(), [named.machine()]);
+    for mut running in [by_variable, named] {
+        running.release();
+        running.wait().assert(0);
+    }
+}
+
+#[test]
+fn an_empty_variable_names_no_server_and_the_hosts_own_is_taken() {
+    let host = Host::start();
+    private(|| {
+        // Nothing of the machine's own is seen here, and the socket is where every program looks for it.
+        let run = Path::new("/run");
+        mount("statsfs-test", run, "tmpfs").expect("a tmpfs can be mounted");
+        std::os::unix::fs::symlink(host.socket(), run.join("statsfs.sock")).expect("a new place");
+        for empty in [true, false] {
+            let change = |command: &mut Command| {
+                if empty {
+                    command.env(SOCKET_VARIABLE, "");
+                } else {
+                    command.env_remove(SOCKET_VARIABLE);
+                }
+            };
+            let mut running = staying().published().with(change).start();
+            wait_shown(&host, &mut running);
+            running.release();
+            running.wait().assert(0);
+        }
+    });
+}
+
+#[test]
+fn a_public_guest_is_for_all_to_read_and_another_for_its_user_and_readers_alone() {
+    /// Somebody who is in no group.
+    const OTHER: u32 = 20_003;
+    let host = Host::start();
+    let read = |path: PathBuf| {
+        let output = Command::new("cat").arg(&path).uid(OTHER).gid(OTHER).output().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        let text = String::from_utf8(output.stdout).unwrap();
+        if output.status.success() { Ok(text) } else { Err(complaint) }
+    };
+    for public in [true, false] {
+        let more = public.then_some("--public");
+        let mut running = staying().args(more).published_to(&host).start();
+        wait_shown(&host, &mut running);
+        let (machine, mount) = (running.machine(), host.mount());
+        let mode = mount.join(&machine).metadata().unwrap().mode() & 0o7777;
+        assert_eq!(mode, if public { 0o755 } else { 0o750 }, "public: {public}");
+        for file in [format!("{machine}/vcpu0/user_exit_io_in"), format!("{machine}/.stats/flat")] {
+            let text = read(mount.join(&file));
+            match &text {
+                Ok(_) => assert!(public, "{file}: {text:?}"),
+                Err(why) => assert!(!public && why.contains("Permission denied"), "{file}: {why}"),
+            }
+        }
+        // All totals are for all, and what else of it is in the bulk files is as open as it is.
+        assert!(read(mount.join("kvm/user_exit_io_in")).is_ok());
+        let all = read(mount.join(".stats/flat")).unwrap();
+        assert_eq!(all.contains(&machine), public, "public: {public}");
+        running.release();
+        running.wait().assert(0);
     }
 }
 

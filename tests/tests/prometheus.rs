@@ -147,7 +147,9 @@ fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
     assert_eq!(host.value(&format!("{}/user_exit_io_in", known.machine())), Some(0));
     let others: Vec<Running> = (0..4).map(|n| start(100 + n, true)).collect();
     others.iter().zip(0..4).for_each(|(other, n)| seen(other, f64::from(100 + n)));
-    others.into_iter().for_each(|other| drop(other.kill_and_wait()));
+    for other in others {
+        other.kill_and_wait();
+    }
     wait_until("they are gone", || prometheus.number("kvm_vms").filter(|vms| *vms == 3.0));
     wait_until("more of the busy one", || {
         (prometheus.query(&(reads(&busy) + "[1m]")).len() > 20).then_some(())

@@ -31,18 +31,25 @@ impl Resources {
         let entries = |what| std::fs::read_dir(proc(what)).unwrap().count();
         let status = std::fs::read_to_string(proc("status")).unwrap();
         let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        let stat = std::fs::read_to_string(proc("stat")).unwrap();
-        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
         Self {
             fds: entries("fd"),
             threads: entries("task"),
             rss_kib: rss.trim().split(' ').next().unwrap().parse().unwrap(),
-            // USER_HZ is 100 on every Linux.
-            cpu: Duration::from_millis(ticks * 10),
+            cpu: processor_time(server.pid()),
             lines: server.log().lines().count(),
         }
     }
+}
+
+/// The processor time that all threads of a process have used, those that have ended as well.
+fn processor_time(pid: libc::pid_t) -> Duration {
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: the pointers are to a live number and a live timespec.
+    unsafe {
+        assert_eq!(libc::clock_getcpuclockid(pid, &mut clock), 0, "process {pid}");
+        assert_eq!(libc::clock_gettime(clock, &mut time), 0, "process {pid}");
+    }
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +123,11 @@ impl Honest {
         let honest = Self { shared, threads: vec![counting, reading], publisher };
         honest.check("the beginning", server);
         honest
+    }
+
+    /// How often it was read so far.
+    pub fn reads(&self) -> u64 {
+        self.shared.reads.load(SeqCst)
     }
 
     /// That it is served: so many more reads come to an end, and all that were read so far are right.

@@ -110,7 +110,9 @@ impl Publishing {
         let start = Instant::now();
         let directory = server.path(&self.directory());
         while directory.exists() {
-            assert!(start.elapsed() < PATIENCE, "{} is still there", directory.display());
+            let is_there =
+                || format!("{} is still there: {:#?}", directory.display(), server.status());
+            assert!(start.elapsed() < PATIENCE, "{}", is_there());
             thread::sleep(Duration::from_micros(200));
         }
         start.elapsed()

@@ -12,14 +12,15 @@ mod readers;
 mod values;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use statsfs::Slot;
 use statsfs::host::PublishOptions;
 use statsfs::tree::Snapshot;
 use statsfs_benches::{Comparison, Fact, Options, escape, pin, pin_process, quartiles, timed};
 
-use machines::{Machines, Size, Timing, VALUES};
+use machines::{Machines, Size, Timing, VALUES, Vcpu};
 use process::{Host, Memory, Publisher};
 use readers::{Crowd, cat, find, list, read_all, time_entries, while_reading};
 use values::Nth;
@@ -50,6 +51,7 @@ fn main() {
     ));
     connect(size, options);
     serve(size, options);
+    outlive(size, options);
 }
 
 /// Wall time of `n` runs.
@@ -255,11 +257,9 @@ fn flat_of(host: &Host, machine: usize) -> PathBuf {
     machine_dir(host, machine).join(".stats/flat")
 }
 
-/// What is paid for being read, by a vCPU's loop.
-fn count(host: &Host, machines: &Machines, timing: &statsfs::Slot<Timing>, options: Options) {
-    pin(1);
-    let slot = &machines.slots[0];
-    let exits = |n: u64| {
+/// What counts as a vCPU's loop does, so many exits, and answers what that took.
+fn counting<'a>(slot: &'a Slot<Vcpu>, timing: &'a Slot<Timing>) -> impl Fn(u64) -> Duration + 'a {
+    move |n| {
         timed(|| {
             for exit in 0..n {
                 slot.update(|counters| {
@@ -270,11 +270,36 @@ fn count(host: &Host, machines: &Machines, timing: &statsfs::Slot<Timing>, optio
                 escape(slot);
             }
         })
-    };
+    }
+}
+
+/// Nanoseconds of an exit, counted for as long as `goes_on` says, which is asked now and then.
+fn of_an_exit(exits: &impl Fn(u64) -> Duration, mut goes_on: impl FnMut() -> bool) -> f64 {
+    const AT_ONCE: u64 = 100_000;
+    let (mut time, mut counted) = (Duration::ZERO, 0);
+    loop {
+        time += exits(AT_ONCE);
+        counted += AT_ONCE;
+        if !goes_on() {
+            return time.as_secs_f64() * 1e9 / counted as f64;
+        }
+    }
+}
+
+/// Nanoseconds of an exit while nothing else happens.
+fn of_some_exits(exits: &impl Fn(u64) -> Duration) -> f64 {
+    let mut times = 0..100;
+    of_an_exit(exits, || times.next().is_some())
+}
+
+/// What is paid for being read, by a vCPU's loop.
+fn count(host: &Host, machines: &Machines, timing: &Slot<Timing>, options: Options) {
+    pin(1);
+    let exits = counting(&machines.slots[0], timing);
     let (total, flat) = (host.path("kvm/user_exits"), flat_of(host, 0));
     let (totals, flats) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut c = Comparison::new("Counting an exit, server and its readers on the other CPU");
-    c.case("nobody reads", exits);
+    c.case("nobody reads", &exits);
     c.case("kvm/user_exits is read all the time", |n| while_reading(&total, &totals, || exits(n)));
     c.budget(1.05);
     c.case("its machine's .stats/flat is", |n| while_reading(&flat, &flats, || exits(n)));
@@ -285,6 +310,62 @@ fn count(host: &Host, machines: &Machines, timing: &statsfs::Slot<Timing>, optio
         totals.load(Ordering::Relaxed),
         flats.load(Ordering::Relaxed)
     ));
+    // A read of all takes long: some of it is no measure of the rest, so it is a whole one each time.
+    let (all, reads) = (host.path("kvm/.stats/flat"), AtomicU64::new(0));
+    let ratio = |_| {
+        let alone = of_some_exits(&exits);
+        let read = while_reading(&all, &reads, || {
+            let before = reads.load(Ordering::Relaxed);
+            of_an_exit(&exits, || reads.load(Ordering::Relaxed) == before)
+        });
+        read / alone
+    };
+    let name = "kvm/.stats/flat of all is read all the time, against nobody reads".into();
+    let values = (0..if options.quick { 2 } else { 7 }).map(ratio).collect();
+    options.facts("Counting an exit meanwhile", &[Fact { name, values, unit: "×" }]);
+}
+
+/// What those who count notice of a server that is killed and started again: nothing.
+fn outlive(size: Size, options: Options) {
+    if pin(0) < 2 {
+        return;
+    }
+    let small = Size { machines: size.machines.div_ceil(10), ..size };
+    let (mut host, machines) = (Host::start(2), Machines::new(0, small));
+    let timing = machines.vcpus[0].add_values::<Timing>().expect("room for a slot");
+    let to = PublishOptions { socket: Some(host.socket()), ..PublishOptions::default() };
+    let published = machines.registry.publish(to).expect("it can be tried");
+    let exits = counting(&machines.slots[0], &timing);
+    let (mut there, mut killed, mut again) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..if options.quick { 2 } else { 21 } {
+        host.wait_published();
+        pin(1);
+        let with = of_some_exits(&exits);
+        host.kill();
+        let without = of_some_exits(&exits);
+        let is_back = AtomicBool::new(false);
+        let starting = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // As is the server, which it starts.
+                pin(0);
+                host.start_again();
+                host.wait_published();
+                is_back.store(true, Ordering::Relaxed);
+            });
+            of_an_exit(&exits, || !is_back.load(Ordering::Relaxed))
+        });
+        there.push(with);
+        killed.push(without / with);
+        again.push(starting / with);
+    }
+    let fact = |name: &str, values, unit| Fact { name: name.into(), values, unit };
+    let facts = [
+        fact("while there is a server", there, "ns"),
+        fact("... while it is killed, against that", killed, "×"),
+        fact("... from its being started again until it has all, likewise", again, "×"),
+    ];
+    options.facts("Counting an exit, server on the other CPU", &facts);
+    drop(published);
 }
 
 /// Listings and walks.

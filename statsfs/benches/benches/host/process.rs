@@ -115,6 +115,14 @@ impl Other {
     }
 }
 
+impl Other {
+    /// Kills it, and waits until it has ended.
+    fn kill(mut self) {
+        self.child.kill().expect("it is a child");
+        self.child.wait().expect("it is a child");
+    }
+}
+
 impl Drop for Other {
     fn drop(&mut self) {
         drop(self.input.take());
@@ -163,6 +171,7 @@ impl Publisher {
 /// A running server.
 pub struct Host {
     server: Option<Other>,
+    threads: usize,
     directory: tempfile::TempDir,
 }
 
@@ -170,14 +179,26 @@ impl Host {
     /// Starts one, with so many threads for requests.
     pub fn start(threads: usize) -> Self {
         let directory = tempfile::Builder::new().prefix("statsfs-bench-").tempdir().expect("/tmp");
-        let at = directory.path().to_str().expect("ASCII");
-        let mut server = Other::start(&["serve", at, &threads.to_string()]);
+        let mut host = Self { server: None, threads, directory };
+        host.start_again();
+        host
+    }
+
+    /// Starts it again after it was killed.
+    pub fn start_again(&mut self) {
+        let at = self.directory.path().to_str().expect("ASCII");
+        let mut server = Other::start(&["serve", at, &self.threads.to_string()]);
         assert_eq!(server.line(), "serving\n");
-        Self { server: Some(server), directory }
+        self.server = Some(server);
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.server.take().expect("it runs").kill();
     }
 
     pub fn pid(&self) -> u32 {
-        self.server.as_ref().expect("it runs until this is dropped").pid()
+        self.server.as_ref().expect("it runs").pid()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -197,6 +218,11 @@ impl Host {
     /// Waits until all of this is counted, and answers how long that took.
     pub fn wait_counted(&self, exits: u64) -> Duration {
         until("the total of all", || self.number("kvm/user_exits") == Some(exits))
+    }
+
+    /// Waits until somebody's counts are there, as after it was started again.
+    pub fn wait_published(&self) {
+        until("somebody", || self.number("kvm/user_exits").is_some_and(|exits| exits > 0));
     }
 
     /// Waits until nobody is connected, and what they counted is kept.
