@@ -15,8 +15,8 @@ use std::process::{Command, Output, Stdio};
 use clients::{A, Hostile, Machine, PUBLISHERS, as_user, for_users};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use server::Server;
-use statsfs::host::SOCKET_VARIABLE;
 use statsfs::host::server::{ClientState, RefusedFor, Status};
+use statsfs::host::{PublishState, SOCKET_VARIABLE};
 use support::until;
 
 fn statsfs(args: &[&str]) -> Command {
@@ -31,6 +31,23 @@ fn said(mut command: Command) -> String {
     let complaints = String::from_utf8(stderr).unwrap();
     assert!(status.success() && complaints.is_empty(), "{status}: {complaints}");
     String::from_utf8(stdout).unwrap()
+}
+
+#[test]
+fn root_is_told_of_limits_that_have_been_reached() {
+    let server = Server::with(&["--max-connections", "1"]);
+    let one = Machine::published(&server, "one", true);
+    // Whoever publishes is refused all the same, and told why.
+    let other = Machine::new(&server, "other", true);
+    let state = other.publisher.wait_tried(support::PATIENCE);
+    let PublishState::Refused { reason, again: true } = state else { panic!("{state:?}") };
+    assert!(reason.contains("the limit of 1 connections"), "{reason}");
+    for _ in 0..20 {
+        let status = server.status();
+        assert_eq!((status.clients.len(), status.used.connections), (1, 1));
+        assert!(status.refused.iter().any(|refusal| refusal.text == reason), "{status:?}");
+    }
+    drop((one, other));
 }
 
 #[test]

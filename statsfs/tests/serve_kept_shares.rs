@@ -88,7 +88,7 @@ fn who_has_more_than_there_is_room_for_leaves_the_others_theirs() {
     }
 
     let (memory, to) = (Shared::<AtomicU64>::new(), server.socket().display().to_string());
-    let mut of_b = publishing_user(B, || Writer::start("counting_process", &memory, &to));
+    let mut of_b = Writer::start_as(B, PUBLISHERS, "counting_process", &memory, &to);
     of_b.socket.read_exact(&mut [0]).unwrap();
     until("B's is kept", || kept(&server) == [9, MACHINES as u64 - 8, 16]);
     server.kill();
@@ -173,7 +173,7 @@ fn large_process() {
 fn of_a_process_that_dies_with_the_server_counts_what_was_kept_and_once() {
     let mut server = with_room_for(6);
     let (memory, to) = (Shared::<AtomicU64>::new(), server.socket().display().to_string());
-    let mut writer = publishing_user(A, || Writer::start("large_process", &memory, &to));
+    let mut writer = Writer::start_as(A, PUBLISHERS, "large_process", &memory, &to);
     writer.socket.read_exact(&mut [0]).unwrap();
     until("three are kept", || kept(&server) == [3, 1, 6]);
     let all = memory.value.load(std::sync::atomic::Ordering::SeqCst);

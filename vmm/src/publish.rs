@@ -168,8 +168,8 @@ fn tell_state(state: &PublishState) {
     match state {
         PublishState::Unreachable(reason) => SAID.call_once(|| {
             tell(format_args!(
-                "the statistics are not published, there is no server ({reason}): `statsfs serve`, or say \
-                --mount DIR to see them, or --no-publish"
+                "the statistics are not published: {reason}; see `statsfs serve`, or say --mount DIR to see \
+                them, or --no-publish"
             ));
         }),
         PublishState::Refused { reason, .. } => {
@@ -180,6 +180,13 @@ fn tell_state(state: &PublishState) {
         PublishState::Published { .. } => SAID.call_once(|| ()),
         PublishState::Trying => {}
     }
+}
+
+/// As much text as the bulk files have of the largest demo, several times.
+const MAX_OPEN_BYTES: usize = 512 << 20;
+
+fn mount_options() -> MountOptions {
+    MountOptions::new().thread_start(thread_start()).max_open_bytes(MAX_OPEN_BYTES)
 }
 
 /// A registry's tree, mounted. Dropping it unmounts it.
@@ -193,11 +200,9 @@ impl Mounted {
     /// [`PublishError::Mount`].
     pub fn new(registry: &Registry, path: &Path) -> Result<Self, PublishError> {
         let tree = registry.tree_of(tree_options()).map_err(EmbeddedError::from);
-        tree.and_then(|tree| {
-            Embedded::mount_tree(tree, path, MountOptions::new().thread_start(thread_start()))
-        })
-        .map(Self)
-        .map_err(|error| PublishError::Mount { path: path.to_path_buf(), error: Box::new(error) })
+        tree.and_then(|tree| Embedded::mount_tree(tree, path, mount_options())).map(Self).map_err(
+            |error| PublishError::Mount { path: path.to_path_buf(), error: Box::new(error) },
+        )
     }
 
     /// Where the tree is mounted.

@@ -311,6 +311,20 @@ impl Talk<'_> {
         }
     }
 
+    /// Why nobody can be connected to.
+    fn unreachable(&self, error: &io::Error) -> End {
+        let at = self.socket.display();
+        End::Lost(match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                format!("no server listens at {at}")
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("{at} may not be used by this user, who is not in the socket's group")
+            }
+            _ => format!("cannot connect to {at}: {error}"),
+        })
+    }
+
     /// Waits for this long, or until it is to stop.
     fn pause(&self, pause: Duration) {
         let end = Instant::now().checked_add(pause);
@@ -349,7 +363,7 @@ impl Talk<'_> {
     fn connection(&self, buffer: &mut Buffer) -> End {
         let socket = match Socket::connect(self.socket) {
             Ok(socket) => socket,
-            Err(error) => return error.into(),
+            Err(error) => return self.unreachable(&error),
         };
         let mut told = 0;
         let answer_due = Instant::now() + ANSWER;

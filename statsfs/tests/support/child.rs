@@ -4,7 +4,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -66,10 +66,32 @@ pub struct Writer {
 impl Writer {
     /// Starts the ignored test of this name as a writer.
     pub fn start<T>(test: &str, memory: &Shared<T>, mode: &str) -> Self {
+        Self::started(test, memory, mode, None)
+    }
+
+    /// The same as a user, who is in one more group. Not by a thread that is that user's: what it has started
+    /// ends with it.
+    pub fn start_as<T>(user: u32, group: u32, test: &str, memory: &Shared<T>, mode: &str) -> Self {
+        Self::started(test, memory, mode, Some((user, group)))
+    }
+
+    fn started<T>(test: &str, memory: &Shared<T>, mode: &str, user: Option<(u32, u32)>) -> Self {
         let (socket, theirs) = UnixStream::pair().unwrap();
         inherit(theirs.as_raw_fd());
         inherit(memory.fd.as_raw_fd());
-        let child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if let Some((user, group)) = user {
+            // SAFETY: plain system calls, of which the first reads one live number.
+            unsafe {
+                command.pre_exec(move || {
+                    let is_user = libc::setgroups(1, &group) == 0
+                        && libc::setgid(user) == 0
+                        && libc::setuid(user) == 0;
+                    if is_user { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+                });
+            }
+        }
+        let child = command
             .args(["--ignored", "--exact", test, "--nocapture", "--test-threads=1"])
             .env(SOCKET, theirs.as_raw_fd().to_string())
             .env(MEMORY, memory.fd.as_raw_fd().to_string())

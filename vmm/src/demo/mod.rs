@@ -134,7 +134,7 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     };
     ended?;
     tree.tell_what_is_missing();
-    print_totals(totals.map_err(reading)?, elapsed).map_err(output)?;
+    print_totals(totals.map_err(reading)?, elapsed, is_alone).map_err(output)?;
 
     let ended = guests.iter().map(|(vm, _)| outcome(vm, signal.or(Some(0))));
     let by_itself = ended.into_iter().find(|outcome| !matches!(outcome, Outcome::Signal(_)));
@@ -225,16 +225,18 @@ fn watch(
     }
 }
 
-fn print_totals(mut rows: Vec<Row>, elapsed: Duration) -> io::Result<()> {
+fn print_totals(mut rows: Vec<Row>, elapsed: Duration, was_mounted: bool) -> io::Result<()> {
     for row in &mut rows {
         row.rate = row.sample.exits as f64 / elapsed.as_secs_f64().max(1e-9);
     }
     let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "Totals after {:.1} s, each since its last clear; statistics are no longer mounted",
-        elapsed.as_secs_f64()
-    )?;
+    let now = if was_mounted {
+        "statistics are no longer mounted"
+    } else {
+        "they stay in the host's totals"
+    };
+    let seconds = elapsed.as_secs_f64();
+    writeln!(out, "Totals after {seconds:.1} s, each since its last clear; {now}")?;
     for line in render(&rows, Display::new().width_now()) {
         writeln!(out, "{line}")?;
     }

@@ -126,7 +126,7 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
     raise_open_files();
     // Before any thread is there, so that all leave them to the descriptor.
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         signals.add(signal);
     }
     signals.thread_block()?;

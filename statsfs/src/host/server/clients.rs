@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use super::limits::Amounts;
+use super::limits::{Amounts, Exceeded};
 use super::received::Received;
 use super::worker::ClientId;
 use crate::host::protocol::{Hello, Life, PeerError, Socket};
@@ -93,6 +93,8 @@ pub(super) struct Client {
     /// When it connected; of one that the server before had, when this one took it in.
     pub(super) since: Instant,
     pub(super) outgoing: Option<Outgoing>,
+    /// It has no place among its user's connections, for this reason, and may only ask for the status.
+    pub(super) only_asks: Option<Exceeded>,
     /// Nobody is there to be answered: what it had asked before is left.
     pub(super) is_deaf: bool,
 }
@@ -116,6 +118,7 @@ impl Client {
             has,
             since: Instant::now(),
             outgoing: None,
+            only_asks: None,
             is_deaf: false,
         }
     }

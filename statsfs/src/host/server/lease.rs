@@ -144,7 +144,12 @@ impl Server {
                 }
             }
             // It stays detached, and is tried again.
-            Err(error) => tracing::error!(%error, "a process that has left stays in the tree"),
+            Err(error) => {
+                let Some(uid) = self.clients.get(id).map(|client| client.who.uid) else { return };
+                if let Some(unsaid) = self.unfolded.say(uid, Instant::now()) {
+                    tracing::error!(%error, uid, unsaid, "a process that has left stays in the tree");
+                }
+            }
         }
     }
 

@@ -26,6 +26,7 @@ use super::turns::{self, Turns};
 use super::worker::{ClientId, Job, NOBODY, Worker};
 use crate::fs::Mount;
 use crate::host::protocol::{Buffer, PeerError, ServerMessage, Socket};
+use crate::repeats::Repeats;
 use crate::share::thread_time;
 use crate::tree::{Identity, ProcessKey, Refused, Tree};
 
@@ -47,6 +48,8 @@ pub(super) fn pidfd_token(client: ClientId) -> u64 {
 const TICK: Duration = Duration::from_millis(100);
 /// How often what users have is looked at, and what could not be kept is tried again.
 const ROUND: Duration = Duration::from_secs(1);
+/// Connections beyond the limit at a time that only ask for the status.
+const ASKING_BEYOND: usize = 4;
 /// Connections that are accepted, and messages of one client that are received, before others have a turn.
 pub(super) const IN_TURN: usize = 32;
 
@@ -75,6 +78,8 @@ pub struct Server {
     pub(super) put_off: Vec<Unseen>,
     pub(super) turns: Turns,
     pub(super) refusals: Refusals,
+    /// By user, when it was said that what a process left can not be kept yet.
+    pub(super) unfolded: Repeats<u32>,
     pub(super) closer: Closer,
     pub(super) buffer: Buffer,
     pub(super) own: Own,
@@ -163,6 +168,7 @@ impl Server {
             put_off: Vec::new(),
             turns: Turns::default(),
             refusals: Refusals::default(),
+            unfolded: Repeats::default(),
             closer: Closer::default(),
             buffer: Buffer::default(),
             own,
@@ -404,10 +410,17 @@ impl Server {
             peer.life.map_or((None, 0), |life| (Some(life.pidfd), life.start_time));
         let who = Who { pid, uid, gid, start_time };
         let mut has = Amounts::default();
-        if let Err(exceeded) = self.charge_connection(&who, &mut has) {
-            return self.turn_away(socket, pid, uid, RefusedFor::Limit, exceeded.to_string(), true);
-        }
-        let id = self.clients.add(Client { is_over, ..Client::new(who, pidfd, Some(socket), has) });
+        let only_asks = match self.charge_connection(&who, &mut has) {
+            Ok(()) => None,
+            // How it has come to that is what they would ask.
+            Err(exceeded) if self.may_ask_all_the_same(uid) => Some(exceeded),
+            Err(exceeded) => {
+                let text = exceeded.to_string();
+                return self.turn_away(socket, pid, uid, RefusedFor::Limit, text, true);
+            }
+        };
+        let client = Client::new(who, pidfd, Some(socket), has);
+        let id = self.clients.add(Client { is_over, only_asks, ..client });
         let Some(client) = self.clients.get(id) else { return };
         let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
         let event = |token| EpollEvent::new(events, token);
@@ -427,6 +440,13 @@ impl Server {
                 true,
             );
         }
+    }
+
+    /// Whether root, or the server's own user, may ask for the status beyond the limit of connections.
+    fn may_ask_all_the_same(&self, uid: u32) -> bool {
+        let is_asking = |(_, client): &(ClientId, &Client)| client.only_asks.is_some();
+        (uid == 0 || uid == self.options.owner.uid)
+            && self.clients.iter().filter(is_asking).count() < ASKING_BEYOND
     }
 
     /// Charges a user with a connection. If there is no room, one that comes back takes the place of the one that

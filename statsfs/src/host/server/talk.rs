@@ -68,6 +68,12 @@ impl Server {
     fn said(&mut self, id: ClientId, message: ClientMessage, fds: Vec<OwnedFd>) {
         let Some(client) = self.clients.get(id) else { return };
         match (client.phase, message) {
+            (Phase::Silent, ClientMessage::Hello(_)) if client.only_asks.is_some() => {
+                let (uid, exceeded) = (client.who.uid, client.only_asks);
+                self.closer.close(uid, fds);
+                let text = exceeded.map(|exceeded| exceeded.to_string()).unwrap_or_default();
+                self.refuse(id, RefusedFor::Limit, text, true);
+            }
             (Phase::Silent, ClientMessage::Hello(hello)) => {
                 client.phase = Phase::Greeting(hello);
                 client.received = Received::of(hello.publisher);
