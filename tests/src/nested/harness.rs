@@ -187,6 +187,15 @@ fn cases(suite: &Suite, cargo: &Cargo) -> Result<Cases> {
     let mut excluded: BTreeMap<_, _> = suite.excluded.iter().copied().collect();
     let build = || Ok(cargo.integration_tests());
     let built = if suite.programs.is_empty() { Vec::new() } else { say("test programs", build)? };
+    let forgotten = forgotten(suite, &built);
+    ensure!(
+        forgotten.is_empty(),
+        "name these test programs in `programs`, or in `left_out` with the reason: {forgotten:?}"
+    );
+    for (package, target, _) in suite.left_out {
+        let is_built = built.iter().any(|built| built.package == *package && built.name == *target);
+        ensure!(is_built, "{package}'s {target} is left out, and there is no such test program");
+    }
     for (package, target) in suite.programs {
         let program = built.iter().find(|built| built.package == *package && built.name == *target);
         let program =
@@ -223,6 +232,19 @@ fn cases(suite: &Suite, cargo: &Cargo) -> Result<Cases> {
         }
     }
     Ok(cases)
+}
+
+/// Test programs that a suite is to name and does not, or names as both run and left out.
+fn forgotten(suite: &Suite, built: &[Executable]) -> Vec<String> {
+    let left_out = suite.left_out.iter().map(|(package, target, _)| (*package, *target));
+    let named: Vec<_> = suite.programs.iter().copied().chain(left_out).collect();
+    built
+        .iter()
+        .map(|built| (&*built.package, &*built.name))
+        .filter(|(package, _)| suite.whole.contains(package))
+        .filter(|program| named.iter().filter(|named| *named == program).count() != 1)
+        .map(|(package, target)| format!("{package}::{target}"))
+        .collect()
 }
 
 /// The tests of a test program.
@@ -416,6 +438,25 @@ mod tests {
         assert!(selects("", "a::b") && selects("b", "a::b") && selects("x b", "a::b"));
         assert!(!selects("c", "a::b") && !selects("b --exact", "a::b"));
         assert!(selects("a::b --exact", "a::b") && !selects("--skip b", "a::b"));
+    }
+
+    #[test]
+    fn test_programs_that_a_suite_does_not_name_are_found() {
+        let built = [("a", "run"), ("a", "left"), ("a", "both"), ("a", "new"), ("b", "other")];
+        let built = built.map(|(package, name)| Executable {
+            package: package.into(),
+            kind: "test".into(),
+            name: name.into(),
+            path: PathBuf::new(),
+        });
+        let suite = Suite {
+            programs: &[("a", "run"), ("a", "both")],
+            whole: &["a"],
+            left_out: &[("a", "left", "a reason"), ("a", "both", "a reason")],
+            ..Suite::EMPTY
+        };
+        assert_eq!(forgotten(&suite, &built), ["a::both", "a::new"]);
+        assert_eq!(forgotten(&Suite { whole: &[], ..suite }, &built), [""; 0]);
     }
 
     #[test]
