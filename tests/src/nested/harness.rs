@@ -85,8 +85,17 @@ impl Cases {
     }
 }
 
-/// Names the tests to be run where no arguments do (measurements are all run), with commas between: what their names contain.
+/// Names the tests to be run where no arguments do (measurements are all run), with commas between: what their names
+/// contain. All of them if it is empty, and [`DEFAULT`] if it is not set.
 const FILTERS: &str = "STATSFS_NESTED";
+/// The guests' tests, which are run nowhere else. The integration tests are, and those of systemd want one more host.
+const DEFAULT: &str = "guests::";
+
+/// What the names of the tests contain that are to be run where no arguments say it, by the variable's value.
+fn filters(variable: Option<String>) -> Vec<String> {
+    let filters = variable.as_deref().unwrap_or(DEFAULT);
+    filters.split(',').filter(|filter| !filter.is_empty()).map(str::to_string).collect()
+}
 
 /// Runs suites as a test program does, each in a host of its kind.
 ///
@@ -94,11 +103,9 @@ const FILTERS: &str = "STATSFS_NESTED";
 /// If a host can not be made. Tests that fail are no error of this.
 pub(super) fn run(suites: &[Suite]) -> Result<ExitCode> {
     let mut arguments = Arguments::parse(std::env::args().skip(1))?;
-    if arguments.filters.is_empty()
-        && !suites.iter().any(|suite| suite.live)
-        && let Ok(filters) = std::env::var(FILTERS)
-    {
-        arguments.filters.extend(filters.split(',').map(str::to_string));
+    let by_default = arguments.filters.is_empty() && !suites.iter().any(|suite| suite.live);
+    if by_default {
+        arguments.filters = filters(std::env::var(FILTERS).ok());
     }
     for (command, package) in [
         ("qemu-system-x86_64", "qemu-system-x86"),
@@ -129,6 +136,12 @@ pub(super) fn run(suites: &[Suite]) -> Result<ExitCode> {
     if arguments.list {
         names.iter().for_each(|name| println!("{name}: test"));
         return Ok(ExitCode::SUCCESS);
+    }
+    if by_default && !arguments.filters.is_empty() {
+        println!(
+            "nested: of {all} tests those whose names contain {:?}; {FILTERS}= runs all",
+            arguments.filters
+        );
     }
     println!("\nrunning {} tests", names.len());
     let ignored: Vec<_> = selected.iter().flat_map(|(_, cases)| &cases.ignored).collect();
@@ -438,6 +451,14 @@ mod tests {
         assert!(selects("", "a::b") && selects("b", "a::b") && selects("x b", "a::b"));
         assert!(!selects("c", "a::b") && !selects("b --exact", "a::b"));
         assert!(selects("a::b --exact", "a::b") && !selects("--skip b", "a::b"));
+    }
+
+    #[test]
+    fn without_arguments_a_variable_says_what_is_run() {
+        let given = |value: &str| filters(Some(value.into()));
+        assert_eq!(filters(None), ["guests::"]);
+        assert_eq!(given(""), [""; 0]);
+        assert_eq!(given("guests::net,systemd::"), ["guests::net", "systemd::"]);
     }
 
     #[test]
