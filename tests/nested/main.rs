@@ -9,6 +9,8 @@ use tests::nested::{self, Suite};
 
 /// Why a tool matrix is not run: starting a tool takes a hundred times as long as on a real machine.
 const SAME_TOOLS: &str = "statsfs::fs_matrix::tool_matrix is run, with the same tools";
+/// Why a test program is not run.
+const NOT_THERE: &str = "it needs programs that the host does not have";
 /// Why a test of many thousands of calls is not run.
 const MINUTES: &str = "it would take minutes there, and depends on nothing that is different there";
 
@@ -27,14 +29,28 @@ const GUESTS: Suite = Suite {
         ("tests", "limits"),
         ("tests", "unheard"),
         ("tests", "memory"),
+        ("tests", "hostile_guest"),
+        ("tests", "confined"),
+        ("tests", "sched"),
         ("vmm", "run"),
         ("vmm", "demo"),
+        ("vmm", "kernel"),
+        ("vmm", "terminal"),
+        ("vmm", "seccomp"),
+        ("vmm", "lost"),
         ("statsfs", "fs_matrix"),
         ("statsfs", "fs_mount"),
         ("statsfs", "fs_processes"),
         ("statsfs", "fs_serving"),
         ("statsfs", "kill"),
         ("statsfs", "fork"),
+    ],
+    whole: &["tests", "vmm"],
+    left_out: &[
+        ("tests", "metrics", NOT_THERE),
+        ("tests", "prometheus", NOT_THERE),
+        ("tests", "nested", "it is this one"),
+        ("vmm", "declared_values", "it reads source code, and runs nothing"),
     ],
     excluded: &[
         ("tests::fs_tree::tool_matrix", SAME_TOOLS),

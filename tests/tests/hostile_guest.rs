@@ -32,11 +32,14 @@ fn run(passes: u32, requests: u32) -> Flat {
 
 #[test]
 fn nonsense_in_registers_and_queues_is_counted_and_harms_nobody() {
-    let flat = run(rounds(20), 0);
+    let passes = rounds(20);
+    let flat = run(passes, 0);
     let machine = flat.machine();
+    // A pass makes some hundred, by what it happens to write.
+    let least = u64::from(passes) * 50;
     for device in ["blk0", "blk1", "net0", "rng0"] {
         let get = |name: &str| flat.get(&format!("{machine}/{device}/{name}"));
-        assert!(get("virtio_bad_accesses") > 1000, "{device}: {}", get("virtio_bad_accesses"));
+        assert!(get("virtio_bad_accesses") > least, "{device}: {}", get("virtio_bad_accesses"));
         assert!(get("virtio_queue_errors") >= 1, "{device}: {}", get("virtio_queue_errors"));
     }
     println!("{} accesses refused", flat.get("kvm/virtio_bad_accesses"));

@@ -12,7 +12,7 @@ use tests::running::wait_until;
 use tests::soak::rounds;
 use tests::tracepoint::KvmReturns;
 
-use super::assert_powered_off;
+use super::{assert_powered_off, cpu_counts};
 
 /// What a guest says about its CPUs and memory.
 const SELF: &str = "
@@ -107,12 +107,17 @@ pub fn memory_above_the_gap_is_used() {
 }
 
 pub fn random_bytes_come_from_the_host() {
+    cpu_counts().for_each(random_bytes_come);
+}
+
+fn random_bytes_come(cpus: u32) {
     let script = "
         echo CURRENT $(cat /sys/class/misc/hw_random/rng_current)
         dd if=/dev/hwrng of=/random bs=512 count=8 2>/dev/null
         echo DIFFERENT $(od -An -v -tx8 -w8 /random | sort -u | wc -l)";
     let kernel = KvmReturns::watch_all();
-    let (ended, flat) = assert_powered_off(Linux::new(script).run(), &kernel);
+    let guest = Linux::new(script).with(|vmm| vmm.cpus(cpus));
+    let (ended, flat) = assert_powered_off(guest.run(), &kernel);
     assert!(ended.line("CURRENT ").starts_with("virtio_rng."));
     assert_eq!(ended.line("DIFFERENT "), "512");
     // The driver has asked for some on its own account.

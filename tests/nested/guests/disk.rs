@@ -1,6 +1,7 @@
 //! Disks: what is on them, what is written to them, and what is counted meanwhile.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use tests::linux::Linux;
 use tests::running::Ended;
 use tests::tracepoint::KvmReturns;
 
-use super::assert_powered_off;
+use super::{assert_powered_off, cpu_counts};
 
 /// Bytes of the known file: more than a request can be.
 const KNOWN: usize = 3 << 20;
@@ -46,9 +47,9 @@ fn sum(file: &Path) -> String {
     text.split(' ').next().unwrap().to_string()
 }
 
-/// What a guest's kernel counted of a disk (Documentation/admin-guide/iostats.rst), against the tree.
-fn assert_counted(ended: &Ended, flat: &Flat, disk: &str, index: u32) {
-    let line = ended.line(&format!("STATS {disk} "));
+/// What a guest's kernel counted of a disk (a line of Documentation/admin-guide/iostats.rst), against the tree.
+#[track_caller]
+fn assert_counted(line: &str, flat: &Flat, index: usize) {
     let numbers: Vec<u64> = line.split(' ').map(|word| word.parse().unwrap()).collect();
     let device = format!("{}/blk{index}", flat.machine());
     let of = |name: &str| flat.get(&format!("{device}/blk_{name}"));
@@ -72,12 +73,39 @@ fn assert_counted(ended: &Ended, flat: &Flat, disk: &str, index: u32) {
     assert_eq!(of("request_time/count"), done);
 }
 
-/// Says what the kernel counted of all disks, after everything else.
+/// Says what the kernel counted of all disks, after everything else, and waits to be told to go on.
 const STATS: &str = "
     sync
-    grep ' vd[a-z] ' /proc/diskstats | while read major minor name rest; do echo STATS $name $rest; done";
+    grep ' vd[a-z] ' /proc/diskstats | while read major minor name rest; do echo STATS $name $rest; done
+    echo READY
+    read line";
+
+/// Runs a guest with these disks, whose script ends with [`STATS`]: the tree says what its kernel counted while it
+/// still runs, and when it has ended.
+#[track_caller]
+fn run_counted(guest: Linux, disks: &[&str]) -> (Ended, Flat) {
+    let kernel = KvmReturns::watch_all();
+    let (reader, mut writer) = io::pipe().unwrap();
+    let mut running = guest.with(|vmm| vmm.stdin(reader)).start();
+    running.wait_for_line("READY");
+    let flat = running.flat();
+    for (index, disk) in disks.iter().enumerate() {
+        // A request is counted before the guest knows that it is done: there is nothing to wait for.
+        assert_counted(&running.wait_for_line(&format!("STATS {disk} ")), &flat, index);
+    }
+    writer.write_all(b"go on\n").unwrap();
+    let (ended, flat) = assert_powered_off(running.wait(), &kernel);
+    for (index, disk) in disks.iter().enumerate() {
+        assert_counted(&ended.line(&format!("STATS {disk} ")), &flat, index);
+    }
+    (ended, flat)
+}
 
 pub fn a_file_system_is_read_and_written() {
+    cpu_counts().for_each(read_and_write);
+}
+
+fn read_and_write(cpus: u32) {
     let script = format!(
         "mount -t ext4 /dev/vda /mnt
         echo KNOWN $(sha256sum < /mnt/known)
@@ -88,15 +116,13 @@ pub fn a_file_system_is_read_and_written() {
         umount /mnt && echo UNMOUNTED
         {STATS}"
     );
-    let kernel = KvmReturns::watch_all();
-    let guest = Linux::new(&script);
+    let guest = Linux::new(&script).with(|vmm| vmm.cpus(cpus));
     let disk = file_system(guest.directory());
     let expected = sum(&guest.directory().join("source/known"));
-    let running = guest.with(|vmm| vmm.args(["--disk".as_ref(), disk.as_os_str()])).start();
-    let (ended, flat) = assert_powered_off(running.wait(), &kernel);
+    let guest = guest.with(|vmm| vmm.args(["--disk".as_ref(), disk.as_os_str()]));
+    let (ended, flat) = run_counted(guest, &["vda"]);
     assert_eq!(ended.line("KNOWN "), format!("{expected} -"));
     ended.line("UNMOUNTED");
-    assert_counted(&ended, &flat, "vda", 0);
     assert!(flat.get("kvm/blk_flushes") >= 10);
     assert!(flat.get("kvm/blk_get_ids") >= 1);
     assert_ne!(ended.line("SERIAL "), "");
@@ -117,19 +143,17 @@ pub fn a_read_only_disk_is_not_written() {
         umount /mnt
         {STATS}"
     );
-    let kernel = KvmReturns::watch_all();
     let guest = Linux::new(&script);
     let disk = file_system(guest.directory());
     let (before, known) = (sum(&disk), sum(&guest.directory().join("source/known")));
     let mut arg = disk.clone().into_os_string();
     arg.push(",ro");
     let guest = guest.with(|vmm| vmm.args(["--disk".into(), arg]));
-    let (ended, flat) = assert_powered_off(guest.run(), &kernel);
+    let (ended, flat) = run_counted(guest, &["vda"]);
     assert_eq!(ended.line("RO "), "1");
     assert!(ended.line("DD ").contains("Operation not permitted"), "{}", ended.line("DD "));
     ended.line("REFUSED");
     assert_eq!(ended.line("KNOWN "), format!("{known} -"));
-    assert_counted(&ended, &flat, "vda", 0);
     assert_eq!(flat.get("kvm/blk_writes"), 0);
     assert_eq!(sum(&disk), before, "nothing was written");
 }
@@ -143,7 +167,6 @@ pub fn several_disks_are_told_apart() {
         dd if=/dev/vdb of=/dev/null bs=64k count=4 2>/dev/null
         {STATS}"
     );
-    let kernel = KvmReturns::watch_all();
     let mut guest = Linux::new(&script);
     let names = ["vda", "vdb", "vdc"];
     for (index, name) in names.iter().enumerate() {
@@ -152,11 +175,10 @@ pub fn several_disks_are_told_apart() {
         guest = guest.with(|vmm| vmm.args(["--disk".as_ref(), path.as_os_str()]));
     }
     let directory = guest.directory().to_path_buf();
-    let (ended, flat) = assert_powered_off(guest.run(), &kernel);
+    let (ended, _) = run_counted(guest, &names);
     for (index, name) in names.iter().enumerate() {
         assert_eq!(ended.line(&format!("SIZE {name} ")), ((index + 1) * 2048).to_string());
         let bytes = fs::read(directory.join(name)).unwrap();
         assert_eq!(&bytes[3 * 512..][..4], format!("{name}\n").as_bytes());
-        assert_counted(&ended, &flat, name, index as u32);
     }
 }

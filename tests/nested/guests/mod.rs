@@ -10,6 +10,7 @@ use tests::flat::Flat;
 use tests::linux::{DONE, INIT};
 use tests::nested::Function;
 use tests::running::Ended;
+use tests::soak::rounds;
 use tests::tracepoint::KvmReturns;
 
 /// Lists functions by their names.
@@ -49,6 +50,12 @@ pub const TESTS: &[Function] = functions! {
         disks_and_interfaces
         too_little_memory;
 };
+
+/// How many vCPUs the guests have that use a device: four, on which its driver runs wherever it likes, and in longer
+/// runs one as well.
+fn cpu_counts() -> impl Iterator<Item = u32> {
+    [4, 1].into_iter().take(if rounds(1) > 1 { 2 } else { 1 })
+}
 
 /// Asserts what is so of every guest that came up and ended by itself: the status, and that the final
 /// statistics agree with what the console sent, and with what the kernel saw.

@@ -12,7 +12,7 @@ use tests::running::wait_until;
 use tests::tap::{self, Counters};
 use tests::tracepoint::KvmReturns;
 
-use super::assert_powered_off;
+use super::{assert_powered_off, cpu_counts};
 
 /// Bytes that are sent each way.
 const SIZE: usize = 10 << 20;
@@ -46,6 +46,10 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 pub fn the_host_is_reached_and_counts_the_same() {
+    cpu_counts().for_each(reach_the_host);
+}
+
+fn reach_the_host(cpus: u32) {
     let script = format!(
         "{UP}
         ping -c 3 -W 20 10.0.0.1 | grep received | sed 's/^/PING /'
@@ -66,7 +70,7 @@ pub fn the_host_is_reached_and_counts_the_same() {
     let [takes, gives] = [5001, 5002].map(|port| TcpListener::bind((tap::HOST, port)).unwrap());
     let (reader, mut writer) = io::pipe().unwrap();
     let net = format!("tap={},mac=02:00:00:00:12:34", tap::NAME);
-    let guest = Linux::new(&script).with(|vmm| vmm.args(["--net", &net]).stdin(reader));
+    let guest = Linux::new(&script).with(|vmm| vmm.cpus(cpus).args(["--net", &net]).stdin(reader));
     let mut running = guest.start();
     let taken = thread::spawn(move || {
         let mut bytes = Vec::new();

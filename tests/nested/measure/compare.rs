@@ -34,6 +34,12 @@ fn title(text: &str) {
     println!("{text:44} {:>24} {:>24} {:>7}", "vmm", "QEMU microvm", "ratio");
 }
 
+/// Prints how often guests of either side hung while the values above were measured.
+fn hung(failures: [usize; 2]) {
+    let [vmm, microvm] = failures;
+    println!("{:44} {vmm:>24} {microvm:>24}", "hung and measured again, guests");
+}
+
 /// An initial RAM file system, in a directory of its own.
 fn initrd(script: &str) -> (TempDir, std::path::PathBuf) {
     let directory = tempfile::tempdir().expect("a place");
@@ -46,10 +52,13 @@ fn initrd(script: &str) -> (TempDir, std::path::PathBuf) {
 const FAILURES: usize = 12;
 
 /// Measures both sides in turns. In the emulated host guests of either side hang now and then (timers that never
-/// come, it seems: QEMU's emulation of the time stamp counter and of SVM meet): that is shown, and measured again.
-fn in_turns<const N: usize>(mut measure: impl FnMut(Side) -> [f64; N]) -> [[Vec<f64>; 2]; N] {
+/// come, it seems: QEMU's emulation of the time stamp counter and of SVM meet): that is shown,
+/// measured again, and counted: how often it was so of each side comes with the values.
+fn in_turns<const N: usize>(
+    mut measure: impl FnMut(Side) -> [f64; N],
+) -> ([[Vec<f64>; 2]; N], [usize; 2]) {
     let mut all = [const { [Vec::new(), Vec::new()] }; N];
-    let mut failures = 0;
+    let mut failures = [0; 2];
     for round in 0..ROUNDS {
         for turn in 0..2 {
             // The first is another one in each round.
@@ -57,8 +66,10 @@ fn in_turns<const N: usize>(mut measure: impl FnMut(Side) -> [f64; N]) -> [[Vec<
             let values = loop {
                 match catch_unwind(AssertUnwindSafe(|| measure(SIDES[side]))) {
                     Ok(values) => break values,
-                    Err(panic) if failures == FAILURES => resume_unwind(panic),
-                    Err(_) => failures += 1,
+                    Err(panic) if failures.iter().sum::<usize>() == FAILURES => {
+                        resume_unwind(panic)
+                    }
+                    Err(_) => failures[side] += 1,
                 }
                 println!("round {} of {ROUNDS}, {:?}: failed, again", round + 1, SIDES[side]);
             };
@@ -68,7 +79,7 @@ fn in_turns<const N: usize>(mut measure: impl FnMut(Side) -> [f64; N]) -> [[Vec<
             }
         }
     }
-    all
+    (all, failures)
 }
 
 /// The kernel's record of when programs were executed and when guests' CPUs were entered.
@@ -127,7 +138,7 @@ impl Drop for Trace {
 pub fn starting() {
     let (_directory, initrd) = initrd("");
     let guest = Guest { memory: 256, initrd: &initrd, disk: None, tap: None };
-    let [entry, uptime, init] = in_turns(|side| {
+    let ([entry, uptime, init], failures) = in_turns(|side| {
         let trace = Trace::start();
         let mut run = side.start(&guest);
         let (uptime, init) = run.line(INIT);
@@ -139,13 +150,14 @@ pub fn starting() {
     row("exec to first guest instruction", "ms", 1, entry);
     row("guest's uptime at init", "s", 2, uptime);
     row("start to init", "s", 2, init);
+    hung(failures);
 }
 
 pub fn memory() {
     let (_directory, initrd) = initrd("echo READY\nsleep 1000000");
     let guest = Guest { memory: 128, initrd: &initrd, disk: None, tap: None };
     let mut tables = [None, None];
-    let [overhead] = in_turns(|side| {
+    let ([overhead], failures) = in_turns(|side| {
         let mut run = side.start(&guest);
         run.line("READY");
         let memory = run.memory(&guest);
@@ -155,6 +167,7 @@ pub fn memory() {
     });
     title("Memory beside the guest's (1 vCPU, 128 MiB)");
     row("Rss of all mappings but guest RAM", "MiB", 2, overhead);
+    hung(failures);
     for (side, memory) in SIDES.iter().zip(tables) {
         let memory = memory.expect("both were measured");
         println!("\n{side:?}, the last\n{memory}");
@@ -190,7 +203,7 @@ pub fn disk() {
     let (directory, initrd) = initrd(&script);
     let disk = directory.path().join("disk");
     let guest = Guest { memory: 256, initrd: &initrd, disk: Some(&disk), tap: None };
-    let [read, write] = in_turns(|side| {
+    let ([read, write], failures) = in_turns(|side| {
         // All of it there, so that none is a hole.
         fs::write(&disk, vec![0x5a; (DISK as usize) << 20]).expect("room for a disk");
         let mut run = side.start(&guest);
@@ -201,6 +214,7 @@ pub fn disk() {
     title("Disk (1 vCPU, 256 MiB), as the guest sees it");
     row("read", "MiB/s", 1, read);
     row("write and flush", "MiB/s", 1, write);
+    hung(failures);
 }
 
 /// Serves whoever connects to a port, one after the other, for as long as this process is there.
@@ -233,7 +247,7 @@ pub fn net() {
         io::copy(&mut File::open("/dev/zero").expect("it is there").take(RECEIVED << 20), &mut peer)
     });
     let guest = Guest { memory: 256, initrd: &initrd, disk: None, tap: Some(tap::NAME) };
-    let [send, receive] = in_turns(|side| {
+    let ([send, receive], failures) = in_turns(|side| {
         let mut run = side.start(&guest);
         let speeds = speeds(&mut run, [("send", SENT), ("receive", RECEIVED)]);
         run.wait();
@@ -242,4 +256,5 @@ pub fn net() {
     title("Network (1 vCPU, 256 MiB), as the guest sees it");
     row("TCP to the host", "MiB/s", 1, send);
     row("TCP from the host", "MiB/s", 1, receive);
+    hung(failures);
 }

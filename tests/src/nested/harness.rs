@@ -85,8 +85,17 @@ impl Cases {
     }
 }
 
-/// Names the tests to be run where no arguments do (measurements are all run), with commas between: what their names contain.
+/// Names the tests to be run where no arguments do (measurements are all run), with commas between: what their names
+/// contain. All of them if it is empty, and [`DEFAULT`] if it is not set.
 const FILTERS: &str = "STATSFS_NESTED";
+/// The guests' tests, which are run nowhere else. The integration tests are, and those of systemd want one more host.
+const DEFAULT: &str = "guests::";
+
+/// What the names of the tests contain that are to be run where no arguments say it, by the variable's value.
+fn filters(variable: Option<String>) -> Vec<String> {
+    let filters = variable.as_deref().unwrap_or(DEFAULT);
+    filters.split(',').filter(|filter| !filter.is_empty()).map(str::to_string).collect()
+}
 
 /// Runs suites as a test program does, each in a host of its kind.
 ///
@@ -94,11 +103,9 @@ const FILTERS: &str = "STATSFS_NESTED";
 /// If a host can not be made. Tests that fail are no error of this.
 pub(super) fn run(suites: &[Suite]) -> Result<ExitCode> {
     let mut arguments = Arguments::parse(std::env::args().skip(1))?;
-    if arguments.filters.is_empty()
-        && !suites.iter().any(|suite| suite.live)
-        && let Ok(filters) = std::env::var(FILTERS)
-    {
-        arguments.filters.extend(filters.split(',').map(str::to_string));
+    let by_default = arguments.filters.is_empty() && !suites.iter().any(|suite| suite.live);
+    if by_default {
+        arguments.filters = filters(std::env::var(FILTERS).ok());
     }
     for (command, package) in [
         ("qemu-system-x86_64", "qemu-system-x86"),
@@ -129,6 +136,12 @@ pub(super) fn run(suites: &[Suite]) -> Result<ExitCode> {
     if arguments.list {
         names.iter().for_each(|name| println!("{name}: test"));
         return Ok(ExitCode::SUCCESS);
+    }
+    if by_default && !arguments.filters.is_empty() {
+        println!(
+            "nested: of {all} tests those whose names contain {:?}; {FILTERS}= runs all",
+            arguments.filters
+        );
     }
     println!("\nrunning {} tests", names.len());
     let ignored: Vec<_> = selected.iter().flat_map(|(_, cases)| &cases.ignored).collect();
@@ -187,6 +200,15 @@ fn cases(suite: &Suite, cargo: &Cargo) -> Result<Cases> {
     let mut excluded: BTreeMap<_, _> = suite.excluded.iter().copied().collect();
     let build = || Ok(cargo.integration_tests());
     let built = if suite.programs.is_empty() { Vec::new() } else { say("test programs", build)? };
+    let forgotten = forgotten(suite, &built);
+    ensure!(
+        forgotten.is_empty(),
+        "name these test programs in `programs`, or in `left_out` with the reason: {forgotten:?}"
+    );
+    for (package, target, _) in suite.left_out {
+        let is_built = built.iter().any(|built| built.package == *package && built.name == *target);
+        ensure!(is_built, "{package}'s {target} is left out, and there is no such test program");
+    }
     for (package, target) in suite.programs {
         let program = built.iter().find(|built| built.package == *package && built.name == *target);
         let program =
@@ -223,6 +245,19 @@ fn cases(suite: &Suite, cargo: &Cargo) -> Result<Cases> {
         }
     }
     Ok(cases)
+}
+
+/// Test programs that a suite is to name and does not, or names as both run and left out.
+fn forgotten(suite: &Suite, built: &[Executable]) -> Vec<String> {
+    let left_out = suite.left_out.iter().map(|(package, target, _)| (*package, *target));
+    let named: Vec<_> = suite.programs.iter().copied().chain(left_out).collect();
+    built
+        .iter()
+        .map(|built| (&*built.package, &*built.name))
+        .filter(|(package, _)| suite.whole.contains(package))
+        .filter(|program| named.iter().filter(|named| *named == program).count() != 1)
+        .map(|(package, target)| format!("{package}::{target}"))
+        .collect()
 }
 
 /// The tests of a test program.
@@ -416,6 +451,33 @@ mod tests {
         assert!(selects("", "a::b") && selects("b", "a::b") && selects("x b", "a::b"));
         assert!(!selects("c", "a::b") && !selects("b --exact", "a::b"));
         assert!(selects("a::b --exact", "a::b") && !selects("--skip b", "a::b"));
+    }
+
+    #[test]
+    fn without_arguments_a_variable_says_what_is_run() {
+        let given = |value: &str| filters(Some(value.into()));
+        assert_eq!(filters(None), ["guests::"]);
+        assert_eq!(given(""), [""; 0]);
+        assert_eq!(given("guests::net,systemd::"), ["guests::net", "systemd::"]);
+    }
+
+    #[test]
+    fn test_programs_that_a_suite_does_not_name_are_found() {
+        let built = [("a", "run"), ("a", "left"), ("a", "both"), ("a", "new"), ("b", "other")];
+        let built = built.map(|(package, name)| Executable {
+            package: package.into(),
+            kind: "test".into(),
+            name: name.into(),
+            path: PathBuf::new(),
+        });
+        let suite = Suite {
+            programs: &[("a", "run"), ("a", "both")],
+            whole: &["a"],
+            left_out: &[("a", "left", "a reason"), ("a", "both", "a reason")],
+            ..Suite::EMPTY
+        };
+        assert_eq!(forgotten(&suite, &built), ["a::both", "a::new"]);
+        assert_eq!(forgotten(&Suite { whole: &[], ..suite }, &built), [""; 0]);
     }
 
     #[test]

@@ -40,7 +40,11 @@ pub struct Suite {
     pub init: Init,
     /// Integration tests of the workspace: package and target.
     pub programs: &'static [(&'static str, &'static str)],
-    /// Those of their tests that can not hold there, each with the reason.
+    /// Packages all of whose integration tests are in `programs` or in `left_out`.
+    pub whole: &'static [&'static str],
+    /// Integration tests of those packages that are not run there, each with the reason.
+    pub left_out: &'static [(&'static str, &'static str, &'static str)],
+    /// Those of the programs' tests that can not hold there, each with the reason.
     pub excluded: &'static [(&'static str, &'static str)],
     /// Functions of this executable, which fail by a panic.
     pub functions: &'static [Function],
@@ -65,6 +69,8 @@ impl Suite {
     pub const EMPTY: Self = Self {
         init: Init::Own,
         programs: &[],
+        whole: &[],
+        left_out: &[],
         excluded: &[],
         functions: &[],
         commands: &[],
