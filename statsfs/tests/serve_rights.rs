@@ -191,7 +191,7 @@ fn who_may_not_read_reads_nothing() {
     let state =
         as_user(A, A, &[], || Machine::new(server, "no", false).publisher.wait_tried(PATIENCE));
     assert!(
-        matches!(&state, PublishState::Unreachable(why) if why.contains("ermission")),
+        matches!(&state, PublishState::Unreachable(why) if why.contains("may not be used by this user")),
         "{state:?}"
     );
 }

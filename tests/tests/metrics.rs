@@ -5,13 +5,17 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use statsfs::Registry;
+use statsfs::host::PublishOptions;
+use statsfs::value::{BaseUnit, Descriptor, GroupBuilder, Semantics, Unit, ValueType};
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
-use tests::running::Running;
+use tests::host::Host;
+use tests::running::{Running, wait_until};
 use tests::vmm::Vmm;
 
-/// What a command says that is given a text: both of its outputs.
-fn said(command: &mut Command, text: &str, package: &str) -> String {
+/// What a command that is given a text says on both of its outputs, and its status.
+fn said(command: &mut Command, text: &str, package: &str) -> (i32, String) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command
         .spawn()
@@ -23,8 +27,11 @@ fn said(command: &mut Command, text: &str, package: &str) -> String {
     });
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (said(&output.stdout), said(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
-    out + &err
+    (output.status.code().expect("it ends by itself"), out + &err)
+}
+
+fn promtool(text: &str) -> (i32, String) {
+    said(Command::new("promtool").args(["check", "metrics"]), text, "prometheus")
 }
 
 fn bulk(running: &Running, directory: &str, name: &str) -> String {
@@ -38,7 +45,8 @@ struct Samples(BTreeMap<(String, String), f64>);
 impl Samples {
     fn of(text: &str) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/metrics.py");
-        let lines = said(Command::new("python3").arg(script), text, "python3");
+        let (status, lines) = said(Command::new("python3").arg(script), text, "python3");
+        assert_eq!(status, 0, "{lines}");
         let mut all = BTreeMap::new();
         for line in lines.lines() {
             let [_, _, name, labels, number] =
@@ -133,9 +141,7 @@ fn prometheus_tools_take_all_of_it_and_it_says_what_the_files_say() {
     for file in ["prometheus", "prometheus-full"] {
         for directory in ["", &machine, &format!("{machine}/vcpu0"), "kvm"] {
             let text = bulk(&running, directory, file);
-            let lint =
-                said(Command::new("promtool").args(["check", "metrics"]), &text, "prometheus");
-            assert_eq!(lint, "", "{directory}/{file}");
+            assert_eq!(promtool(&text), (0, String::new()), "{directory}/{file}");
         }
     }
     let machine_labels = format!("pid={},vm={name}", running.pid());
@@ -168,6 +174,8 @@ fn prometheus_tools_take_all_of_it_and_it_says_what_the_files_say() {
     assert_eq!(exits_in, 2 * u64::from(n + 1));
     assert_eq!(all.get("statsfs_export_left_out", "what=vcpu", 1.0), 2);
     assert_eq!(full.get("statsfs_export_left_out", "what=vcpu", 1.0), 0);
+    // Nothing of ours is in another's way.
+    assert_eq!(full.get("statsfs_export_left_out", "what=value", 1.0), 0);
     // A clear is no reset.
     std::fs::write(running.path("kvm/.stats/clear"), "0").unwrap();
     assert_eq!(running.value(&format!("{machine}/user_exit_io_in")), 0);
@@ -175,4 +183,93 @@ fn prometheus_tools_take_all_of_it_and_it_says_what_the_files_say() {
     assert_eq!(after.get("kvm_user_exits_total", &reason, 1.0), exits_in);
     running.release();
     running.wait().assert(0);
+}
+
+/// A value of another type, unit and semantics for each of these.
+fn value(name: &'static str, ty: ValueType, semantics: Semantics) -> Descriptor {
+    Descriptor::new(name, ty, semantics).help("Says \\ and \" .")
+}
+
+#[test]
+fn what_anybody_publishes_breaks_nobodys_metrics() {
+    let host = Host::start();
+    let counter = |name| value(name, ValueType::U64, Semantics::Cumulative);
+    let gauge = |name| value(name, ValueType::U64, Semantics::Floating);
+    let histogram =
+        |name, sum| value(name, ValueType::Histogram { buckets: 4, sum }, Semantics::Cumulative);
+    let values = [
+        // Names that others have already, or whose samples have.
+        counter("a"),
+        gauge("a_total"),
+        histogram("b", true),
+        gauge("b_count"),
+        histogram("c", false),
+        counter("vm"),
+        counter("vms"),
+        counter("host_user_exits"),
+        counter("departed_user_exits"),
+        gauge("up_milliseconds"),
+        counter("d_ns").unit(Unit::NANOSECONDS),
+        counter("d_time").unit(Unit::NANOSECONDS),
+        gauge("e").unit(Unit { base: BaseUnit::Bytes, exponent: 3 }),
+        // Labels that are others', or are none.
+        counter("f").label("vm", "other"),
+        counter("f1").family("f").label("le", "x\",vm=\"other"),
+        counter("g").label("k", "\\\u{e9}"),
+    ];
+    let group = values.into_iter().fold(GroupBuilder::new("hostile"), GroupBuilder::value);
+    let group = group.build().unwrap();
+    let registry = Registry::new().unwrap();
+    let mut slots = Vec::new();
+    let tops = ["kvm", "kvm_user", "kvm-host", "kvm_host", "3com", "x"].map(|name| {
+        let top = registry.create_source(name).unwrap();
+        top.register().unwrap();
+        let below = registry.create_source(&format!("of-{name}")).unwrap();
+        top.add_subordinate(&below).unwrap();
+        slots.push(top.add_group(&group).unwrap());
+        slots.push(below.add_group(&group).unwrap());
+        (top, below)
+    });
+    slots.iter().for_each(|slot| slot.add(0, 7));
+    // Another kind of value under a name that a machine's has.
+    let exits = GroupBuilder::new("exits").value(counter("exits_total").family("exits")).build();
+    slots.push(tops[1].1.add_group(&exits.unwrap()).unwrap());
+    let options =
+        PublishOptions { socket: Some(host.socket()), public: true, ..Default::default() };
+    let _publisher = registry.publish(options).unwrap();
+    let running = {
+        let steps = [Step::new(Op::In8, 5, NO_PORT), park(), end(0)];
+        Vmm::new(Mode::Real, &steps)
+            .args(["--public"])
+            .published_to(&host)
+            .blocked_console()
+            .start()
+    };
+    wait_until("all of it", || {
+        let there = host.value("kvm/user_exit_io_in") == Some(5) && host.value("x/a") == Some(14);
+        there.then_some(())
+    });
+    for (directory, full) in [("", ""), ("", "-full"), ("kvm", ""), ("x", "-full")] {
+        let read = |name: &str| {
+            let path = host.mount().join(directory).join(".stats").join(format!("{name}{full}"));
+            std::fs::read_to_string(path).unwrap()
+        };
+        let prometheus = read("prometheus");
+        // It may find names ugly (status 3), but has to take them.
+        let (status, lint) = promtool(&prometheus);
+        assert!([0, 3].contains(&status) && !lint.contains("error while linting"), "{lint}");
+        let samples = Samples::of(&read("openmetrics"));
+        if directory != "x" {
+            // What a machine counts is there, and only there.
+            let exits = samples.labels("kvm_user_exits_total");
+            assert!(exits.iter().all(|labels| labels.contains(&format!("pid={}", running.pid()))));
+            let reads = exits.iter().filter(|labels| labels.contains("reason=io_in"));
+            let reads: Vec<_> =
+                reads.map(|labels| samples.get("kvm_user_exits_total", labels, 1.0)).collect();
+            assert_eq!(reads, [5], "{exits:?}");
+            assert_eq!(samples.get("kvm_host_user_exits_total", "reason=io_in", 1.0), 5);
+        }
+        assert!(samples.get("statsfs_export_left_out", "what=value", 1.0) > 0);
+    }
+    running.kill_and_wait();
 }

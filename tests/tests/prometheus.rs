@@ -47,7 +47,7 @@ impl Prometheus {
         std::fs::create_dir(directory).unwrap();
         let config = directory.join("config.yml");
         let text = format!(
-            "global: {{ scrape_interval: 300ms, scrape_timeout: 300ms }}\n\
+            "global: {{ scrape_interval: 1s, scrape_timeout: 1s }}\n\
              scrape_configs: [{{ job_name: host, static_configs: [{{ targets: ['{collect_from}'] }}] }}]\n"
         );
         std::fs::write(&config, text).unwrap();
@@ -131,7 +131,7 @@ fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
     };
     seen(&known, 1234.0);
     wait_until("some of the busy one", || {
-        (prometheus.query(&(reads(&busy) + "[1m]")).len() > 10).then_some(())
+        (prometheus.query(&(reads(&busy) + "[1m]")).len() > 3).then_some(())
     });
     // What it has is what there was at that moment.
     let count = || host.value(&format!("{}/user_exit_io_in", busy.machine())).unwrap() as f64;
@@ -152,12 +152,12 @@ fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
     }
     wait_until("they are gone", || prometheus.number("kvm_vms").filter(|vms| *vms == 3.0));
     wait_until("more of the busy one", || {
-        (prometheus.query(&(reads(&busy) + "[1m]")).len() > 20).then_some(())
+        (prometheus.query(&(reads(&busy) + "[1m]")).len() > 8).then_some(())
     });
     seen(&known, 1234.0);
     // All that was ever counted, also what is private.
-    let all = prometheus.number("kvm_host_user_exits_total{reason=\"io_in\"}").unwrap();
-    assert!(all >= 1234.0 + 4321.0 + 406.0, "{all}");
+    let others = "kvm_host_user_exits_total{reason=\"io_in\"} - on() sum(kvm_user_exits_total{reason=\"io_in\"})";
+    assert_eq!(prometheus.number(others), Some(4321.0 + 406.0));
     assert_eq!(prometheus.query(&format!("{{pid=\"{}\"}}", private.pid())), []);
     for query in ["resets(kvm_user_exits_total[5m])", "resets(kvm_host_user_exits_total[5m])"] {
         let resets = prometheus.query(query);

@@ -3,6 +3,7 @@
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/>,
 //! <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 
+use std::collections::HashSet;
 use std::io::Write;
 
 use super::{Full, fits};
@@ -64,7 +65,7 @@ impl Text<'_> {
         say!(self.out, "# HELP {name}{total} {help}\n# TYPE {name}{total} {kind}\n");
         if self.format == Format::OpenMetrics {
             for unit in ["seconds", "bytes", "cycles"] {
-                if name.ends_with(unit) && name.len() > unit.len() {
+                if name.strip_suffix(unit).is_some_and(|rest| rest.ends_with('_')) {
                     say!(self.out, "# UNIT {name} {unit}\n");
                 }
             }
@@ -91,7 +92,7 @@ impl Text<'_> {
             so_far = so_far.wrapping_add(*count);
             let bound = match buckets.upper(n) {
                 // What is recorded is a whole number.
-                Some(upper) => go_float((upper - 1) as f64 * 10f64.powi(unit.exponent.into())),
+                Some(upper) => go_float(scaled((upper - 1) as f64, unit.exponent)),
                 None => "+Inf".to_owned(),
             };
             say!(self.out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {so_far}\n");
@@ -120,14 +121,10 @@ impl Text<'_> {
             self.begin_info("kvm_vm", "A virtual machine, and the labels that it was given.");
         }
         for (labels, more) in &about.infos {
-            let mut labels = labels.clone();
+            let (mut labels, mut known) = (labels.clone(), HashSet::new());
             for (key, value) in more {
-                let key: String =
-                    key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-                let is_taken = ["vm", "pid"].contains(&key.as_str());
-                if !is_taken && key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
-                    let value =
-                        value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                let (key, value) = (series::label_name(key), series::label_value(value));
+                if known.insert(key.clone()) {
                     labels += &format!(",{key}=\"{value}\"");
                 }
             }
@@ -190,6 +187,12 @@ impl Series for Text<'_> {
     }
 }
 
+/// A number times a power of ten, as near as can be: a division by a power of ten is, a multiplication by its inverse is not.
+fn scaled(number: f64, exponent: i8) -> f64 {
+    let power = 10f64.powi(i32::from(exponent).abs());
+    if exponent < 0 { number / power } else { number * power }
+}
+
 /// Appends a number times a power of ten, exactly.
 fn write_scaled(number: i128, exponent: i8, out: &mut Vec<u8>) {
     if exponent >= 0 {
@@ -243,6 +246,8 @@ mod tests {
 
     #[test]
     fn bounds_are_as_go_writes_them() {
+        assert_eq!(go_float(scaled(4095.0, -9)), "4.095e-06");
+        assert_eq!(go_float(scaled(1048575.0, -9)), "0.001048575");
         for (number, text) in [
             (0.0, "0.0"),
             (1.0, "1.0"),

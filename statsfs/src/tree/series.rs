@@ -2,13 +2,17 @@
 //!
 //! A family is a value, or several that a label tells apart. Its series are of the directories right below the top
 //! level, a machine's each, and of those below that are no vCPUs; what vCPUs count is added up, unless they are asked for. What is in
-//! directories that somebody may not see, and what departed, is in a family of its own with what all have
-//! counted, which only grows. All is raw: a clear is none here.
+//! directories that somebody may not see, and what departed, is only in a family of its own with what all have
+//! counted. All is raw: a clear is none here.
+//!
+//! Anybody may publish, so no name, label or help is taken as it is: what can not be a metric, or would be another's, is left
+//! out and counted, and nobody's values can be in the place of a machine's or the server's.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 
 use super::GroupId;
+use super::dirs::HOST_NAME;
 use super::nodes::DEPARTED;
 use super::render::{Shown, Total};
 use super::subtree::{Place, Subtree, SubtreeDir};
@@ -107,8 +111,24 @@ struct Way<'a> {
 }
 
 /// Names of what exports say that is no value's.
-const RESERVED: [&str; 4] =
-    ["kvm_vms", "kvm_vm_info", "statsfs_build_info", "statsfs_export_left_out"];
+const RESERVED: [&str; 4] = ["kvm_vms", "kvm_vm", "statsfs_build", "statsfs_export_left_out"];
+/// What is put between a top-level directory's name and a value's, where the family is over all that there is, or that
+/// has departed: no value's name begins so in exports.
+const OVER_ALL: [&str; 2] = ["host_", "departed_"];
+/// Labels that are not a value's own.
+const OWN_LABELS: [&str; 8] = ["vm", "pid", "source", "vcpu", "device", "part", "le", "state"];
+/// What the samples of a family are called beside it, or may be in one of the formats.
+const SUFFIXES: [&str; 7] = ["", "_total", "_created", "_bucket", "_sum", "_count", "_info"];
+
+/// Takes a family's name, with all that its samples may be called; false if some of that is another's.
+fn claim(used: &mut HashSet<String>, name: &str) -> bool {
+    let names = SUFFIXES.map(|suffix| format!("{name}{suffix}"));
+    let is_free = names.iter().all(|name| !used.contains(name));
+    if is_free {
+        used.extend(names);
+    }
+    is_free
+}
 
 /// The top-level directory whose sources are machines.
 pub(crate) const MACHINES: &str = "kvm";
@@ -162,9 +182,27 @@ impl<'a> Way<'a> {
     }
 }
 
-/// A name as metrics have them.
-fn plain(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+/// Whether a top-level directory's name can be the beginning of metrics' names, and of no other directory's totals.
+fn is_prefix(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        && !OVER_ALL
+            .iter()
+            .any(|over_all| name.ends_with(&format!("_{}", over_all.trim_end_matches('_'))))
+}
+
+/// A label's name as metrics have them, which is none of those that are not a value's own.
+pub(crate) fn label_name(key: &str) -> String {
+    let plain: String =
+        key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let is_taken = OWN_LABELS.contains(&plain.as_str());
+    let is_name = plain.starts_with(|c: char| c.is_ascii_alphabetic());
+    if is_taken || !is_name { format!("exported_{plain}") } else { plain }
+}
+
+/// A label's value as it is written between quotation marks.
+pub(crate) fn label_value(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// A value's name in exports: in its base unit, which is at its end.
@@ -197,7 +235,7 @@ fn kind(value: &Descriptor) -> Kind {
 /// Whether two values can be of one family.
 fn is_alike(a: &Descriptor, b: &Descriptor) -> bool {
     (kind(a), a.ty, a.unit, a.semantics) == (kind(b), b.ty, b.unit, b.semantics)
-        && a.states == b.states
+        && (a.aggregations, &a.states) == (b.aggregations, &b.states)
 }
 
 /// Labels, and the one that tells a family's values apart.
@@ -206,7 +244,7 @@ fn with_label(labels: &str, value: &Descriptor) -> String {
         None => labels.to_owned(),
         Some((key, name)) => {
             let comma = if labels.is_empty() { "" } else { "," };
-            format!("{labels}{comma}{key}=\"{name}\"")
+            format!("{labels}{comma}{}=\"{}\"", label_name(key), label_value(name))
         }
     }
 }
@@ -284,21 +322,31 @@ impl<'a> Maker<'a> {
     }
 
     /// The members of each family, by its name.
-    fn families(&self) -> BTreeMap<String, Vec<Member<'a>>> {
+    fn families(&mut self) -> BTreeMap<String, Vec<Member<'a>>> {
+        let mut left_out = 0;
         let mut families: BTreeMap<String, Vec<Member<'a>>> = BTreeMap::new();
         for (group, values) in self.subtree.groups() {
             let with_labels = values.iter().filter(|value| value.label.is_some());
             let names: HashSet<_> = with_labels.map(base_name).collect();
+            // Two values of one name and label can not be told apart.
+            let mut known = HashSet::new();
             let mut word = 0;
             for (n, value) in values.iter().enumerate() {
                 let (name, at) = (base_name(value), (n, word));
                 word += value.ty.cells();
+                let is_over_all = OVER_ALL.iter().any(|over_all| name.starts_with(over_all));
                 // What it is the sum of is there.
-                if value.label.is_some() || !names.contains(&name) {
+                let is_sum = value.label.is_none() && names.contains(&name);
+                let label =
+                    value.label.as_ref().map(|(key, value)| (label_name(key), value.clone()));
+                if is_over_all || (!is_sum && !known.insert((name.clone(), label))) {
+                    left_out += 1;
+                } else if !is_sum {
                     families.entry(name).or_default().push(Member { group, at, value });
                 }
             }
         }
+        self.about.values_left_out += left_out;
         families
     }
 
@@ -326,7 +374,7 @@ impl<'a> Maker<'a> {
         let before = members.len();
         members.retain(|(member, _)| is_alike(member.value, first.value));
         self.about.values_left_out += before - members.len();
-        let prefix = plain(self.tops[top]);
+        let prefix = self.tops[top];
         let family = |infix: &str, is_total| Family {
             name: format!("{prefix}_{infix}{base}"),
             kind: kind(first.value),
@@ -336,12 +384,10 @@ impl<'a> Maker<'a> {
         };
         let over_all = if self.is_departed() { "departed_" } else { "host_" };
         let (own, total) = (family("", false), family(over_all, true));
-        let names = [own.name.clone(), total.name.clone()];
-        if names.iter().any(|name| used.contains(name)) {
+        if !is_prefix(prefix) || !claim(used, &own.name) || !claim(used, &total.name) {
             self.about.values_left_out += members.len();
             return Ok(());
         }
-        used.extend(names);
         let mut totals = BTreeMap::<String, Total>::new();
         let mut is_more_than_own = false;
         let mut cursors = vec![0; members.len()];
@@ -370,6 +416,7 @@ impl<'a> Maker<'a> {
                     is_more_than_own |= !is_tops_own;
                     // A value that is not added up is of each vCPU, or not there.
                     let is_lost = of.is_added_up && member.value.aggregations.is_empty();
+                    let is_lost = is_lost || place.is_hidden;
                     if (entity.is_some() || is_tops_own) && !is_lost {
                         let labels = with_label(&self.labels[of.labels], member.value);
                         shown.add(labels, &instance, member.value, !place.departed);
@@ -458,8 +505,14 @@ pub(crate) fn write<S: Series>(
     let mut maker = Maker::new(subtree, detail);
     let families = maker.families();
     // What exports say beside.
-    let mut used: HashSet<String> = RESERVED.map(str::to_owned).into();
-    for top in 0..maker.tops.len() {
+    let mut used = HashSet::new();
+    for name in RESERVED {
+        claim(&mut used, name);
+    }
+    // Nobody's names come before those of machines and of the server.
+    let mut tops: Vec<_> = (0..maker.tops.len()).collect();
+    tops.sort_by_key(|top| ![MACHINES, HOST_NAME].contains(&maker.tops[*top]));
+    for top in tops {
         for (base, members) in &families {
             maker.family((top, base), members, &mut used, to)?;
         }

@@ -151,7 +151,7 @@ pub(super) struct Place {
     pub(super) own: bool,
     pub(super) departed: bool,
     /// Whether they are to be seen in totals only.
-    is_hidden: bool,
+    pub(super) is_hidden: bool,
     /// Where their baseline begins, if they have one.
     baseline: Option<usize>,
 }

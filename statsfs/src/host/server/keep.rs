@@ -197,6 +197,11 @@ impl Keep {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it goes on from what an earlier server kept.
+    pub(super) fn carries_on(&self) -> bool {
+        self.carries_on
+    }
+
     /// What tells this state from others, if the tree has the numbers of an earlier server.
     pub(super) fn state_of_numbers(&self) -> Option<u64> {
         self.carries_on.then(|| self.state())

@@ -1,5 +1,6 @@
 //! How clients come into the tree, and how they end.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::clients::{Client, Phase, Who};
@@ -29,6 +30,7 @@ impl Server {
                     return self.put_off.push(unseen);
                 }
                 self.unseen.remove(&publisher);
+                self.is_whole.store(self.unseen.is_empty(), Relaxed);
                 if let TakenOver::In(resumed) = resumed {
                     self.await_back(*resumed);
                 }

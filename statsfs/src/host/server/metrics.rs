@@ -1,8 +1,8 @@
 //! `/metrics` over HTTP, for those who collect statistics from afar.
 //!
 //! It shows what `.stats/prometheus` and `.stats/openmetrics` of the root show, without what is private unless that
-//! is asked for. Whoever can connect may ask, so there are few connections at a time, one is answered at a time, and who is
-//! slow is given up.
+//! is asked for. Whoever can connect may ask, so there are few connections at a time, what was made is answered for a
+//! second, and who is slow is given up.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
+use super::options::ServeOptions;
 use super::rights;
+use crate::repeats::Repeats;
 use crate::tree::{Exposition, Tree};
 
 /// Where to listen.
@@ -59,23 +61,48 @@ impl fmt::Display for MetricsAddress {
 }
 
 /// Connections at a time. Prometheus makes one; who comes when there are as many is hung up on.
-const CONNECTIONS: usize = 16;
-/// How long who has connected may take to ask, and to read the answer.
+const CONNECTIONS: usize = 8;
+/// How long who has connected may take to ask, and then to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a text is answered that was made: whoever asks all the time has none made for it.
+const MADE_FOR: Duration = Duration::from_secs(1);
+/// How long a server that carries on from another one may take until all processes have come back that had published to
+/// that: before that, totals would fall.
+const COMING_BACK: Duration = Duration::from_secs(2);
 /// The longest request, of which the headers are most.
 const MAX_REQUEST: usize = 8 << 10;
 /// The most headers.
 const MAX_HEADERS: usize = 64;
-/// The most text.
-const MAX_TEXT: usize = 256 << 20;
+/// The most text: of half a million series, more or less. Each who reads slowly may have another one.
+const MAX_TEXT: usize = 64 << 20;
 
 /// What is served.
 struct Served {
     tree: Arc<Tree>,
     shows_private: bool,
     connections: AtomicUsize,
-    /// The text, made anew by each who asks, and one after the other.
-    text: Mutex<Vec<u8>>,
+    /// When there can be all that there was before.
+    whole_from: Instant,
+    /// Whether there is.
+    is_whole: Arc<AtomicBool>,
+    /// What was made last, in Prometheus' format and in that of OpenMetrics.
+    made: [Mutex<Option<Made>>; 2],
+    complaints: Mutex<Repeats<&'static str>>,
+}
+
+/// A text, and when it was made.
+struct Made {
+    at: Instant,
+    text: Arc<Vec<u8>>,
+}
+
+/// A connection's place among those that there may be.
+struct Place(Arc<Served>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
 }
 
 /// The endpoint. It ends when this is dropped.
@@ -86,7 +113,9 @@ pub(super) struct Metrics {
     thread: Option<JoinHandle<()>>,
 }
 
-enum Listening {
+/// A socket that nobody is answered at yet.
+#[derive(Debug)]
+pub(super) enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -98,7 +127,9 @@ enum Connection {
 }
 
 impl Listening {
-    fn at(address: &MetricsAddress) -> io::Result<Self> {
+    /// # Errors
+    /// What the kernel says of the address.
+    pub(super) fn at(address: &MetricsAddress) -> io::Result<Self> {
         let listening = match address {
             MetricsAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
             MetricsAddress::Unix(path) => {
@@ -198,22 +229,32 @@ impl Connection {
 }
 
 impl Metrics {
-    /// Listens.
+    /// Answers who connects: with metrics once all is there that was, as is told later.
     ///
     /// # Errors
-    /// What the kernel says of the address, or of a thread more.
+    /// What the kernel says of a thread more.
     pub(super) fn start(
-        address: &MetricsAddress,
+        listening: Listening,
+        options: &ServeOptions,
         tree: Arc<Tree>,
-        shows_private: bool,
-        gives_up_rights: bool,
-    ) -> io::Result<Self> {
-        let listening = Listening::at(address)?;
+        carries_on: bool,
+        is_whole: Arc<AtomicBool>,
+    ) -> io::Result<Option<Self>> {
+        let Some(address) = &options.metrics else { return Ok(None) };
         let address = listening.address(address);
+        let (shows_private, gives_up_rights) = (options.includes_private, options.gives_up_rights);
         let stop = Arc::new(EventFd::new()?);
         let its = stop.clone();
-        let connections = AtomicUsize::new(0);
-        let served = Arc::new(Served { tree, shows_private, connections, text: Mutex::default() });
+        let coming_back = if carries_on { COMING_BACK } else { Duration::ZERO };
+        let served = Arc::new(Served {
+            tree,
+            shows_private,
+            connections: AtomicUsize::new(0),
+            whole_from: Instant::now() + coming_back,
+            is_whole,
+            made: Default::default(),
+            complaints: Mutex::default(),
+        });
         let work = move || {
             if gives_up_rights {
                 rights::give_up_those_to_end();
@@ -221,7 +262,7 @@ impl Metrics {
             accept(&listening, &its, &served);
         };
         let thread = thread::Builder::new().name("statsfs-metrics".into()).spawn(work)?;
-        Ok(Self { address, stop, thread: Some(thread) })
+        Ok(Some(Self { address, stop, thread: Some(thread) }))
     }
 
     /// Where it listens.
@@ -257,24 +298,22 @@ fn accept(listening: &Listening, stop: &EventFd, served: &Arc<Served>) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
                 // Too many files are open, most likely, which may pass.
-                tracing::warn!(%error, "a connection for metrics is not accepted");
+                served.complain("a connection for metrics is not accepted", &error);
                 thread::sleep(Duration::from_millis(100));
                 continue;
             }
         };
-        if served.connections.fetch_add(1, Relaxed) >= CONNECTIONS {
-            served.connections.fetch_sub(1, Relaxed);
+        let is_full = served.connections.fetch_add(1, Relaxed) >= CONNECTIONS;
+        let place = Place(served.clone());
+        if is_full {
             continue;
         }
-        let its = served.clone();
         let answer = move || {
             // Whoever goes away, or is slow, is told nothing.
-            let _ = its.answer(connection);
-            its.connections.fetch_sub(1, Relaxed);
+            let _ = place.0.answer(connection);
         };
         if let Err(error) = thread::Builder::new().name("statsfs-answer".into()).spawn(answer) {
-            served.connections.fetch_sub(1, Relaxed);
-            tracing::warn!(%error, "a thread that answers for metrics is not started");
+            served.complain("a thread that answers for metrics is not started", &error);
         }
     }
 }
@@ -315,17 +354,11 @@ impl Served {
                 return connection.write_all(text.as_bytes(), end);
             }
         };
-        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        text.clear();
-        let made = self.tree.expose(format, self.shows_private, MAX_TEXT, &mut text);
-        if made.is_err() {
-            let text = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            tracing::warn!(
-                most = MAX_TEXT,
-                "there are more metrics than one answer may have bytes"
-            );
+        let Some(text) = self.text(format) else {
+            let text = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\
+                 Connection: close\r\n\r\n";
             return connection.write_all(text.as_bytes(), end);
-        }
+        };
         let kind = match format {
             Exposition::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
             Exposition::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -334,15 +367,43 @@ impl Served {
             "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
             text.len()
         );
-        // Who reads slowly has nobody else wait.
-        let body = std::mem::take(&mut *text);
-        drop(text);
         let end = Instant::now() + PATIENCE;
         connection.write_all(head.as_bytes(), end)?;
         if !only_head {
-            connection.write_all(&body, end)?;
+            connection.write_all(&text, end)?;
         }
         Ok(())
+    }
+
+    /// The metrics as of now, or of just before; none if not all is there that was, or if there are too many.
+    fn text(&self, format: Exposition) -> Option<Arc<Vec<u8>>> {
+        if Instant::now() < self.whole_from || !self.is_whole.load(Relaxed) {
+            return None;
+        }
+        // One after the other: who comes meanwhile has what the one before has.
+        let last = &self.made[usize::from(format == Exposition::OpenMetrics)];
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = last.as_ref().filter(|made| made.at.elapsed() < MADE_FOR) {
+            return Some(made.text.clone());
+        }
+        let (at, mut text) = (Instant::now(), Vec::new());
+        if let Err(error) = self.tree.expose(format, self.shows_private, MAX_TEXT, &mut text) {
+            *last = None;
+            let error = io::Error::from_raw_os_error(error.0);
+            self.complain("there are more metrics than can be served at once", &error);
+            return None;
+        }
+        let text = Arc::new(text);
+        *last = Some(Made { at, text: text.clone() });
+        Some(text)
+    }
+
+    /// Says something in the log once in a while.
+    fn complain(&self, what: &'static str, error: &io::Error) {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unsaid) = complaints.say(what, Instant::now()) {
+            tracing::warn!(%error, unsaid, "{what}");
+        }
     }
 }
 

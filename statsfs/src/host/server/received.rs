@@ -29,11 +29,10 @@ impl File {
 }
 
 /// What segments take, but for those that are there already at the same place: `first` is the place of the first.
-fn beyond(fds: &[OwnedFd], first: usize, there: &[OwnedFd]) -> Amounts {
+fn beyond(files: &[Option<File>], first: usize, there: &[Option<File>]) -> Amounts {
     let mut amounts = Amounts::default();
-    for (n, fd) in (first..).zip(fds) {
-        let file = File::of(fd);
-        let is_there = file.is_some() && there.get(n).and_then(File::of) == file;
+    for (n, file) in (first..).zip(files) {
+        let is_there = file.is_some() && there.get(n) == Some(file);
         if !is_there {
             amounts.segments += 1;
             amounts.bytes += file.map_or(0, |file| file.bytes);
@@ -45,11 +44,26 @@ fn beyond(fds: &[OwnedFd], first: usize, there: &[OwnedFd]) -> Amounts {
 #[derive(Debug, Default)]
 struct Segments {
     all: Vec<OwnedFd>,
+    /// What each of them is, and what they take.
+    files: Vec<Option<File>>,
+    amounts: Amounts,
     /// Where they are kept, and whose they are, as long as it is known that they are the publisher's.
     store: Option<(Arc<FdStore>, Who)>,
 }
 
 impl Segments {
+    fn add(&mut self, fds: Vec<OwnedFd>) {
+        let files: Vec<_> = fds.iter().map(File::of).collect();
+        self.amounts = self.amounts.plus(&beyond(&files, self.files.len(), &[]));
+        self.files.extend(files);
+        self.all.extend(fds);
+    }
+
+    fn take(&mut self) -> Vec<OwnedFd> {
+        (self.files, self.amounts) = Default::default();
+        std::mem::take(&mut self.all)
+    }
+
     fn keep(&self, publisher: u128) {
         if let Some((store, who)) = &self.store {
             store.keep(&segments_name(publisher), who, &self.all);
@@ -83,7 +97,9 @@ impl Received {
 
     /// What the store has kept of this publisher, a process of theirs.
     pub(super) fn kept(publisher: u128, all: Vec<OwnedFd>, store: Arc<FdStore>, who: Who) -> Self {
-        let segments = Mutex::new(Segments { all, store: Some((store, who)) });
+        let mut segments = Segments { store: Some((store, who)), ..Segments::default() };
+        segments.add(all);
+        let segments = Mutex::new(segments);
         Self(Arc::new(Inner { publisher, segments, ..Inner::default() }))
     }
 
@@ -116,22 +132,25 @@ impl Received {
 
     /// What they take.
     pub(super) fn amounts(&self) -> Amounts {
-        beyond(&self.0.segments().all, 0, &[])
+        self.0.segments().amounts
     }
 
     /// What they take, and `more` that are to be added, but for those that another connection of the same publisher
     /// brought as well.
     pub(super) fn amounts_beyond(&self, more: &[OwnedFd], other: Option<&Self>) -> Amounts {
-        let there = other.map(|other| other.0.segments());
-        let there = there.as_ref().map_or(&[][..], |there| &there.all);
+        let more: Vec<_> = more.iter().map(File::of).collect();
         let own = self.0.segments();
-        beyond(&own.all, 0, there).plus(&beyond(more, own.all.len(), there))
+        let Some(other) = other else {
+            return own.amounts.plus(&beyond(&more, own.files.len(), &[]));
+        };
+        let there = &other.0.segments().files;
+        beyond(&own.files, 0, there).plus(&beyond(&more, own.files.len(), there))
     }
 
     /// Adds segments, and has the tree look.
     pub(super) fn add(&self, fds: Vec<OwnedFd>) {
         let mut segments = self.0.segments();
-        segments.all.extend(fds);
+        segments.add(fds);
         // Before anything that is counted there can be seen.
         segments.keep(self.0.publisher);
         drop(segments);
@@ -140,14 +159,14 @@ impl Received {
 
     /// Takes over what another connection of the same publisher brought beyond what came here.
     pub(super) fn take_over(&self, other: &Self) {
-        let mut theirs = std::mem::take(&mut other.0.segments().all);
+        let mut theirs = other.0.segments().take();
         let more = theirs.split_off(theirs.len().min(self.len()));
         self.add(more);
     }
 
     /// Takes the segments out, which are nobody else's.
     pub(super) fn take(&self) -> Vec<OwnedFd> {
-        std::mem::take(&mut self.0.segments().all)
+        self.0.segments().take()
     }
 
     /// Has the tree look.

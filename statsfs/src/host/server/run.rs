@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -17,7 +18,7 @@ use super::inherited::{self, Found, KeptDevices};
 use super::keep::{Keep, Resumed, Unseen};
 use super::limits::{self, Accounts, Amounts, Exceeded};
 use super::listen::Listening;
-use super::metrics::{Metrics, MetricsAddress};
+use super::metrics::{self, Metrics, MetricsAddress};
 use super::options::{ServeError, ServeOptions};
 use super::refusals::{Refusals, refused_for};
 use super::rights;
@@ -60,6 +61,8 @@ pub struct Server {
     // sent is closed, also those that were not accepted, and that can take as long as they like.
     pub(super) worker: Worker,
     metrics: Option<Metrics>,
+    /// Whether all processes of the server before are in the tree that can be.
+    pub(super) is_whole: Arc<AtomicBool>,
     pub(super) mount: Mount,
     /// Of no use without it.
     _devices: Option<KeptDevices>,
@@ -124,6 +127,13 @@ impl Server {
         // First what only one server can have.
         let (keep, tree) = Keep::open(&options, &own, store.clone())?;
         let listening = Listening::at(&options.socket, options.socket_group)?;
+        // Before a mount is carried on with, which would go with it.
+        let metrics =
+            options.metrics.clone().map(|address| match metrics::Listening::at(&address) {
+                Ok(listening) => Ok((address, listening)),
+                Err(source) => Err(ServeError::Metrics { address, source }),
+            });
+        let metrics = metrics.transpose()?;
         let tree = Arc::new(tree);
         own.registry.join(&tree, Identity { is_host: true, ..Identity::this_process() })?;
         // Before anybody is answered: all is there that was.
@@ -138,13 +148,13 @@ impl Server {
         }
         let worker = Worker::start(tree.clone(), keep.clone(), options.gives_up_rights)
             .map_err(ServeError::Wait)?;
-        let metrics = match &options.metrics {
+        let is_whole = Arc::new(AtomicBool::new(later.is_empty()));
+        let metrics = match metrics {
             None => None,
-            Some(address) => {
-                let (tree, with_private) = (tree.clone(), options.includes_private);
-                let started = Metrics::start(address, tree, with_private, options.gives_up_rights);
-                let address = address.clone();
-                Some(started.map_err(|source| ServeError::Metrics { address, source })?)
+            Some((address, listening)) => {
+                let carries_on = keep.carries_on();
+                Metrics::start(listening, &options, tree.clone(), carries_on, is_whole.clone())
+                    .map_err(|source| ServeError::Metrics { address, source })?
             }
         };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
@@ -154,6 +164,7 @@ impl Server {
             listening,
             worker,
             metrics,
+            is_whole,
             mount,
             _devices: devices,
             tree,
