@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use publishing::{AT_ONCE, Publishing};
+use publishing::{AGAIN, AT_ONCE, LEAVE, Publishing};
 use server::Server;
 use statsfs::Registry;
 use statsfs::host::PublishOptions;
@@ -65,7 +65,7 @@ fn processes_that_are_killed_or_leave_count_to_the_last() {
     let mut sums = Totals::default();
     let (mut times, mut forked) = (Vec::new(), 0);
     let mut all = vec![Publishing::start(server, &memory, 0, seed, false)];
-    let (mut started, mut killed, mut left) = (1, 0, 0);
+    let (mut started, mut killed, mut left, mut twice) = (1, 0, 0, 0);
     thread::scope(|scope| {
         let _stop = StopAtEnd(&run.stop);
         for n in 0..2 {
@@ -82,10 +82,16 @@ fn processes_that_are_killed_or_leave_count_to_the_last() {
             if all.len() <= AT_ONCE / 2 {
                 continue;
             }
+            // Now and then one that lives connects once more, whether or not it is the next to go.
+            if random.one_in(4) {
+                let one = random.below(all.len() as u64) as usize;
+                all[one].writer.socket.write_all(&[AGAIN]).unwrap();
+                twice += 1;
+            }
             thread::sleep(Duration::from_micros(random.below(20_000)));
             let mut one = all.swap_remove(random.below(all.len() as u64) as usize);
             if random.one_in(5) {
-                one.writer.socket.write_all(&[1]).unwrap();
+                one.writer.socket.write_all(&[LEAVE]).unwrap();
                 left += 1;
             } else {
                 one.writer.signal(libc::SIGKILL);
@@ -95,6 +101,11 @@ fn processes_that_are_killed_or_leave_count_to_the_last() {
             one.writer.wait();
             add(&mut sums, &held(&one.segments));
         }
+        // One at least is there for as long as that takes.
+        let rejoined = || server.number("statsfs/server_rejoined");
+        let before = rejoined();
+        all[0].writer.socket.write_all(&[AGAIN]).unwrap();
+        until("it has come once more", || rejoined() > before);
         until("readers have seen something", || run.checks.load(SeqCst) > 50);
     });
     for mut one in all {
@@ -116,8 +127,8 @@ fn processes_that_are_killed_or_leave_count_to_the_last() {
     }
     times.sort();
     println!(
-        "{started} processes ({forked} with a child that held on to the socket), {killed} killed, {left} left; \
-         {} checks; a directory was gone {:?} (median), {:?} (at most) after the end of file",
+        "{started} processes ({forked} with a child that held on to the socket), {killed} killed, {left} left, \
+         {twice} told to connect once more; {} checks; a directory was gone {:?} (median), {:?} (at most) after the end of file",
         run.checks.load(SeqCst),
         times[times.len() / 2],
         times[times.len() - 1],
@@ -184,7 +195,7 @@ fn a_server_that_is_killed_is_followed_by_one_that_knows_what_it_knew() {
                 one.writer.signal(libc::SIGKILL);
                 one.gone(&server);
             } else {
-                one.writer.socket.write_all(&[1]).unwrap();
+                one.writer.socket.write_all(&[LEAVE]).unwrap();
             }
             one.writer.wait();
             add(&mut sums, &held(&one.segments));

@@ -3,12 +3,13 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use statsfs::host::protocol::{ClientMessage, Hello, Socket};
 use statsfs::host::{PublishOptions, PublishState};
 use statsfs::{Registry, RegistryOptions};
 
@@ -20,6 +21,21 @@ use super::support::ledger::{Ledger, TOPS};
 
 /// Processes at a time.
 pub const AT_ONCE: usize = 8;
+
+/// What a process is told: to say goodbye, and to connect once more beside the connection that it has.
+pub const LEAVE: u8 = 1;
+pub const AGAIN: u8 = 2;
+
+/// Another connection of this process, with the segments that it has by now.
+fn connect_again(registry: &Registry, to: &Path) -> Socket {
+    let segments = registry.segments().unwrap();
+    let fds: Vec<_> = segments.iter().map(AsFd::as_fd).collect();
+    let hello =
+        Hello { publisher: registry.publisher(), public: false, segments: fds.len() as u32 };
+    let socket = Socket::connect(to).unwrap();
+    socket.send(&ClientMessage::Hello(hello), &fds).unwrap();
+    socket
+}
 
 /// What the process does that [`Publishing`] starts.
 pub fn process() {
@@ -38,7 +54,8 @@ pub fn process() {
     let pools = [vm, net];
     let exchange: Exchange = Mutex::new(Vec::new());
     let mut churner = Churner::new(0, seed, &registry, &pools, &ledger[at], &exchange);
-    let options = PublishOptions { socket: Some(PathBuf::from(to)), ..PublishOptions::default() };
+    let to = PathBuf::from(to);
+    let options = PublishOptions { socket: Some(to.clone()), ..PublishOptions::default() };
     let publisher = registry.publish(options).unwrap();
     let state = publisher.wait_tried(PATIENCE);
     assert!(matches!(state, PublishState::Published { .. }), "{state:?}");
@@ -61,14 +78,18 @@ pub fn process() {
     // Nothing is counted before somebody looks.
     socket.read_exact(&mut [0]).unwrap();
     socket.set_nonblocking(true).unwrap();
-    let mut n = 0u64;
-    while !n.is_multiple_of(32) || socket.read_exact(&mut [0]).is_err() {
+    let (mut n, mut told, mut another) = (0u64, [0], None);
+    while told != [LEAVE] {
         churner.step();
         n += 1;
         if n.is_multiple_of(32) {
             thread::sleep(Duration::from_millis(2));
+            if socket.read_exact(&mut told).is_ok() && told == [AGAIN] {
+                another = Some(connect_again(&registry, &to));
+            }
         }
     }
+    drop(another);
     // It says goodbye, and ends without tidying up.
     drop(publisher);
     std::process::exit(0);
@@ -110,8 +131,7 @@ impl Publishing {
         let start = Instant::now();
         let directory = server.path(&self.directory());
         while directory.exists() {
-            let is_there =
-                || format!("{} is still there: {:#?}", directory.display(), server.status());
+            let is_there = || format!("{} is still there: {:#?}", directory.display(), server.status());
             assert!(start.elapsed() < PATIENCE, "{}", is_there());
             thread::sleep(Duration::from_micros(200));
         }
