@@ -131,7 +131,8 @@ impl Publishing {
         let start = Instant::now();
         let directory = server.path(&self.directory());
         while directory.exists() {
-            let is_there = || format!("{} is still there: {:#?}", directory.display(), server.status());
+            let is_there =
+                || format!("{} is still there: {:#?}", directory.display(), server.status());
             assert!(start.elapsed() < PATIENCE, "{}", is_there());
             thread::sleep(Duration::from_micros(200));
         }
