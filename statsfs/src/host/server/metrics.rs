@@ -2,7 +2,7 @@
 //!
 //! It shows what `.stats/prometheus` and `.stats/openmetrics` of the root show, without what is private unless that
 //! is asked for. Whoever can connect may ask, so there are few connections at a time, what was made is answered for a
-//! second, and who is slow is given up.
+//! while, and who is slow is given up.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -64,8 +64,10 @@ impl fmt::Display for MetricsAddress {
 const CONNECTIONS: usize = 8;
 /// How long who has connected may take to ask, and then to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a text is answered that was made: whoever asks all the time has none made for it.
-const MADE_FOR: Duration = Duration::from_secs(1);
+/// How long a text is answered that was made, at least, and how many times as long as it took to make: whoever asks all
+/// the time has none made for it, and little of the server's time.
+const MADE_FOR: Duration = Duration::from_millis(50);
+const TIMES_AS_LONG: u32 = 5;
 /// How long a server that carries on from another one may take until all processes have come back that had published to
 /// that: before that, totals would fall.
 const COMING_BACK: Duration = Duration::from_secs(2);
@@ -93,6 +95,7 @@ struct Served {
 /// A text, and when it was made.
 struct Made {
     at: Instant,
+    took: Duration,
     text: Arc<Vec<u8>>,
 }
 
@@ -383,7 +386,8 @@ impl Served {
         // One after the other: who comes meanwhile has what the one before has.
         let last = &self.made[usize::from(format == Exposition::OpenMetrics)];
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = last.as_ref().filter(|made| made.at.elapsed() < MADE_FOR) {
+        let is_new = |made: &&Made| made.at.elapsed() < MADE_FOR.max(made.took * TIMES_AS_LONG);
+        if let Some(made) = last.as_ref().filter(is_new) {
             return Some(made.text.clone());
         }
         let (at, mut text) = (Instant::now(), Vec::new());
@@ -394,7 +398,7 @@ impl Served {
             return None;
         }
         let text = Arc::new(text);
-        *last = Some(Made { at, text: text.clone() });
+        *last = Some(Made { at, took: at.elapsed(), text: text.clone() });
         Some(text)
     }
 
