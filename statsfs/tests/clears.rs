@@ -333,12 +333,12 @@ fn run(reach: Reach, clears: usize) {
 
 #[test]
 fn what_clears_take_and_what_is_left_is_what_was_counted_below() {
-    run(Reach::Pools, rounds(1000));
+    run(Reach::Pools, rounds(400));
 }
 
 #[test]
 fn what_clears_take_and_what_is_left_is_what_was_counted_at_the_top() {
-    run(Reach::Top, rounds(1000));
+    run(Reach::Top, rounds(400));
 }
 
 #[test]
