@@ -237,14 +237,14 @@ impl Metrics {
     /// # Errors
     /// What the kernel says of a thread more.
     pub(super) fn start(
+        asked: &MetricsAddress,
         listening: Listening,
         options: &ServeOptions,
         tree: Arc<Tree>,
         carries_on: bool,
         is_whole: Arc<AtomicBool>,
-    ) -> io::Result<Option<Self>> {
-        let Some(address) = &options.metrics else { return Ok(None) };
-        let address = listening.address(address);
+    ) -> io::Result<Self> {
+        let address = listening.address(asked);
         let (shows_private, gives_up_rights) = (options.includes_private, options.gives_up_rights);
         let stop = Arc::new(EventFd::new()?);
         let its = stop.clone();
@@ -265,7 +265,7 @@ impl Metrics {
             accept(&listening, &its, &served);
         };
         let thread = thread::Builder::new().name("statsfs-metrics".into()).spawn(work)?;
-        Ok(Some(Self { address, stop, thread: Some(thread) }))
+        Ok(Self { address, stop, thread: Some(thread) })
     }
 
     /// Where it listens.

@@ -149,14 +149,12 @@ impl Server {
         let worker = Worker::start(tree.clone(), keep.clone(), options.gives_up_rights)
             .map_err(ServeError::Wait)?;
         let is_whole = Arc::new(AtomicBool::new(later.is_empty()));
-        let metrics = match metrics {
-            None => None,
-            Some((address, listening)) => {
-                let carries_on = keep.carries_on();
-                Metrics::start(listening, &options, tree.clone(), carries_on, is_whole.clone())
-                    .map_err(|source| ServeError::Metrics { address, source })?
-            }
-        };
+        let metrics = metrics.map(|(address, listening)| {
+            let (tree, carries_on, is_whole) = (tree.clone(), keep.carries_on(), is_whole.clone());
+            Metrics::start(&address, listening, &options, tree, carries_on, is_whole)
+                .map_err(|source| ServeError::Metrics { address, source })
+        });
+        let metrics = metrics.transpose()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
         let mappable = limits::mappable();
         let accounts = Accounts::new(options.limits, options.host_limits, mappable);
