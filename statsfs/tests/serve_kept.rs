@@ -28,7 +28,7 @@ use statsfs::host::server::ClientState;
 use statsfs::host::{PublishOptions, Publisher};
 use statsfs::{Registry, RegistryOptions, Slot};
 use support::child::{self, Shared, Writer};
-use support::ledger::{FILES, Ledger, Reader, TOPS, Totals, add, bound, held};
+use support::ledger::{FILES, Ledger, Reader, TOPS, Totals, add, held};
 use support::{Random, StopAtEnd, Work, below, rounds, seed, until};
 use user::as_user;
 
@@ -265,15 +265,8 @@ fn a_server_that_is_killed_is_carried_on_and_nobody_notices() {
         add(&mut sums, &held(&one.segments));
     }
     until("all are folded", || server.status().clients.len() == 1);
-    for (top, name) in TOPS.iter().enumerate() {
-        for (file, file_name) in FILES.iter().enumerate() {
-            let shown = server.number(&format!("{name}/{file_name}"));
-            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by segments");
-            assert_eq!(server.number(&format!("{name}/.departed/{file_name}")), shown);
-            let (low, high) = (bound(ledger, top, file, false), bound(ledger, top, file, true));
-            assert!(low <= shown && shown <= high, "{low} ≤ {shown} ≤ {high}");
-        }
-    }
+    publishing::are_kept(&server, &sums, "in the end");
+    publishing::are_within(ledger, &sums);
     println!(
         "{started} processes, {killed} servers killed and {in_start} that had just begun, {ended_meanwhile} \
          processes ended meanwhile; {} checks, the longest took {:?}",
@@ -796,13 +789,7 @@ fn a_process_counts_once_whatever_step_of_its_fold_the_server_is_killed_at() {
         server.start_again();
         assert_eq!(number_in(&open), sums[0][0], "killed at step {n}");
         until("it is folded", || segments_kept(&server) == 0);
-        for (top, name) in TOPS.iter().enumerate() {
-            for (file, file_name) in FILES.iter().enumerate() {
-                let shown = server.number(&format!("{name}/{file_name}"));
-                assert_eq!(shown, sums[top][file], "step {n}: {name}/{file_name}");
-                assert_eq!(server.number(&format!("{name}/.departed/{file_name}")), shown);
-            }
-        }
+        publishing::are_kept(&server, &sums, &format!("killed at step {n}"));
         if let Some(begun) = begun {
             println!("killed at each of {begun} steps of a fold");
             assert!(begun > 4);

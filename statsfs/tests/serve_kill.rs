@@ -115,16 +115,8 @@ fn processes_that_are_killed_or_leave_count_to_the_last() {
         add(&mut sums, &held(&one.segments));
     }
     until("all are folded", || server.status().clients.is_empty());
-    for (top, name) in TOPS.iter().enumerate() {
-        for (file, file_name) in FILES.iter().enumerate() {
-            let shown = server.number(&format!("{name}/{file_name}"));
-            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by segments");
-            assert_eq!(server.number(&format!("{name}/.departed/{file_name}")), shown);
-            let (low, high) =
-                (bound(run.ledger, top, file, false), bound(run.ledger, top, file, true));
-            assert!(low <= shown && shown <= high, "{low} ≤ {shown} ≤ {high}");
-        }
-    }
+    publishing::are_kept(server, &sums, "in the end");
+    publishing::are_within(run.ledger, &sums);
     times.sort();
     println!(
         "{started} processes ({forked} with a child that held on to the socket), {killed} killed, {left} left, \
@@ -235,12 +227,7 @@ fn a_server_that_is_killed_is_followed_by_one_that_knows_what_it_knew() {
         add(&mut sums, &held(&one.segments));
     }
     until("all are folded", || server.status().clients.len() == 1);
-    for (top, name) in TOPS.iter().enumerate() {
-        for (file, file_name) in FILES.iter().enumerate() {
-            let shown = server.number(&format!("{name}/{file_name}"));
-            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by segments");
-        }
-    }
+    publishing::are_shown(&server, &sums, "in the end");
     println!("{started} processes, {} servers killed; all were back after {waits:?}", waits.len());
 }
 
@@ -308,12 +295,7 @@ fn what_a_process_counted_that_died_while_there_was_no_server_is_lost_and_it_is_
         add(&mut sums, &held(&one.segments));
     }
     until("all are folded", || server.status().clients.is_empty());
-    for (top, name) in TOPS.iter().enumerate() {
-        for (file, file_name) in FILES.iter().enumerate() {
-            let shown = server.number(&format!("{name}/{file_name}"));
-            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by the others");
-        }
-    }
+    publishing::are_shown(&server, &sums, "without those that are lost");
     let warnings = server.log().lines().filter(|line| line.contains("WARN")).count();
     assert_eq!(warnings, lost.len(), "{}", server.log());
     println!("{started} processes, of which {} were lost", lost.len());

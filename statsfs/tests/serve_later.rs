@@ -18,24 +18,13 @@ use statsfs::host::server::ClientState;
 use statsfs::host::{PublishOptions, Publisher};
 use statsfs::{Registry, Slot};
 use support::child::Shared;
-use support::ledger::{FILES, Ledger, TOPS, Totals, add, held};
+use support::ledger::{Ledger, Totals, add, held};
 use support::{Work, below, rounds, seed, until};
 
 #[test]
 #[ignore = "a process that the others start"]
 fn publishing_process() {
     publishing::process();
-}
-
-/// All totals, and what is kept of those who have left, are what segments held.
-fn all_are_kept(server: &Server, sums: &Totals) {
-    for (top, name) in TOPS.iter().enumerate() {
-        for (file, file_name) in FILES.iter().enumerate() {
-            let shown = server.number(&format!("{name}/{file_name}"));
-            assert_eq!(shown, sums[top][file], "{name}/{file_name}: shown, and held by segments");
-            assert_eq!(server.number(&format!("{name}/.departed/{file_name}")), shown);
-        }
-    }
 }
 
 /// This process's own, which counts when it is told to.
@@ -106,7 +95,7 @@ fn what_is_taken_over_once_the_server_serves_counts_once() {
         add(&mut sums, &held(&one.segments));
     }
     until("all are folded", || server.status().clients.len() == 1);
-    all_are_kept(&server, &sums);
+    publishing::are_kept(&server, &sums, "in the end");
     assert!(!server.log().contains("ERROR"), "{}", server.log());
 }
 
@@ -144,5 +133,5 @@ fn who_has_left_when_the_server_is_told_to_end_is_kept() {
     assert!(server.wait().success(), "{}", server.log());
     drop(open);
     server.start_again();
-    all_are_kept(&server, &sums);
+    publishing::are_kept(&server, &sums, "in the end");
 }

@@ -17,7 +17,7 @@ use super::server::Server;
 use super::support::PATIENCE;
 use super::support::child::{self, Shared, Writer};
 use super::support::churn::{Churner, Exchange};
-use super::support::ledger::{Ledger, TOPS};
+use super::support::ledger::{FILES, Ledger, TOPS, Totals, bound};
 
 /// Processes at a time.
 pub const AT_ONCE: usize = 8;
@@ -93,6 +93,36 @@ pub fn process() {
     // It says goodbye, and ends without tidying up.
     drop(publisher);
     std::process::exit(0);
+}
+
+/// All totals are these, which segments held.
+pub fn are_shown(server: &Server, sums: &Totals, when: &str) {
+    for (name, sums) in TOPS.iter().zip(sums) {
+        for (file, sum) in FILES.iter().zip(sums) {
+            assert_eq!(server.number(&format!("{name}/{file}")), *sum, "{when}: {name}/{file}");
+        }
+    }
+}
+
+/// The same, and that all of it is kept of processes that have left.
+pub fn are_kept(server: &Server, sums: &Totals, when: &str) {
+    are_shown(server, sums, when);
+    for (name, sums) in TOPS.iter().zip(sums) {
+        for (file, sum) in FILES.iter().zip(sums) {
+            let path = format!("{name}/.departed/{file}");
+            assert_eq!(server.number(&path), *sum, "{when}: {path}");
+        }
+    }
+}
+
+/// Totals are within what the ledger allows.
+pub fn are_within(ledger: &Ledger, sums: &Totals) {
+    for (top, sums) in sums.iter().enumerate() {
+        for (file, sum) in sums.iter().enumerate() {
+            let (low, high) = (bound(ledger, top, file, false), bound(ledger, top, file, true));
+            assert!(low <= *sum && *sum <= high, "{low} ≤ {sum} ≤ {high}");
+        }
+    }
 }
 
 /// A process that publishes, and its segments.
