@@ -184,9 +184,11 @@ const POLL: Duration = Duration::from_millis(100);
 const POLL_AGAIN: Duration = Duration::from_millis(5);
 /// Refused processes are collected up to this number.
 const MAX_REFUSED: usize = 1 << 10;
-/// Attempts to settle, or to clear where blocks are torn, until a writer is taken for one that will never
-/// let it.
+/// Attempts to settle until a writer is taken for one that will never let it.
 const ATTEMPTS: u32 = 5;
+/// And how long a clear tries where blocks are torn. Whoever does nothing but count overtakes a reader until an
+/// interrupt or somebody else has its processor, which happens some times within this time.
+const CLEARING: Duration = Duration::from_millis(100);
 /// Blocks that are just being cut off which one look waits for, one after the other.
 const CUTS: u32 = 50;
 
@@ -470,9 +472,10 @@ impl Tree {
     /// if there is no room for it.
     fn clear_scope(&self, dir: DirId, scope: Scope, by_owner: bool) -> Result<Cleared, Errno> {
         let (request, mut sweep) = (scope.request(dir), Sweep::default());
+        let start = Instant::now();
         let mut state = self.write();
         state.sweep(request, &mut sweep);
-        for attempt in 0..ATTEMPTS {
+        for attempt in 0.. {
             if !sweep.outdated && sweep.torn == 0 {
                 let cleared = state
                     .clear(dir, scope, &sweep, by_owner)
@@ -483,6 +486,9 @@ impl Tree {
                 return Ok(cleared);
             }
             drop(state);
+            if start.elapsed() > CLEARING && attempt >= ATTEMPTS {
+                break;
+            }
             let_writers_run(attempt);
             state = self.settle(request, &mut sweep);
         }
