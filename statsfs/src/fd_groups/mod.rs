@@ -82,6 +82,9 @@ impl Counts {
     }
 }
 
+/// Descriptors with their numbers, in order.
+pub(crate) type Numbered = Vec<(u32, Arc<FdGroup>)>;
+
 /// A descriptor that was opened, and is not in any set yet.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -124,11 +127,6 @@ impl Opened {
 }
 
 impl FdGroup {
-    /// Whose it is.
-    pub(crate) fn id(&self) -> &str {
-        &self.id
-    }
-
     /// Replaces words by what the kernel counts now, where they have a place.
     fn read(&self, places: &[Place], cells: &mut [u64]) {
         thread_local! {
@@ -195,6 +193,8 @@ impl Drop for Sampler {
 /// a server has received.
 #[derive(Debug, Default)]
 pub(crate) struct FdGroups {
+    /// Whether nobody else takes them out again.
+    is_received: bool,
     all: RwLock<All>,
     maps: RwLock<HashMap<(usize, usize), Map>>,
 }
@@ -215,6 +215,11 @@ struct All {
 }
 
 impl FdGroups {
+    /// None yet, of those that somebody sends who can not take them back.
+    pub(crate) fn received() -> Self {
+        Self { is_received: true, ..Self::default() }
+    }
+
     fn all(&self) -> RwLockReadGuard<'_, All> {
         self.all.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,14 +273,19 @@ impl FdGroups {
         self.all().came
     }
 
-    /// Takes those away that had come by then and have none of these numbers: their sources are gone.
+    /// Takes those away that had come by then and have none of these numbers: their sources are gone. The writer sees
+    /// to its own.
     pub(crate) fn keep_only(&self, came: u64, numbers: &BTreeSet<u32>) {
+        if !self.is_received {
+            return;
+        }
         let mut all = self.all_to_change();
-        let is_gone =
-            |number: &u32, (of, _): &mut (u64, _)| *of <= came && !numbers.contains(number);
-        let gone: Vec<_> = all.by_number.extract_if(.., is_gone).collect();
+        let before = std::mem::take(&mut all.by_number);
+        let stays = |(number, (of, _)): &(u32, (u64, _))| *of > came || numbers.contains(number);
+        let (stay, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = before.into_iter().partition(stays);
+        all.by_number = stay;
         all.changes += gone.len() as u64;
-        all.gone.extend(gone.into_iter().map(|(_, (_, group))| group));
+        all.gone.extend(gone.into_values().map(|(_, group)| group));
     }
 
     /// What was taken away like that, or all that there is, to be closed by somebody who may be kept waiting: that
@@ -295,14 +305,11 @@ impl FdGroups {
         all.by_number.len() + all.gone.len()
     }
 
-    /// A number that is another one whenever some came or went.
-    pub(crate) fn changes(&self) -> u64 {
-        self.all().changes
-    }
-
-    /// All of them.
-    pub(crate) fn list(&self) -> Vec<(u32, Arc<FdGroup>)> {
-        self.all().by_number.iter().map(|(number, (_, group))| (*number, group.clone())).collect()
+    /// All of them, and how often one came or went, unless that is still so often.
+    pub(crate) fn list_unless(&self, changes: u64) -> Option<(u64, Numbered)> {
+        let all = self.all();
+        let list = || all.by_number.iter().map(|(number, (_, group))| (*number, group.clone()));
+        (all.changes != changes).then(|| (all.changes, list().collect()))
     }
 
     /// Replaces words of a group, which were `cells`, by what the kernel counts now: those of the words in

@@ -70,9 +70,9 @@ impl Process {
             touched.push(id);
         }
         self.select();
-        if std::mem::take(&mut self.fd_group_went) || came > self.fd_groups_came {
+        if (self.fd_group_went || came > self.fd_groups_came) && !self.unsettled {
             // A block is published before its descriptor is sent, so one without a block has lost it.
-            self.fd_groups_came = came;
+            (self.fd_group_went, self.fd_groups_came) = (false, came);
             let numbers = self.fd_group_blocks.values().copied().collect();
             self.fd_groups.keep_only(came, &numbers);
         }
