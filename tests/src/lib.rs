@@ -7,6 +7,7 @@
 //! * [`vmm`] starts them, [`running`] looks at them, waits for them and cleans up after them, in all cases.
 //! * [`flat`] reads the statistics' bulk form.
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
+//! * [`kvm_stats`] reads what KVM itself counts, from the descriptors that they have of it.
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
@@ -26,6 +27,7 @@ pub mod guest;
 pub mod host;
 pub mod inject;
 pub mod kvm_run;
+pub mod kvm_stats;
 pub mod linux;
 pub mod memory;
 pub mod namespace;

@@ -103,11 +103,6 @@ impl Opened {
         Ok(Self { file, description })
     }
 
-    /// Whose it is: `kvm-<pid>` or `kvm-<pid>/vcpu-<n>`.
-    pub(crate) fn id(&self) -> &str {
-        &self.description.id
-    }
-
     /// The names of what is no value of any kind that is known here.
     pub(crate) fn left_out(&self) -> &[String] {
         &self.description.left_out
@@ -215,11 +210,6 @@ struct All {
 }
 
 impl FdGroups {
-    /// None yet, of those that somebody sends who can not take them back.
-    pub(crate) fn received() -> Self {
-        Self { is_received: true, ..Self::default() }
-    }
-
     fn all(&self) -> RwLockReadGuard<'_, All> {
         self.all.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -260,14 +250,6 @@ impl FdGroups {
         all.by_number.remove(&number).map(|(_, group)| group)
     }
 
-    /// Takes all of another set over.
-    pub(crate) fn take_over(&self, other: &Self) {
-        let theirs = std::mem::take(&mut *other.all_to_change());
-        let mut all = self.all_to_change();
-        theirs.by_number.into_iter().for_each(|(number, (_, group))| all.put(number, group));
-        all.gone.extend(theirs.gone);
-    }
-
     /// How many came so far: what comes from now on is later.
     pub(crate) fn came(&self) -> u64 {
         self.all().came
@@ -286,23 +268,6 @@ impl FdGroups {
         all.by_number = stay;
         all.changes += gone.len() as u64;
         all.gone.extend(gone.into_values().map(|(_, group)| group));
-    }
-
-    /// What was taken away like that, or all that there is, to be closed by somebody who may be kept waiting: that
-    /// may be the last that keeps a VM in the kernel.
-    pub(crate) fn take_gone(&self, also_others: bool) -> Vec<Arc<FdGroup>> {
-        let mut all = self.all_to_change();
-        let mut gone = std::mem::take(&mut all.gone);
-        if also_others {
-            gone.extend(std::mem::take(&mut all.by_number).into_values().map(|(_, group)| group));
-        }
-        gone
-    }
-
-    /// How many there are, with those that are still to be closed.
-    pub(crate) fn len(&self) -> usize {
-        let all = self.all();
-        all.by_number.len() + all.gone.len()
     }
 
     /// All of them, and how often one came or went, unless that is still so often.
@@ -345,6 +310,48 @@ impl FdGroups {
         let (format, group) = (format.clone(), group.clone());
         maps.insert(key, Map { places: places.clone(), _format: format, _group: group });
         places
+    }
+}
+
+/// What only a server does.
+#[cfg(feature = "server")]
+impl FdGroups {
+    /// None yet, of those that somebody sends who can not take them back.
+    pub(crate) fn received() -> Self {
+        Self { is_received: true, ..Self::default() }
+    }
+
+    /// Takes all of another set over.
+    pub(crate) fn take_over(&self, other: &Self) {
+        let theirs = std::mem::take(&mut *other.all_to_change());
+        let mut all = self.all_to_change();
+        theirs.by_number.into_iter().for_each(|(number, (_, group))| all.put(number, group));
+        all.gone.extend(theirs.gone);
+    }
+
+    /// What was taken away like that, or all that there is, to be closed by somebody who may be kept waiting: that
+    /// may be the last that keeps a VM in the kernel.
+    pub(crate) fn take_gone(&self, also_others: bool) -> Vec<Arc<FdGroup>> {
+        let mut all = self.all_to_change();
+        let mut gone = std::mem::take(&mut all.gone);
+        if also_others {
+            gone.extend(std::mem::take(&mut all.by_number).into_values().map(|(_, group)| group));
+        }
+        gone
+    }
+
+    /// How many there are, with those that are still to be closed.
+    pub(crate) fn len(&self) -> usize {
+        let all = self.all();
+        all.by_number.len() + all.gone.len()
+    }
+}
+
+#[cfg(feature = "server")]
+impl Opened {
+    /// Whose it is: `kvm-<pid>` or `kvm-<pid>/vcpu-<n>`.
+    pub(crate) fn id(&self) -> &str {
+        &self.description.id
     }
 }
 
