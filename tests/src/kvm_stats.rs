@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use crate::flat::Flat;
+
 /// Everything in one descriptor.
 #[derive(Debug)]
 pub struct KvmStats {
@@ -180,6 +182,64 @@ impl KvmStats {
         let value = self.values.iter().find(|value| value.name == name);
         self.cells(value.unwrap_or_else(|| panic!("{} has no {name}", self.id)))[0]
     }
+}
+
+/// What a directory shows of a value of KVM's: its cells.
+///
+/// # Panics
+/// If it does not show it.
+pub fn shown(flat: &Flat, directory: &str, value: &Value) -> Vec<u64> {
+    let path = format!("{directory}/{}", value.name);
+    if value.kind != Kind::Log {
+        return vec![flat.get(&path)];
+    }
+    // Buckets are called by what they are below.
+    let edge = |n: usize| format!("{path}/buckets/{}", 1u64 << n);
+    let last = format!("{path}/buckets/inf");
+    let count = value.cells;
+    let buckets: Vec<_> =
+        (0..count).map(|n| flat.get(&if n + 1 < count { edge(n) } else { last.clone() })).collect();
+    assert_eq!(flat.get(&format!("{path}/count")), buckets.iter().sum::<u64>(), "{path}");
+    buckets
+}
+
+/// Compares a machine, and the totals in these directories over it and no other, with its descriptors; answers how many
+/// cells these have, and how many are not 0.
+///
+/// # Panics
+/// If something is not the same.
+pub fn compare(
+    flat: &Flat,
+    machine: &str,
+    totals: &[&str],
+    stats: &BTreeMap<String, KvmStats>,
+) -> (usize, usize) {
+    let (mut compared, mut counted) = (0, 0);
+    let mut sums: BTreeMap<&str, (&Value, Vec<u64>)> = BTreeMap::new();
+    for (id, stats) in stats {
+        let directory = match id.split_once("/vcpu-") {
+            Some((_, index)) => format!("{machine}/vcpu{index}"),
+            None => machine.to_string(),
+        };
+        for value in stats.values() {
+            let cells = stats.cells(value);
+            let expected = if value.unit == 4 { vec![u64::from(cells[0] != 0)] } else { cells };
+            assert_eq!(shown(flat, &directory, value), expected, "{directory}/{}", value.name);
+            compared += expected.len();
+            counted += expected.iter().filter(|cell| **cell > 0).count();
+            let (_, sum) =
+                sums.entry(&value.name).or_insert_with(|| (value, vec![0; expected.len()]));
+            for (sum, cell) in sum.iter_mut().zip(expected) {
+                *sum = if value.kind == Kind::Peak { (*sum).max(cell) } else { *sum + cell };
+            }
+        }
+    }
+    for (value, sum) in sums.values() {
+        for directory in totals {
+            assert_eq!(shown(flat, directory, value), *sum, "{directory}/{}", value.name);
+        }
+    }
+    (compared, counted)
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {

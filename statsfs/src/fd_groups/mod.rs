@@ -32,8 +32,8 @@ pub use self::format::FdGroupError;
 /// How old a sample may be.
 pub(crate) const SAMPLED_EVERY: Duration = Duration::from_secs(1);
 
-/// Pairs of a format and a group for which places are remembered: an honest process has two, and twice as many if it
-/// reads them itself.
+/// Pairs of a format and a group that are read: an honest process has two, and twice as many if it reads them itself.
+/// What is beyond is not, since to find its places again and again would take longer than to read it.
 const MAPS: usize = 16;
 
 /// Where the words of a group are, and whose addresses that is known by: these stay theirs.
@@ -287,29 +287,27 @@ impl FdGroups {
         cells: &mut [u64],
     ) {
         let Some((_, of)) = self.all().by_number.get(&number).cloned() else { return };
-        of.read(&self.places(&of.format, group)[range], cells);
+        if let Some(places) = self.places(&of.format, group) {
+            of.read(&places[range], cells);
+        }
     }
 
     /// Where the words of a group are in data of a format.
-    fn places(&self, format: &Arc<Format>, group: &Arc<GroupDescriptor>) -> Arc<[Place]> {
+    fn places(&self, format: &Arc<Format>, group: &Arc<GroupDescriptor>) -> Option<Arc<[Place]>> {
         let key = (Arc::as_ptr(format).addr(), Arc::as_ptr(group).addr());
-        let known = self
-            .maps
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-            .map(|map| map.places.clone());
-        if let Some(places) = known {
-            return places;
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(map) = maps.get(&key) {
+            return Some(map.places.clone());
         }
-        let places: Arc<[Place]> = format.places(group).into();
-        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if maps.len() >= MAPS {
-            maps.clear();
+            return None;
         }
+        drop(maps);
+        let places: Arc<[Place]> = format.places(group).into();
         let (format, group) = (format.clone(), group.clone());
-        maps.insert(key, Map { places: places.clone(), _format: format, _group: group });
-        places
+        let map = Map { places: places.clone(), _format: format, _group: group };
+        self.maps.write().unwrap_or_else(PoisonError::into_inner).insert(key, map);
+        Some(places)
     }
 }
 
