@@ -98,6 +98,41 @@ impl Scalar {
         self.sum = self.sum.wrapping_add(value);
     }
 
+    /// Adds what another is over.
+    pub(crate) fn merge(&mut self, ty: ValueType, other: &Self) {
+        if other.count > 0 {
+            let first = self.count == 0;
+            if first || below(ty, other.least, self.least) {
+                self.least = other.least;
+            }
+            if first || below(ty, self.greatest, other.greatest) {
+                self.greatest = other.greatest;
+            }
+        }
+        self.sum = self.sum.wrapping_add(other.sum);
+        // What comes out of a file can be anything.
+        self.total = self.total.wrapping_add(other.total);
+        self.count = self.count.wrapping_add(other.count);
+        self.zero = self.zero.wrapping_add(other.zero);
+    }
+
+    /// As words: sum; exact sum, its low half and its high half; number of instances, and of those that are zero;
+    /// least and greatest instance.
+    pub(crate) fn to_words(self) -> [u64; Self::WORDS] {
+        let Self { sum, total, count, zero, least, greatest } = self;
+        [sum, total as u64, (total >> 64) as u64, count, zero, least, greatest]
+    }
+
+    /// Number of its words.
+    pub(crate) const WORDS: usize = 7;
+
+    /// The aggregate with these words.
+    pub(crate) fn from_words(words: [u64; Self::WORDS]) -> Self {
+        let [sum, low, high, count, zero, least, greatest] = words;
+        let total = (u128::from(low) | u128::from(high) << 64) as i128;
+        Self { sum, total, count, zero, least, greatest }
+    }
+
     /// One kind of aggregate; 0 over nothing.
     pub(crate) fn get(&self, ty: ValueType, kind: Aggregations) -> Number {
         match kind {
@@ -107,7 +142,7 @@ impl Scalar {
             // Truncated towards zero, and within the type since it lies between least and greatest.
             Aggregations::AVG => Number::of(ty, (self.total / i128::from(self.count)) as u64),
             Aggregations::COUNT_ZERO => Number::unsigned(self.zero),
-            Aggregations::COUNT_NONZERO => Number::unsigned(self.count - self.zero),
+            Aggregations::COUNT_NONZERO => Number::unsigned(self.count.wrapping_sub(self.zero)),
             _ => Number::of(ty, self.sum),
         }
     }

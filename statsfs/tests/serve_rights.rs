@@ -23,7 +23,7 @@ use support::{PATIENCE, Work, below, until};
 /// Somebody of no group.
 const OTHER: u32 = 20_003;
 /// Every file that shows a whole subtree.
-const BULK: [&str; 8] = [
+const BULK: [&str; 10] = [
     "flat",
     "json",
     "summary",
