@@ -116,6 +116,22 @@ impl Scalar {
         self.zero = self.zero.wrapping_add(other.zero);
     }
 
+    /// What of it is needed for these kinds of aggregate, and nothing else.
+    pub(crate) fn for_kinds(self, kinds: Aggregations) -> Self {
+        let needs = |one: Aggregations| kinds.contains(one);
+        let (least, greatest) = (needs(Aggregations::MIN), needs(Aggregations::MAX));
+        let zero = needs(Aggregations::COUNT_ZERO) || needs(Aggregations::COUNT_NONZERO);
+        let count = zero || least || greatest || needs(Aggregations::AVG);
+        Self {
+            sum: if needs(Aggregations::SUM) { self.sum } else { 0 },
+            total: if needs(Aggregations::AVG) { self.total } else { 0 },
+            count: if count { self.count } else { 0 },
+            zero: if zero { self.zero } else { 0 },
+            least: if least { self.least } else { 0 },
+            greatest: if greatest { self.greatest } else { 0 },
+        }
+    }
+
     /// As words: sum; exact sum, its low half and its high half; number of instances, and of those that are zero;
     /// least and greatest instance.
     pub(crate) fn to_words(self) -> [u64; Self::WORDS] {

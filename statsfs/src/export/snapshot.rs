@@ -17,7 +17,7 @@ use crate::tree::files::{File, Files, IdentityId, is_own};
 use crate::tree::inode::Part;
 use crate::tree::render::{Shown, Total};
 use crate::tree::subtree::{Place, Subtree};
-use crate::value::{BaseUnit, Descriptor, GroupDescriptor, Semantics};
+use crate::value::{Aggregations, BaseUnit, Descriptor, GroupDescriptor, Semantics};
 
 /// None of what is numbered.
 const NONE: u32 = u32::MAX;
@@ -100,10 +100,18 @@ struct Writer<'a> {
 /// What the directories of a kind show.
 struct Kind {
     number: u32,
-    /// The identities that are shown over all in and below the directory, in order, and the number of each one's value.
-    shared: Vec<(IdentityId, u32)>,
-    /// The same of the directory's own.
-    own: Vec<(IdentityId, u32)>,
+    /// The identities that are shown over all in and below the directory.
+    shared: HashMap<IdentityId, ShownAs>,
+    /// Those that are shown of the directory's own.
+    own: HashMap<IdentityId, ShownAs>,
+}
+
+/// What files show of an identity.
+#[derive(Clone, Copy)]
+struct ShownAs {
+    /// The number of its value.
+    value: u32,
+    kinds: Aggregations,
 }
 
 impl<'a> Writer<'a> {
@@ -191,21 +199,20 @@ impl<'a> Writer<'a> {
             return kind.number;
         }
         let first = Self::count(&self.files, section::FILES);
-        let (mut shared, mut own) = (Vec::new(), Vec::new());
+        let (mut shared, mut own) = (HashMap::new(), HashMap::new());
         for file in files.iter() {
             let value = self.value_of(file);
-            let of = if is_own(&file.value, file.part) { &mut own } else { &mut shared };
-            of.push((file.identity, value));
-            let part = match file.part {
-                Part::Own => 0,
-                Part::Aggregate(kind) => 1 + kind.bits().trailing_zeros(),
-                Part::Histogram | Part::Field(_) => 8,
+            let (part, kind) = match file.part {
+                Part::Own => (0, Aggregations::SUM),
+                Part::Aggregate(kind) => (1 + kind.bits().trailing_zeros(), kind),
+                Part::Histogram | Part::Field(_) => (8, Aggregations::SUM),
             };
+            let of = if is_own(&file.value, file.part) { &mut own } else { &mut shared };
+            let new = ShownAs { value, kinds: Aggregations::NONE };
+            let shown: &mut ShownAs = of.entry(file.identity).or_insert(new);
+            shown.kinds = shown.kinds | kind;
             let name = self.texts.add(&file.name);
             self.files.extend([name, pair(value, part)]);
-        }
-        for all in [&mut shared, &mut own] {
-            all.sort_unstable();
         }
         let number = self.kinds.len() as u32;
         self.kinds.push(pair(first, Self::count(&self.files, section::FILES) - first));
@@ -419,39 +426,38 @@ impl<'a> Writer<'a> {
         let mut rests = std::mem::take(&mut self.rests);
         for Rest { identity, own, raw, shown } in rests.drain(..) {
             self.rest_of[usize::from(own)][identity] = NONE;
-            let Some(value) = self.shown_by(n, identity, own) else { continue };
-            let is_cleared = shown != raw;
-            let flags =
-                if own { flag::OWN } else { 0 } | if is_cleared { flag::CLEARED } else { 0 };
+            let Some(ShownAs { value, kinds }) = self.shown_by(n, identity, own) else { continue };
+            let words = |total| match total {
+                Total::Scalar(scalar) => scalar.for_kinds(kinds).to_words().to_vec(),
+                Total::Histogram(cells) => cells,
+            };
+            let (raw, shown) = (words(raw), words(shown));
+            let cleared = Some(shown).filter(|shown| *shown != raw);
+            let is_cleared = if cleared.is_some() { flag::CLEARED } else { 0 };
+            let flags = if own { flag::OWN } else { 0 } | is_cleared;
             self.parts.extend([pair(value, flags), self.words as u64]);
-            for total in [Some(raw), is_cleared.then_some(shown)].into_iter().flatten() {
-                let made = match total {
-                    Total::Scalar(scalar) => self.made(scalar.to_words()),
-                    Total::Histogram(cells) => self.made(cells),
-                };
-                if let Source::Made(range) = &made {
-                    self.words += range.len();
-                }
+            for words in [Some(raw), cleared].into_iter().flatten() {
+                self.words += words.len();
+                let made = self.made(words);
                 self.sources.push(made);
             }
         }
         self.rests = rests;
     }
 
-    /// The number of the value of an identity that a directory shows, or one above it. Nothing is said of what none shows.
-    fn shown_by(&self, n: usize, identity: IdentityId, own: bool) -> Option<u32> {
+    /// What of an identity a directory shows, and those above it. Nothing is said of what none shows.
+    fn shown_by(&self, n: usize, identity: IdentityId, own: bool) -> Option<ShownAs> {
         let dirs = self.subtree.dirs();
-        let find = |all: &[(IdentityId, u32)]| {
-            all.binary_search_by_key(&identity, |(identity, _)| *identity).ok().map(|n| all[n].1)
-        };
         let kind = |dir: usize| self.kind_of.get(&Arc::as_ptr(dirs[dir].files()));
+        let mut found = kind(n).filter(|_| own).and_then(|kind| kind.own.get(&identity)).copied();
         let mut at = n;
         loop {
-            if let Some(value) = kind(at).and_then(|kind| find(&kind.shared)) {
-                return Some(value);
+            if let Some(more) = kind(at).and_then(|kind| kind.shared.get(&identity)) {
+                let shown = found.get_or_insert(*more);
+                shown.kinds = shown.kinds | more.kinds;
             }
             if at == 0 {
-                return kind(n).filter(|_| own).and_then(|kind| find(&kind.own));
+                return found;
             }
             at = dirs[at].parent();
         }

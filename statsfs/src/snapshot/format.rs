@@ -54,7 +54,7 @@
 //! * **Parts** are what is not shown one by one: sources without a directory, directories that the reader
 //!   may not enter, sources of several processes that are one directory. Of a histogram they are its words, added up; of any other value
 //!   seven words: sum (modulo 2^64, with what departed), exact sum without that (128 bits, low half first), number of instances, number of those
-//!   that are 0, least, greatest. They are raw; with the flag *cleared* the same number of words follow as they are shown.
+//!   that are 0, least, greatest; what no file shows is 0 (the number of instances, too, where only sums are shown). They are raw; with the flag *cleared* the same number of words follow as they are shown.
 //!
 //! What is raw never goes backwards where it is cumulative, as long as no process is let go and cells do not wrap, whatever is cleared,
 //! comes or goes: rates are differences of raw numbers.
