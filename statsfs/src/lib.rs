@@ -90,6 +90,7 @@ mod fork;
 pub mod fs;
 pub mod host;
 pub mod limits;
+mod pages;
 mod registry;
 mod repeats;
 pub mod segment;

@@ -4,7 +4,6 @@
 //! cargo run --manifest-path statsfs/fuzz/Cargo.toml --bin seeds -- statsfs/fuzz/corpus
 //! ```
 
-use std::path::Path;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

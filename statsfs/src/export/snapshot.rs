@@ -10,6 +10,7 @@ use std::sync::Arc;
 use zerocopy::IntoBytes;
 
 use super::{Full, fits};
+use crate::pages::will_be_filled;
 use crate::segment::layout::{pair, split_pair};
 use crate::segment::schema::type_code;
 use crate::snapshot::format::{MAGIC, VERSION, flag, header, section};
@@ -488,6 +489,7 @@ impl<'a> Writer<'a> {
         let mut texts = self.texts;
         head[header::PATH] = texts.add(path);
         out.reserve_exact(len);
+        will_be_filled(out.spare_capacity_mut());
         let mut at = header::WORDS * 8;
         let lens = sections.map(|section| section.len()).into_iter().chain([self.words]);
         let lens = lens.map(|words| words * 8).chain([texts.0.len()]);

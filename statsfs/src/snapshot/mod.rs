@@ -60,6 +60,7 @@ use zerocopy::IntoBytes;
 
 use self::format::{flag, header, section};
 use self::totals::Sums;
+use crate::pages::will_be_filled;
 use crate::segment::layout::split_pair;
 use crate::tree::nodes::DEPARTED;
 use crate::value::Descriptor;
@@ -112,6 +113,7 @@ impl Snapshot {
     /// [`SnapshotError`] says what is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<Self, SnapshotError> {
         let mut words = vec![0; bytes.len().div_ceil(8)];
+        will_be_filled(&words);
         words.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
         parse::check(words, bytes.len() as u64)
     }
