@@ -4,6 +4,8 @@
 #[path = "../../tests/src/bulk.rs"]
 mod bulk;
 mod support;
+#[path = "support/user.rs"]
+mod user;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use statsfs::snapshot::{ReadError, Snapshot, SnapshotError, format};
 use statsfs::tree::{Identity, Owner, Tree, TreeOptions};
 use statsfs::value::{Aggregations, Group, Unit};
 use statsfs::{Embedded, LabelSet, Registry, Slot, Source, stats};
+use user::as_user;
+
 use support::{Random, StopAtEnd, Tick, Work, below, rounds, seed};
 
 #[derive(Clone, Copy, LabelSet)]
@@ -55,6 +59,18 @@ stats! {
         odd_state: Gauge<u8> { states: Phase },
         /// Things {}.
         odd_things: PerLabel<Counter<Seconds>, Phase>,
+    }
+}
+
+stats! {
+    /// What is nobody else's concern.
+    pub struct Secret: "unknown_group" {
+        /// Nobody knows of it.
+        secret_own: Counter { aggregate: none },
+        /// All know the sum.
+        secret_sum: Counter,
+        /// And how large the largest is.
+        secret_max: Gauge<u32> { aggregate: max },
     }
 }
 
@@ -260,6 +276,54 @@ fn rates_are_right_whatever_is_cleared_comes_and_goes() {
     sample.top.remove_subordinate(&sample.sources[6]).unwrap();
     let _again = below(&sample.registry, &sample.top, "empty");
     assert_ne!(identity(), old);
+}
+
+#[test]
+fn what_no_file_shows_is_not_in_it() {
+    const OTHER: u32 = 20_001;
+    let registry = Registry::new().unwrap();
+    let top = support::top(&registry);
+    let [vault, alone, second] = ["vault-dir", "alone-dir", "second-dir"]
+        .map(|name| registry.source(name).private().create().unwrap());
+    for source in [&vault, &second] {
+        top.add_subordinate(source).unwrap();
+    }
+    // At the top level: no directory above shows anything of it.
+    alone.register().unwrap();
+    let open = top.add_values::<Tick>().unwrap();
+    open.tick_count.add(5);
+    let slots = [&vault, &second, &alone].map(|source| source.add_values::<Secret>().unwrap());
+    let work = [&vault, &alone].map(|source| source.add_values::<Work>().unwrap());
+    for (n, slot) in (1..).zip(&slots) {
+        slot.secret_own.add(0x5ec_0e77 + n);
+        slot.secret_sum.add(0x5ec_5a77 + n);
+        slot.secret_max.set(0x5e_aa77 + n as u32);
+    }
+    for slot in &work {
+        slot.update(|counters| counters.work_done.add(0x5ec_d077));
+    }
+    let (_dir, root, _mounted) = mount(&registry);
+    as_user(OTHER, OTHER, &[], || {
+        for dir in ["", "top"] {
+            agree(&root, dir, |_| true);
+            let bytes = std::fs::read(root.join(dir).join(".stats/snapshot")).unwrap();
+            let text = String::from_utf8_lossy(&bytes);
+            for name in ["vault", "alone", "second-dir", "secret_own"] {
+                assert!(!text.contains(name), "{name} in {dir}");
+            }
+            let has = |n: u64| bytes.chunks(8).any(|word| word == n.to_le_bytes());
+            for n in 1..=3 {
+                assert!(!has(0x5ec_0e77 + n) && !has(0x5ec_5a77 + n), "{n} in {dir}");
+            }
+            // What the totals are, and nothing more of what they are made of.
+            assert!(has(2 * 0x5ec_5a77 + 3) && has(0x5e_aa77 + 2) && !has(0x5e_aa77 + 1));
+            assert!(!has(0x5e_aa77 + 3) && !has(2 * 0x5ec_d077) && has(0x5ec_d077));
+        }
+        let denied = Snapshot::read(root.join("alone-dir")).unwrap_err();
+        assert!(matches!(denied, ReadError::Denied(_)), "{denied}");
+    });
+    let all = agree(&root, "", |_| true);
+    assert_eq!(all["alone-dir/secret_own"], 0x5ec_0e77 + 3);
 }
 
 #[test]

@@ -27,7 +27,11 @@ const NONE: u32 = u32::MAX;
 pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result<(), Full> {
     let mut writer = Writer::new(subtree, most);
     // What of a group is shown one by one has names that are to be seen.
-    for place in subtree.all_places().iter().filter(|place| place.own || place.departs_here) {
+    let is_shown = |place: &&Place| {
+        let has_left = || subtree.words_of(place).0.iter().any(|word| *word != 0);
+        place.own && !place.departed || place.departs_here && has_left()
+    };
+    for place in subtree.all_places().iter().filter(is_shown) {
         writer.known(subtree.group_of(place));
     }
     for n in 0..subtree.dirs().len() {
