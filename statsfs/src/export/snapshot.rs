@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::{Full, fits};
 use crate::pages::will_be_filled;
-use crate::segment::layout::{pair, split_pair};
+use crate::segment::layout::pair;
 use crate::segment::schema::type_code;
 use crate::snapshot::format::{MAGIC, VERSION, flag, header, section};
 use crate::tree::files::{File, Files, IdentityId, is_own};
@@ -93,8 +93,10 @@ struct Writer<'a> {
     group_of: HashMap<*const GroupDescriptor, u32>,
     /// By the tree's number, the number of a group of which there are cells.
     known: Vec<Option<u32>>,
-    /// Values that stand alone, by their group and their place in it.
-    alone: HashMap<(u32, Option<usize>), u32>,
+    /// By group and identity, a value's number.
+    value_of: HashMap<(u32, IdentityId), u32>,
+    /// The kind of the last directory: the next one is often of the same.
+    last_kind: Option<(*const Files, u32)>,
     /// How many sources of each group a directory has.
     owners: Vec<u32>,
     /// What is not shown one by one in a directory, and where in it each identity is: of the directory's own, of others.
@@ -140,7 +142,8 @@ impl<'a> Writer<'a> {
             kind_of: HashMap::new(),
             group_of: HashMap::new(),
             known: vec![None; subtree.group_limit()],
-            alone: HashMap::new(),
+            value_of: HashMap::new(),
+            last_kind: None,
             owners: vec![0; subtree.group_limit()],
             rests: Vec::new(),
             rest_of: [Vec::new(), Vec::new()],
@@ -200,8 +203,13 @@ impl<'a> Writer<'a> {
 
     /// The number of a kind of directories.
     fn kind(&mut self, files: &'a Arc<Files>) -> u32 {
-        if let Some(kind) = self.kind_of.get(&Arc::as_ptr(files)) {
-            return kind.number;
+        let address = Arc::as_ptr(files);
+        if let Some((_, number)) = self.last_kind.filter(|(last, _)| *last == address) {
+            return number;
+        }
+        if let Some(&Kind { number, .. }) = self.kind_of.get(&address) {
+            self.last_kind = Some((address, number));
+            return number;
         }
         let first = Self::count(&self.files, section::FILES);
         let (mut shared, mut own) = (HashMap::new(), HashMap::new());
@@ -221,7 +229,7 @@ impl<'a> Writer<'a> {
         }
         let number = self.kinds.len() as u32;
         self.kinds.push(pair(first, Self::count(&self.files, section::FILES) - first));
-        self.kind_of.insert(Arc::as_ptr(files), Kind { number, shared, own });
+        self.kind_of.insert(address, Kind { number, shared, own });
         number
     }
 
@@ -231,18 +239,10 @@ impl<'a> Writer<'a> {
             Some(group) => *group,
             None => self.group(&file.group),
         };
-        let at = file.group.values().iter().position(|value| value.name == file.value.name);
-        let of_group = group as usize * section::SIZES[section::GROUPS] / 8;
-        if let (Some(at), (first, 1..)) = (at, split_pair(self.groups[of_group + 2])) {
-            return first + at as u32;
-        }
-        let key = (group, at);
-        if let Some(value) = self.alone.get(&key) {
+        if let Some(value) = self.value_of.get(&(group, file.identity)) {
             return *value;
         }
-        let value = self.value(&file.value, file.identity, group);
-        self.alone.insert(key, value);
-        value
+        self.value(&file.value, file.identity, group)
     }
 
     fn group(&mut self, group: &Arc<GroupDescriptor>) -> u32 {
@@ -281,7 +281,9 @@ impl<'a> Writer<'a> {
             texts.add(label),
             texts.add(&value.states.join(",")),
         ]);
-        Self::count(&self.values, section::VALUES) - 1
+        let number = Self::count(&self.values, section::VALUES) - 1;
+        self.value_of.insert((group, identity), number);
+        number
     }
 
     /// The number of a group of which there are cells, with all of its values.

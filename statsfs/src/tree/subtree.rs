@@ -423,7 +423,12 @@ impl Subtree {
             dirs[n].end = end.max(n + 1);
             dirs[parent].end = dirs[parent].end.max(dirs[n].end);
         }
-        of_dirs.extend((0..dirs.len()).map(|dir| places.partition_point(|p| p.dir < dir)));
+        let mut at = 0;
+        of_dirs.extend((0..dirs.len()).map(|dir| {
+            let first = at;
+            at += places[first..].iter().take_while(|place| place.dir == dir).count();
+            first
+        }));
     }
 }
 
