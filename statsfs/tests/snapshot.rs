@@ -293,14 +293,14 @@ fn what_no_file_shows_is_not_in_it() {
     let open = top.add_values::<Tick>().unwrap();
     open.tick_count.add(5);
     let slots = [&vault, &second, &alone].map(|source| source.add_values::<Secret>().unwrap());
-    let work = [&vault, &alone].map(|source| source.add_values::<Work>().unwrap());
+    let work = [&top, &vault, &second, &alone].map(|s| s.add_values::<Work>().unwrap());
     for (n, slot) in (1..).zip(&slots) {
         slot.secret_own.add(0x5ec_0e77 + n);
         slot.secret_sum.add(0x5ec_5a77 + n);
         slot.secret_max.set(0x5e_aa77 + n as u32);
     }
-    for slot in &work {
-        slot.update(|counters| counters.work_done.add(0x5ec_d077));
+    for (n, slot) in (0..).zip(&work) {
+        slot.update(|counters| counters.work_done.add(0x5ec_d077 + n));
     }
     let (_dir, root, _mounted) = mount(&registry);
     as_user(OTHER, OTHER, &[], || {
@@ -317,7 +317,10 @@ fn what_no_file_shows_is_not_in_it() {
             }
             // What the totals are, and nothing more of what they are made of.
             assert!(has(2 * 0x5ec_5a77 + 3) && has(0x5e_aa77 + 2) && !has(0x5e_aa77 + 1));
-            assert!(!has(0x5e_aa77 + 3) && !has(2 * 0x5ec_d077) && has(0x5ec_d077));
+            assert!(!has(0x5e_aa77 + 3));
+            // Its own, and the others' together.
+            assert!(has(0x5ec_d077) && has(2 * 0x5ec_d077 + 3));
+            assert!((1..=3).all(|n| !has(0x5ec_d077 + n)), "{dir}");
         }
         let denied = Snapshot::read(root.join("alone-dir")).unwrap_err();
         assert!(matches!(denied, ReadError::Denied(_)), "{denied}");
@@ -539,6 +542,7 @@ fn process(n: u64) -> (Registry, Vec<Source>, Slot<Work>, Slot<Work>) {
         slot.work_queue.set(-(n as i32));
     }
     let [own, of_guest] = slots;
+    own.update(|counters| counters.work_failed.add(0x5ec_0000 + n));
     (registry, vec![kvm, guest], own, of_guest)
 }
 
@@ -564,6 +568,16 @@ fn several_processes_are_one_directory() {
         snapshot
     };
     let before = check(3);
+    // What processes have in common is added up; what one has is there as it is.
+    let bytes = render(&tree);
+    let count = |section: usize| {
+        let at = 8 * (format::header::SECTIONS + 2 * section + 1);
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    };
+    assert_eq!(count(format::section::CELLS), 3, "the guests'");
+    assert!(count(format::section::PARTS) >= 6);
+    let has = |n: u64| bytes.chunks(8).any(|word| word == n.to_le_bytes());
+    assert!(has(3 * 0x5ec_0000 + 6) && (1..=3).all(|n| !has(0x5ec_0000 + n)));
     assert_eq!(before.number("top/work_done"), Some(2 * (1 + 2 + 3)));
     assert_eq!(before.number("top/work_queue.min"), Some(-3));
     let guest = before.dir("top/2-guest").unwrap();
