@@ -44,7 +44,7 @@
 //! # }
 //! ```
 //!
-//! [`format`] is what is in the file. It has what its reader may see; what they may not is in totals only, which are
+//! [`mod@format`] is what is in the file. It has what its reader may see; what they may not is in totals only, which are
 //! what the files show all the same.
 
 pub mod format;
