@@ -116,7 +116,8 @@ pub fn of_snapshot(snapshot: &Snapshot) -> Numbers {
         }
         assert_eq!(snapshot.dir(&path).unwrap().identity(), dir.identity(), "{path}");
     }
-    for (path, number) in &all {
+    // Each by itself adds up anew all that is below its directory.
+    for (path, number) in all.iter().step_by(7) {
         assert_eq!(snapshot.number(path), Some(*number), "{path}");
     }
     all

@@ -140,7 +140,7 @@ fn under_load_every_read_of_every_format_is_consistent() {
     let dirs = CPUS as usize + 2;
     let read = |name: &str| std::fs::read(stats.join(name)).unwrap();
     let mut last = None;
-    for _ in 0..rounds(60) {
+    for _ in 0..rounds(25) {
         let snapshot = Snapshot::read(running.mount()).unwrap();
         assert_eq!(balanced(&of_snapshot(&snapshot), "snapshot"), dirs);
         let flat = Flat::parse(&String::from_utf8(read("flat")).unwrap());
