@@ -98,6 +98,57 @@ impl Scalar {
         self.sum = self.sum.wrapping_add(value);
     }
 
+    /// Adds what another is over.
+    pub(crate) fn merge(&mut self, ty: ValueType, other: &Self) {
+        if other.count > 0 {
+            let first = self.count == 0;
+            if first || below(ty, other.least, self.least) {
+                self.least = other.least;
+            }
+            if first || below(ty, self.greatest, other.greatest) {
+                self.greatest = other.greatest;
+            }
+        }
+        self.sum = self.sum.wrapping_add(other.sum);
+        // What comes out of a file can be anything.
+        self.total = self.total.wrapping_add(other.total);
+        self.count = self.count.wrapping_add(other.count);
+        self.zero = self.zero.wrapping_add(other.zero);
+    }
+
+    /// What of it is needed for these kinds of aggregate, and nothing else.
+    pub(crate) fn for_kinds(self, kinds: Aggregations) -> Self {
+        let needs = |one: Aggregations| kinds.contains(one);
+        let (least, greatest) = (needs(Aggregations::MIN), needs(Aggregations::MAX));
+        let zero = needs(Aggregations::COUNT_ZERO) || needs(Aggregations::COUNT_NONZERO);
+        let count = zero || least || greatest || needs(Aggregations::AVG);
+        Self {
+            sum: if needs(Aggregations::SUM) { self.sum } else { 0 },
+            total: if needs(Aggregations::AVG) { self.total } else { 0 },
+            count: if count { self.count } else { 0 },
+            zero: if zero { self.zero } else { 0 },
+            least: if least { self.least } else { 0 },
+            greatest: if greatest { self.greatest } else { 0 },
+        }
+    }
+
+    /// As words: sum; exact sum, its low half and its high half; number of instances, and of those that are zero;
+    /// least and greatest instance.
+    pub(crate) fn to_words(self) -> [u64; Self::WORDS] {
+        let Self { sum, total, count, zero, least, greatest } = self;
+        [sum, total as u64, (total >> 64) as u64, count, zero, least, greatest]
+    }
+
+    /// Number of its words.
+    pub(crate) const WORDS: usize = 7;
+
+    /// The aggregate with these words.
+    pub(crate) fn from_words(words: [u64; Self::WORDS]) -> Self {
+        let [sum, low, high, count, zero, least, greatest] = words;
+        let total = (u128::from(low) | u128::from(high) << 64) as i128;
+        Self { sum, total, count, zero, least, greatest }
+    }
+
     /// One kind of aggregate; 0 over nothing.
     pub(crate) fn get(&self, ty: ValueType, kind: Aggregations) -> Number {
         match kind {
@@ -107,7 +158,7 @@ impl Scalar {
             // Truncated towards zero, and within the type since it lies between least and greatest.
             Aggregations::AVG => Number::of(ty, (self.total / i128::from(self.count)) as u64),
             Aggregations::COUNT_ZERO => Number::unsigned(self.zero),
-            Aggregations::COUNT_NONZERO => Number::unsigned(self.count - self.zero),
+            Aggregations::COUNT_NONZERO => Number::unsigned(self.count.wrapping_sub(self.zero)),
             _ => Number::of(ty, self.sum),
         }
     }

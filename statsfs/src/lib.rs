@@ -77,6 +77,7 @@
 //! | [`tree`] | the merged view: directories, totals, clears |
 //! | [`fs`], [`Embedded`] | the FUSE file system and its mount |
 //! | [`host`] | one tree for all processes of a host |
+//! | [`snapshot`] | reading all of a tree at once, in another process |
 // The expansions of `stats!` name this crate; inside it they must find it too.
 extern crate self as statsfs;
 
@@ -90,11 +91,13 @@ mod fork;
 pub mod fs;
 pub mod host;
 pub mod limits;
+mod pages;
 mod registry;
 mod repeats;
 pub mod segment;
 mod share;
 mod slot;
+pub mod snapshot;
 mod source;
 mod threads;
 pub mod tree;

@@ -535,11 +535,11 @@ pub(crate) fn default_mode(semantics: Semantics) -> u16 {
 }
 
 /// Whether a text can be a line of help: terminals show it.
-fn is_line(help: &str) -> bool {
+pub(crate) fn is_line(help: &str) -> bool {
     help.len() <= MAX_HELP && !help.contains(char::is_control)
 }
 
-fn check_value(value: &Descriptor) -> Result<(), GroupError> {
+pub(crate) fn check_value(value: &Descriptor) -> Result<(), GroupError> {
     let bad = |reason| Err(GroupError::Value { value: value.name.to_string(), reason });
     if !is_value_name(&value.name, MAX_VALUE_NAME) {
         return Err(GroupError::Name(value.name.to_string()));

@@ -20,7 +20,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-const BULK: [&str; 4] = ["flat", "json", "summary", "schema"];
+const BULK: [&str; 5] = ["flat", "json", "summary", "schema", "snapshot"];
 
 /// Reads a bulk file of everything, of which there is room for `most` bytes. Also how much more than before was
 /// allocated meanwhile.

@@ -1,6 +1,9 @@
 //! Who may look at what through a real server's mount: each file, each directory and each bulk file, for every
 //! kind of user.
 
+#[path = "../../tests/src/bulk.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod bulk;
 #[path = "support/clients.rs"]
 mod clients;
 #[path = "support/server.rs"]
@@ -23,7 +26,7 @@ use support::{PATIENCE, Work, below, until};
 /// Somebody of no group.
 const OTHER: u32 = 20_003;
 /// Every file that shows a whole subtree.
-const BULK: [&str; 8] = [
+const BULK: [&str; 10] = [
     "flat",
     "json",
     "summary",
@@ -32,6 +35,8 @@ const BULK: [&str; 8] = [
     "prometheus-full",
     "openmetrics",
     "openmetrics-full",
+    "snapshot",
+    "binary",
 ];
 
 /// Whether something of a directory is in a bulk file, whichever it is. The names of directories that are asked for
@@ -45,7 +50,14 @@ fn shows(text: &str, directory: &str) -> bool {
 }
 
 fn read_bulk(server: &Server, dir: &str, file: &str) -> io::Result<String> {
-    std::fs::read_to_string(server.path(dir).join(".stats").join(file))
+    let bytes = std::fs::read(server.path(dir).join(".stats").join(file))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether a cell with this number is in a snapshot.
+fn has_cell(server: &Server, dir: &str, number: u64) -> bool {
+    let bytes = std::fs::read(server.path(dir).join(".stats/snapshot")).unwrap();
+    bytes.chunks_exact(8).any(|word| word == number.to_le_bytes())
 }
 
 fn errno<T>(result: &io::Result<T>) -> Option<i32> {
@@ -83,7 +95,16 @@ impl Guest {
         self.slots[0].update(|counters| counters.work_done.add(1));
         self.slots[1].update(|counters| counters.work_done.add(10));
     }
+
+    /// Counts what nobody else does, in itself and in the device.
+    fn count_alone(&self, number: u64) {
+        self.slots[0].update(|counters| counters.work_failed.add(number));
+        self.slots[1].update(|counters| counters.work_failed.add(3));
+    }
 }
+
+/// What the machines count alone.
+const ALONE: [u64; 3] = [0x5ec_a01_7a1, 0x5ec_b02_3c5, 0x5ec_0c3_9f7];
 
 /// What it counts, with what left it.
 const COUNTED: u64 = 1 + 10 + 5;
@@ -101,6 +122,7 @@ fn who_may_not_read_reads_nothing() {
     until("it has left", || server.try_number("kvm/.departed/work_done").is_ok_and(|n| n > 0));
     let machines = [publish(A, "a", false), publish(B, "b", false), publish(B, "open", true)];
     machines.iter().for_each(Guest::count);
+    machines.iter().zip(ALONE).for_each(|(machine, number)| machine.count_alone(number));
     let names = ["a", "b", "open"];
     let device = |name: &str| format!("{}/secret-{name}", directory(name));
     for (name, uid, gid, mode) in
@@ -123,6 +145,7 @@ fn who_may_not_read_reads_nothing() {
         (OTHER, vec![READERS], [true; 3], [true; 3]),
         (0, vec![], [true; 3], [true; 3]),
     ];
+    let mut snapshots = Vec::new();
     for (uid, groups, into, into_device) in may {
         as_user(uid, uid, &groups, || {
             let who = format!("user {uid} with groups {groups:?}");
@@ -142,7 +165,10 @@ fn who_may_not_read_reads_nothing() {
                     let (of, device) = (directory(name), device(name));
                     for text in &of_all {
                         let seen = (shows(text, &of), shows(text, &device));
-                        assert_eq!(seen, (into[n], into_device[n]), "{who}: {name} in {file}");
+                        // That is of one directory.
+                        let is_one = file == "binary";
+                        let expected = (into[n] && !is_one, into_device[n] && !is_one);
+                        assert_eq!(seen, expected, "{who}: {name} in {file}");
                     }
                     assert!(!shows(&departed, &of) && !shows(&departed, &device), "{who}");
                     // Of itself, of what has left it, and of its device.
@@ -152,13 +178,23 @@ fn who_may_not_read_reads_nothing() {
                         assert_eq!(errno(&text), expected, "{who}: {dir}, {file}");
                     }
                     if let Ok(text) = read_bulk(server, &of, file) {
-                        assert_eq!(shows(&text, &device), into_device[n], "{who}: {of}, {file}");
+                        let expected = into_device[n] && file != "binary";
+                        assert_eq!(shows(&text, &device), expected, "{who}: {of}, {file}");
                     }
                     let text = read_bulk(server, &device, file);
                     let expected = (!into_device[n]).then_some(libc::EACCES);
                     assert_eq!(errno(&text), expected, "{who}: {device}, {file}");
                 }
             }
+            // Each format says what the files say to them, and no cell is in a snapshot that is not theirs.
+            let all = bulk::agree(&server.mount(), "kvm", |_| true);
+            for (n, number) in ALONE.into_iter().enumerate() {
+                for dir in ["", "kvm"] {
+                    assert_eq!(has_cell(server, dir, number), into[n], "{who}: {}", names[n]);
+                }
+            }
+            let snapshot = server.mount().join("kvm/.stats/snapshot");
+            snapshots.push((who.clone(), std::fs::read(snapshot).unwrap(), all));
             for (n, name) in names.iter().enumerate() {
                 let (of, device) = (directory(name), device(name));
                 assert!(listed.contains(Path::new(&of).file_name().unwrap()), "{who}");
@@ -186,6 +222,12 @@ fn who_may_not_read_reads_nothing() {
                 assert_eq!(clients, if uid == 0 { 3 } else { 2 }, "{who}");
             }
         });
+    }
+    let place = tempfile::NamedTempFile::new().unwrap();
+    for (who, bytes, all) in snapshots {
+        std::fs::write(place.path(), bytes).unwrap();
+        eprintln!("what {who} sees");
+        bulk::agree_by_script(place.path(), &all, |_| true);
     }
     // Who is in no group may not publish.
     let state =

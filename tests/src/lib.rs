@@ -21,6 +21,7 @@
 //! it: nothing is ever skipped. `STATSFS_SOAK=N` multiplies counts and rounds by N: [`soak`].
 
 pub mod binary;
+pub mod bulk;
 pub mod flat;
 pub mod fs_matrix;
 pub mod guest;

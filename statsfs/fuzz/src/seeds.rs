@@ -15,6 +15,7 @@ use statsfs::segment::layout::{HEADER_SIZE, UNIT, header, kind};
 use statsfs::value::{
     Aggregations, Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType,
 };
+use statsfs::fs::{Caller, Nodes, ROOT};
 use statsfs::{Registry, RegistryOptions};
 use statsfs_fuzz::{SIZE, encode};
 
@@ -165,6 +166,17 @@ fn state_files() -> [Vec<u8>; 2] {
     files
 }
 
+/// `.stats/snapshot` of the root, as an input, to somebody who may see everything or who owns nothing.
+fn snapshot(registry: &Registry, uid: u32) -> Vec<u8> {
+    let tree = registry.tree().expect("segments of ours");
+    let find = |ino, name: &&str| tree.lookup(ino, name).expect("it is there").ino;
+    let ino = [".stats", "snapshot"].iter().fold(ROOT, find);
+    let mut input = vec![0];
+    let caller = Caller { uid, gid: uid, pid: 0 };
+    tree.render(ino, caller, usize::MAX, &mut input).expect("a snapshot");
+    input
+}
+
 fn main() {
     let root = PathBuf::from(std::env::args_os().nth(1).expect("the corpus directory"));
     let write = |path: &Path, bytes: &[u8]| {
@@ -181,6 +193,10 @@ fn main() {
         top.add_aggregates::<Explicit>().expect("aggregates");
         let slot = child.add_group(group).expect("a slot");
         let name = group.name();
+        for (who, uid) in [("owner", 0), ("other", u32::MAX - 1)] {
+            let path = root.join(format!("snapshot/{name}-{who}"));
+            write(&path, &snapshot(&registry, uid));
+        }
         let save = |stage: &str| {
             let content = content(&registry);
             let units = content[header::UNITS];
@@ -199,6 +215,7 @@ fn main() {
         save("retired");
         registry.usage();
         save("folded");
+        write(&root.join(format!("snapshot/{name}-folded")), &snapshot(&registry, 0));
         let content = content(&registry);
         let mut at = HEADER_SIZE;
         while at < HEADER_SIZE + content[header::UNITS] as usize * UNIT {

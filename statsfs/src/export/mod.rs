@@ -2,8 +2,10 @@
 
 mod flat;
 mod json;
+mod kvm_binary;
 mod metrics;
 mod schema;
+mod snapshot;
 mod summary;
 
 use self::metrics::Format;
@@ -48,6 +50,8 @@ pub(crate) fn write(
         Bulk::OpenMetricsFull => {
             metrics::write(subtree, Format::OpenMetrics, Detail::Vcpus, most, out)
         }
+        Bulk::Snapshot => snapshot::write(subtree, most, out),
+        Bulk::Binary => kvm_binary::write(subtree, most, out),
         // It is there to be written to.
         Bulk::Clear => Ok(()),
     }

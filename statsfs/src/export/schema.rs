@@ -195,11 +195,7 @@ fn value(file: &File) -> Value<'_> {
             BaseUnit::Cycles => "cycles",
         },
         exponent: value.unit.exponent,
-        semantics: match value.semantics {
-            Semantics::Cumulative => "cumulative",
-            Semantics::Floating => "instant",
-            Semantics::Peak => "peak",
-        },
+        semantics: semantics_name(value.semantics),
         aggregations: KINDS
             .into_iter()
             .filter(|(kind, _)| value.aggregations.contains(*kind))
@@ -237,11 +233,28 @@ fn type_name(ty: ValueType) -> &'static str {
     }
 }
 
+fn semantics_name(semantics: Semantics) -> &'static str {
+    match semantics {
+        Semantics::Cumulative => "cumulative",
+        Semantics::Floating => "instant",
+        Semantics::Peak => "peak",
+    }
+}
+
 fn layout(ty: ValueType) -> Option<Layout> {
     let ValueType::Histogram { buckets, sum } = ty else { return None };
     let cells = vec![0; ty.cells()];
     let bounds = Buckets::new(ty, &cells);
     Some(Layout { upper_bounds: (0..buckets.into()).map_while(|n| bounds.upper(n)).collect(), sum })
+}
+
+/// How what a file shows behaves over time: the value itself, or one kind of aggregate of it.
+pub(super) fn semantics(value: &Descriptor, kind: Option<Aggregations>) -> Semantics {
+    match (value.semantics, kind) {
+        (Semantics::Cumulative, None | Some(Aggregations::SUM)) => Semantics::Cumulative,
+        (Semantics::Peak, None | Some(Aggregations::MAX)) => Semantics::Peak,
+        _ => Semantics::Floating,
+    }
 }
 
 fn file_of_kind(file: &File, value: usize) -> FileOfKind<'_> {
@@ -258,11 +271,7 @@ fn file_of_kind(file: &File, value: usize) -> FileOfKind<'_> {
         value,
         scope: if own { "own" } else { "subtree" },
         aggregate: kind.and_then(name).unwrap_or("none"),
-        semantics: match (of.semantics, kind) {
-            (Semantics::Cumulative, None | Some(Aggregations::SUM)) => "cumulative",
-            (Semantics::Peak, None | Some(Aggregations::MAX)) => "peak",
-            _ => "instant",
-        },
+        semantics: semantics_name(semantics(of, kind)),
         // A histogram is a directory: this is the mode of what takes a 0.
         mode: match part {
             Part::Histogram => file_mode(of, Part::Field(Field::Count)),

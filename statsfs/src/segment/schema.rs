@@ -34,7 +34,7 @@ pub enum SchemaError {
     Group(#[from] GroupError),
 }
 
-fn type_code(ty: ValueType) -> (u8, u8, u8) {
+pub(crate) fn type_code(ty: ValueType) -> (u8, u8, u8) {
     match ty {
         ValueType::Bool => (0, 0, 0),
         ValueType::U8 => (1, 0, 0),
@@ -49,7 +49,7 @@ fn type_code(ty: ValueType) -> (u8, u8, u8) {
     }
 }
 
-fn type_of(code: u8, buckets: u8, sum: u8) -> Option<ValueType> {
+pub(crate) fn type_of(code: u8, buckets: u8, sum: u8) -> Option<ValueType> {
     if code != 9 && (buckets != 0 || sum != 0) {
         return None;
     }

@@ -55,11 +55,15 @@ pub(crate) enum Bulk {
     OpenMetrics,
     /// The same with each vCPU.
     OpenMetricsFull,
+    /// Everything of the subtree, for programs: cells, raw and as they are shown, and what they are.
+    Snapshot,
+    /// What the directory's own files show, in the format of KVM's statistics.
+    Binary,
 }
 
 impl Bulk {
     /// In the order of their numbers, which stay as they are.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Flat,
         Self::Clear,
         Self::Schema,
@@ -69,6 +73,8 @@ impl Bulk {
         Self::PrometheusFull,
         Self::OpenMetrics,
         Self::OpenMetricsFull,
+        Self::Snapshot,
+        Self::Binary,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -82,6 +88,8 @@ impl Bulk {
             Self::PrometheusFull => "prometheus-full",
             Self::OpenMetrics => "openmetrics",
             Self::OpenMetricsFull => "openmetrics-full",
+            Self::Snapshot => "snapshot",
+            Self::Binary => "binary",
         }
     }
 

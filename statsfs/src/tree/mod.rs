@@ -36,7 +36,7 @@ pub(crate) mod kept;
 mod ledger;
 mod membership;
 mod model;
-mod nodes;
+pub(crate) mod nodes;
 pub(crate) mod numbers;
 mod options;
 mod processes;

@@ -14,7 +14,7 @@ use super::{Cleared, State, Tree};
 use crate::export::{self, Full};
 use crate::fs::{Attr, Caller, Entry, Errno, Ino, Kind, Nodes};
 
-pub(super) const DEPARTED: &str = ".departed";
+pub(crate) const DEPARTED: &str = ".departed";
 const STATS: &str = ".stats";
 const NOT_THERE: Errno = Errno(libc::ENOENT);
 const STALE: Errno = Errno(libc::ESTALE);

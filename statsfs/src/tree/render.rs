@@ -8,10 +8,10 @@ use super::files::{IdentityId, is_own};
 use super::inode::{DirId, Field, Part};
 use super::sweep::{Account, Request, Sweep, Want};
 use crate::aggregate::{Buckets, Number, Scalar};
-use crate::value::{Descriptor, GroupDescriptor, Semantics};
+use crate::value::{Descriptor, GroupDescriptor, Semantics, ValueType};
 
 /// A value over any number of instances.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Total {
     /// Anything but a histogram.
     Scalar(Scalar),
@@ -20,7 +20,8 @@ pub(crate) enum Total {
 }
 
 impl Total {
-    pub(super) fn new(value: &Descriptor) -> Self {
+    /// One over no instances.
+    pub(crate) fn new(value: &Descriptor) -> Self {
         if value.ty.is_histogram() {
             Self::Histogram(vec![0; value.ty.cells()])
         } else {
@@ -28,12 +29,17 @@ impl Total {
         }
     }
 
-    pub(super) fn add(&mut self, Shown { value, departed, words, .. }: &Shown<'_>) {
+    pub(crate) fn add(&mut self, Shown { value, departed, words, .. }: &Shown<'_>) {
+        self.add_words(value.ty, words, *departed);
+    }
+
+    /// Adds an instance's words, or what departed.
+    pub(crate) fn add_words(&mut self, ty: ValueType, words: &[u64], departed: bool) {
         match self {
-            Self::Scalar(scalar) if *departed => scalar.add_sum(words[0]),
-            Self::Scalar(scalar) => scalar.add(value.ty, words[0]),
+            Self::Scalar(scalar) if departed => scalar.add_sum(words[0]),
+            Self::Scalar(scalar) => scalar.add(ty, words[0]),
             Self::Histogram(cells) => {
-                for (cell, word) in cells.iter_mut().zip(&**words) {
+                for (cell, word) in cells.iter_mut().zip(words) {
                     *cell = cell.wrapping_add(*word);
                 }
             }
@@ -70,14 +76,14 @@ impl Total {
 
 /// One value of what a sweep read on one account.
 #[derive(Debug)]
-pub(super) struct Shown<'a> {
+pub(crate) struct Shown<'a> {
     account: Account,
     /// Whether it counts as what departed.
     departed: bool,
-    pub(super) identity: IdentityId,
-    value: &'a Descriptor,
+    pub(crate) identity: IdentityId,
+    pub(crate) value: &'a Descriptor,
     /// Its words, since its last clear.
-    words: Cow<'a, [u64]>,
+    pub(crate) words: Cow<'a, [u64]>,
 }
 
 impl<'a> Shown<'a> {

@@ -9,6 +9,8 @@
 
 use std::sync::Arc;
 
+use nix::time::ClockId;
+
 use super::access::Access;
 use super::dirs::{Dir, ROOT_DIR};
 use super::files::{Files, IdentityId};
@@ -34,8 +36,30 @@ pub(crate) struct Subtree {
     /// Where the places of each directory begin.
     of_dirs: Vec<usize>,
     baselines: Vec<u64>,
+    /// When it was read.
+    taken: Taken,
     /// What does not fit is not in it.
     pub(super) room: Room,
+}
+
+/// When a sweep ended, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Taken {
+    /// Since 1970.
+    pub(crate) realtime: u64,
+    /// Of the clock that nobody sets.
+    pub(crate) monotonic: u64,
+}
+
+impl Taken {
+    fn now() -> Self {
+        // There are no systems without these clocks.
+        let now = |clock| {
+            let time = nix::time::clock_gettime(clock).map(std::time::Duration::from);
+            time.map_or(0, |time| time.as_nanos() as u64)
+        };
+        Self { realtime: now(ClockId::CLOCK_REALTIME), monotonic: now(ClockId::CLOCK_MONOTONIC) }
+    }
 }
 
 /// Which subtree.
@@ -97,6 +121,8 @@ pub(crate) struct SubtreeDir {
     children: usize,
     files: Arc<Files>,
     labels: Option<Arc<[(String, String)]>>,
+    /// When its source was made, in nanoseconds since 1970; 0 where those of several processes meet.
+    created: u64,
     /// The first one that is not in or below it.
     end: usize,
     /// Whether it is not to be seen.
@@ -134,6 +160,21 @@ impl SubtreeDir {
         &self.files
     }
 
+    /// The tree's number for it, which no other has before or after.
+    pub(crate) fn id(&self) -> DirId {
+        self.id
+    }
+
+    /// When its source was made, in nanoseconds since 1970; 0 where those of several processes meet.
+    pub(crate) fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// The first directory that is not in or below it.
+    pub(crate) fn end(&self) -> usize {
+        self.end
+    }
+
     /// The labels of its source.
     pub(crate) fn labels(&self) -> &[(String, String)] {
         self.labels.as_deref().unwrap_or_default()
@@ -142,16 +183,18 @@ impl SubtreeDir {
 
 /// Where cells are shown.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     dir_id: DirId,
     dir: usize,
     /// Which of the sweep's.
     cells: usize,
     /// Whether they are of a source that has the directory, and not of one without right below it.
-    pub(super) own: bool,
-    pub(super) departed: bool,
+    pub(crate) own: bool,
+    pub(crate) departed: bool,
+    /// Whether it is the directory's own `.departed` in which they are shown.
+    pub(crate) departs_here: bool,
     /// Whether they are to be seen in totals only.
-    pub(super) is_hidden: bool,
+    pub(crate) is_hidden: bool,
     /// Where their baseline begins, if they have one.
     baseline: Option<usize>,
 }
@@ -222,7 +265,7 @@ impl Subtree {
     }
 
     /// What is shown of all that was found in a directory, or is without a directory right below it.
-    pub(super) fn places(&self, dir: usize) -> &[Place] {
+    pub(crate) fn places(&self, dir: usize) -> &[Place] {
         &self.places[self.places_from(dir)..self.places_from(dir + 1)]
     }
 
@@ -238,19 +281,45 @@ impl Subtree {
 
     /// The values of a group of which something was found, and their identities.
     fn described(&self, group: GroupId) -> (&[Descriptor], &[Option<IdentityId>]) {
-        match &self.groups[group] {
-            Some(Group { descriptor, identities }) => (descriptor.values(), identities),
+        match self.group(group) {
+            Some((descriptor, identities)) => (descriptor.values(), identities),
             None => (&[], &[]),
         }
     }
 
+    /// A group of which something was found, and the identities of its values.
+    pub(crate) fn group(
+        &self,
+        group: GroupId,
+    ) -> Option<(&Arc<GroupDescriptor>, &[Option<IdentityId>])> {
+        let Group { descriptor, identities } = self.groups.get(group)?.as_ref()?;
+        Some((descriptor, identities))
+    }
+
+    /// How many groups there may be.
+    pub(crate) fn group_limit(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// When it was read.
+    pub(crate) fn taken(&self) -> Taken {
+        self.taken
+    }
+
+    /// The raw words of a place, and those of its baseline if it has one.
+    pub(crate) fn words_of(&self, place: &Place) -> (&[u64], Option<&[u64]>) {
+        let words = self.sweep.words(&self.sweep.cells[place.cells]);
+        let baseline = place.baseline.map(|at| &self.baselines[at..at + words.len()]);
+        (words, baseline)
+    }
+
     /// All that was found, in the order of directories.
-    pub(super) fn all_places(&self) -> &[Place] {
+    pub(crate) fn all_places(&self) -> &[Place] {
         &self.places
     }
 
     /// Of which group what is at a place is.
-    pub(super) fn group_of(&self, place: &Place) -> GroupId {
+    pub(crate) fn group_of(&self, place: &Place) -> GroupId {
         self.sweep.cells[place.cells].group
     }
 
@@ -281,6 +350,19 @@ impl Subtree {
         is_wanted: impl Fn(IdentityId) -> bool,
         mut add: impl FnMut(Shown<'a>),
     ) {
+        let (_, baseline) = self.words_of(place);
+        self.each_since(place, baseline, is_wanted, |_, shown| add(shown));
+    }
+
+    /// Calls `add` with those values of one place that are wanted, as they are since this baseline, and where in the
+    /// group's words they begin.
+    pub(crate) fn each_since<'a>(
+        &'a self,
+        place: &Place,
+        baseline: Option<&'a [u64]>,
+        is_wanted: impl Fn(IdentityId) -> bool,
+        mut add: impl FnMut(usize, Shown<'a>),
+    ) {
         let cells = &self.sweep.cells[place.cells];
         let (values, identities) = self.described(cells.group);
         let words = self.sweep.words(cells);
@@ -289,12 +371,11 @@ impl Subtree {
             let range = start..start + value.ty.cells();
             start = range.end;
             if let Some(identity) = identity.filter(|identity| is_wanted(*identity)) {
-                let baseline =
-                    place.baseline.map(|at| &self.baselines[at + range.start..at + range.end]);
-                let words = &words[range];
+                let baseline = baseline.map(|baseline| &baseline[range.clone()]);
+                let words = &words[range.clone()];
                 let (account, departed) = (cells.account, place.departed);
                 let shown = Shown::new(account, departed, identity, value, words, baseline);
-                shown.into_iter().for_each(&mut add);
+                shown.into_iter().for_each(|shown| add(range.start, shown));
             }
         }
     }
@@ -331,6 +412,7 @@ impl Subtree {
             place.dir = shown_in[dir];
             place.is_hidden = dirs[dir].is_hidden;
             place.own &= !place.is_hidden;
+            place.departs_here &= !place.is_hidden;
             true
         });
         places.sort_unstable_by_key(|place| (place.dir, place.cells));
@@ -341,7 +423,12 @@ impl Subtree {
             dirs[n].end = end.max(n + 1);
             dirs[parent].end = dirs[parent].end.max(dirs[n].end);
         }
-        of_dirs.extend((0..dirs.len()).map(|dir| places.partition_point(|p| p.dir < dir)));
+        let mut at = 0;
+        of_dirs.extend((0..dirs.len()).map(|dir| {
+            let first = at;
+            at += places[first..].iter().take_while(|place| place.dir == dir).count();
+            first
+        }));
     }
 }
 
@@ -355,6 +442,7 @@ impl State {
     /// [arranged](Subtree::arrange) with the sweep when the tree's lock is given back.
     pub(super) fn capture(&self, view: View, access: &Access, sweep: &Sweep, to: &mut Subtree) {
         to.clear();
+        to.taken = Taken::now();
         to.room = sweep.room.clone();
         let Some(directory) = self.dirs.get(&view.dir) else { return };
         to.root = self.path(view.dir);
@@ -373,6 +461,7 @@ impl State {
                 children: 0,
                 files: Arc::new(files),
                 labels: None,
+                created: 0,
                 end: 0,
                 is_hidden: false,
             });
@@ -430,6 +519,8 @@ impl State {
             children: dir.children.len(),
             files: self.files_of(id, dir).clone(),
             labels: dir.labels.clone(),
+            // What several processes have at the top level is the same whoever came first.
+            created: if self.is_host && dir.parent == ROOT_DIR { 0 } else { dir.created_ns },
             end: 0,
             is_hidden,
         });
@@ -451,16 +542,16 @@ impl State {
         places.reserve(sweep.cells.len());
         for (n, cells) in sweep.cells.iter().enumerate() {
             let departed = self.is_departed(cells.account);
+            let mut departs_here = departed;
             let (dir_id, own) = if view.departed {
                 match self.departs_in(cells.account) {
                     Some(dir) if dir == view.dir => (dir, true),
                     _ => continue,
                 }
             } else {
-                match self.shown_as(cells.account) {
-                    Some((dir, own)) => (dir, own && !departed),
-                    None => continue,
-                }
+                let Some((dir, own)) = self.shown_as(cells.account) else { continue };
+                departs_here = departed && self.departs_in(cells.account) == Some(dir);
+                (dir, own && !departed)
             };
             groups[cells.group].get_or_insert_with(|| Group {
                 descriptor: self.groups[cells.group].clone(),
@@ -480,6 +571,7 @@ impl State {
                 cells: n,
                 own,
                 departed,
+                departs_here,
                 is_hidden: false,
                 baseline,
             });

@@ -17,6 +17,7 @@ use super::inode::DirId;
 use super::model::Reach;
 use super::{GroupId, ProcessId, SourceKey, State};
 use crate::aggregate::combine;
+use crate::pages::will_be_filled;
 use crate::segment::layout::ROOT_ID;
 use crate::segment::process::{BlockRef, Reading, Retired};
 use crate::value::{Descriptor, Semantics};
@@ -200,7 +201,11 @@ impl Sweep {
     /// Where the next words are to be read to.
     fn room(&mut self, words: usize) -> Range<usize> {
         let range = self.read..self.read + words;
-        if self.words.len() < range.end {
+        if self.words.is_empty() {
+            // Zeroed by the kernel.
+            self.words = vec![0; range.end];
+            will_be_filled(&self.words);
+        } else if self.words.len() < range.end {
             self.words.resize(range.end, 0);
         }
         range
