@@ -9,6 +9,7 @@
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
+//! * [`http`] asks for what is served to others.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
 //! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
@@ -26,6 +27,7 @@ pub mod flat;
 pub mod fs_matrix;
 pub mod guest;
 pub mod host;
+pub mod http;
 pub mod inject;
 pub mod kvm_run;
 pub mod linux;

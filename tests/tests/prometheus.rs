@@ -7,34 +7,9 @@ use std::time::SystemTime;
 
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
+use tests::http::{ask, try_ask};
 use tests::running::{Running, wait_until};
 use tests::vmm::Vmm;
-
-/// Asks for a URL: status, content type and text, a line between each two.
-const ASK: &str = "\
-import sys, urllib.request
-request = urllib.request.Request(sys.argv[1], headers={'Accept': sys.argv[2]})
-try:
-    answer = urllib.request.urlopen(request, timeout=30)
-except urllib.error.HTTPError as error:
-    answer = error
-print(answer.status, answer.headers['Content-Type'], answer.read().decode(), sep='\\n', end='')";
-
-struct Answer {
-    status: u16,
-    kind: String,
-    text: String,
-}
-
-fn ask(url: &str, accept: &str) -> Answer {
-    let output = Command::new("python3").args(["-c", ASK, url, accept]).output();
-    let output = output.expect("`apt-get install -y python3`");
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
-    let mut parts = said.splitn(3, '\n').map(str::to_owned);
-    let mut next = || parts.next().unwrap();
-    Answer { status: next().parse().unwrap(), kind: next(), text: next() }
-}
 
 /// A Prometheus that collects from one place. Ended when dropped.
 struct Prometheus {
@@ -199,11 +174,7 @@ fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
     let metrics = metrics_of(&host);
     let silent: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(&metrics)).collect();
     // Some of them have been hung up on, and the others are in time.
-    let ask = || {
-        let mut answer = Command::new("python3");
-        answer.args(["-c", ASK, &format!("http://{metrics}/metrics"), "*/*"]);
-        answer.stderr(Stdio::null()).output().unwrap().status.success().then_some(())
-    };
-    wait_until("an answer", ask);
+    let url = format!("http://{metrics}/metrics");
+    wait_until("an answer", || try_ask(&url, "*/*").ok());
     drop(silent);
 }
