@@ -9,7 +9,9 @@ use thiserror::Error;
 
 use crate::fs::{Mount, MountError, MountOptions};
 use crate::registry::Registry;
-use crate::tree::{Feed, Identity, Owner, ProcessKey, Tree, TreeError, TreeOptions, Waker};
+use crate::tree::{
+    FdGroupsOf, Feed, Identity, Owner, ProcessKey, Tree, TreeError, TreeOptions, Waker,
+};
 
 /// A registry's own segments.
 struct Own(Registry);
@@ -17,6 +19,10 @@ struct Own(Registry);
 impl Feed for Own {
     fn segments(&self) -> io::Result<Vec<OwnedFd>> {
         self.0.segments()
+    }
+
+    fn fd_groups(&self) -> FdGroupsOf {
+        FdGroupsOf(self.0.0.fd_groups.clone())
     }
 
     fn wake_by(&self, waker: Waker) {

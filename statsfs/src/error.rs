@@ -4,6 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::fd_groups::FdGroupError;
 use crate::limits::told;
 use crate::segment::CreateError;
 
@@ -95,6 +96,9 @@ pub enum SourceError {
         /// The size of a segment.
         size: usize,
     },
+    /// A descriptor has no values that could be shown.
+    #[error(transparent)]
+    FdGroup(#[from] FdGroupError),
     /// A segment or the registry could not be made.
     #[error(transparent)]
     Registry(#[from] RegistryError),

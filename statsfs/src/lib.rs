@@ -85,6 +85,7 @@ pub mod cell;
 mod embedded;
 mod error;
 mod export;
+mod fd_groups;
 mod fork;
 pub mod fs;
 pub mod host;
@@ -102,6 +103,7 @@ pub mod value;
 
 pub use embedded::{Embedded, EmbeddedError};
 pub use error::{RegistryError, SourceError};
+pub use fd_groups::FdGroupError;
 pub use registry::{Registry, RegistryOptions, Usage};
 pub use slot::{DynSlot, Slot};
 pub use source::{Source, SourceBuilder};

@@ -295,6 +295,19 @@ impl DynSlot {
         }
     }
 
+    /// Sets all plain cells, whatever they are: to words in the order of the group's values. For values that
+    /// somebody else has counted.
+    pub(crate) fn store_all(&self, words: &[u64]) {
+        let mut words = words.iter();
+        for (value, place) in self.group.values().iter().zip(self.group.places()) {
+            let (width, at) = (value.ty.width(), self.shape.plain + place.offset as usize);
+            assert!(place.area == Area::Plain, "group {} is consistent", self.group.name());
+            for (n, word) in words.by_ref().take(value.ty.cells()).enumerate() {
+                self.store(at + n * width, width, |_| *word);
+            }
+        }
+    }
+
     fn change(&self, value: usize, change: impl Fn(u64) -> u64) {
         let ty = self.group.values()[value].ty;
         assert!(!ty.is_histogram(), "value {value} of group {} is a histogram", self.group.name());

@@ -1,9 +1,11 @@
 //! Sources: the directories of the tree, as a program makes and removes them.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::SourceError;
+use crate::fd_groups::{Opened, SAMPLED_EVERY, Sampler};
 use crate::registry::{Callback, Registry, Shared};
 use crate::segment::layout::{ROOT_ID, flag};
 use crate::slot::{DynSlot, Slot, SlotInner};
@@ -122,11 +124,29 @@ impl Source {
     }
 
     fn slot(&self, group: &Arc<GroupDescriptor>) -> Result<Arc<SlotInner>, SourceError> {
+        self.slot_of(group, 0)
+    }
+
+    /// A slot that is sampled from the descriptor of this number, if it is not 0.
+    fn slot_of(
+        &self,
+        group: &Arc<GroupDescriptor>,
+        fd_group: u32,
+    ) -> Result<Arc<SlotInner>, SourceError> {
         self.0.shared.change(|state, options| {
-            state.add_slot(options, self.0.id, group, |arena, block| {
+            state.add_slot(options, self.0.id, group, fd_group, |arena, block| {
                 Arc::new(SlotInner::new(&arena.segment, block.offset, block.len))
             })
         })
+    }
+
+    fn dyn_slot(
+        &self,
+        group: &Arc<GroupDescriptor>,
+        fd_group: u32,
+    ) -> Result<DynSlot, SourceError> {
+        let slot = self.slot_of(group, fd_group)?;
+        Ok(DynSlot::new(slot, self.0.id, &self.0.shared, group))
     }
 
     /// Adds a group of values, or one more slot of a group that the source has.
@@ -155,7 +175,7 @@ impl Source {
     /// # Errors
     /// As [`add_values`](Self::add_values).
     pub fn add_group(&self, group: &Arc<GroupDescriptor>) -> Result<DynSlot, SourceError> {
-        Ok(DynSlot::new(self.slot(group)?, self.0.id, &self.0.shared, group))
+        self.dyn_slot(group, 0)
     }
 
     /// Adds a group whose values no loop writes: `sample` is called with its slot by the registry's own
@@ -177,9 +197,17 @@ impl Source {
         mut sample: impl FnMut(&Slot<G>) + Send + 'static,
     ) -> Result<(), SourceError> {
         let slot = self.add_values::<G>()?;
-        let callback = Callback::new(self.0.id, interval, move || sample(&slot));
+        self.add_sampler(interval, move || sample(&slot))
+    }
+
+    /// Has the registry's thread sample.
+    fn add_sampler(
+        &self,
+        interval: Duration,
+        sample: impl FnMut() + Send + 'static,
+    ) -> Result<(), SourceError> {
         let shared = &self.0.shared;
-        let mut callback = Some(callback);
+        let mut callback = Some(Callback::new(self.0.id, interval, sample));
         // Under the structure lock: whoever removes the source finds the callback, or we find it removed.
         // If so, the callback is dropped with its slot, after the lock is released.
         shared.change(|state, _| {
@@ -187,6 +215,46 @@ impl Source {
             callback.take().into_iter().for_each(|callback| shared.keeper.sample(shared, callback));
             Ok(())
         })
+    }
+
+    /// Adds what the kernel counts for a VM or a vCPU: the group, called `name`, that its statistics descriptor
+    /// (`KVM_GET_STATS_FD`) says that it is, with the kernel's names, units and meanings. Answers the names of what
+    /// is left out: because this source, or one above, has a value of that name, or there is no such kind of value
+    /// here.
+    ///
+    /// Whoever reads these values reads the descriptor, in this process's own tree as well as in a host's server,
+    /// to which it is sent. The registry's own thread reads it once a second, and when the source is removed: that
+    /// is what is left of it, and what a reader sees that has no descriptor. It is closed when the source is
+    /// removed; the kernel keeps the VM until then.
+    ///
+    /// # Errors
+    /// As [`add_values`](Self::add_values), and [`SourceError::FdGroup`] if that is no such descriptor. A source has
+    /// one of them of each name.
+    pub fn add_fd_group(&self, name: &str, fd: OwnedFd) -> Result<Vec<String>, SourceError> {
+        let shared = &self.0.shared;
+        if shared.is_forked() {
+            return Err(SourceError::Forked);
+        }
+        let opened = Opened::new(fd)?;
+        let (number, mut but) = (shared.fd_groups.next_number(), Vec::new());
+        let slot = loop {
+            let group = opened.group(name, &but)?;
+            match self.dyn_slot(&group, number) {
+                Err(SourceError::AlreadyExists { name, .. })
+                    if group.values().iter().any(|value| value.name == *name) =>
+                {
+                    but.push(name);
+                }
+                slot => break slot?,
+            }
+        };
+        but.extend_from_slice(opened.left_out());
+        shared.fd_groups.insert(number, opened);
+        let mut sampler = Sampler::new(shared.fd_groups.clone(), number, slot);
+        self.add_sampler(SAMPLED_EVERY, move || sampler.sample())?;
+        // There is one more to be told of.
+        shared.announce();
+        Ok(but)
     }
 
     /// Shows a group's aggregates here even while nothing below has the group; they read 0 then. A hidden

@@ -20,6 +20,7 @@ pub mod flat;
 pub mod heap;
 pub mod hypervisor;
 pub mod kernel;
+pub mod kernel_stats;
 pub mod kick;
 pub mod lifecycle;
 pub mod limits;

@@ -8,18 +8,20 @@
 //!       serial0/ i8042/ …   the devices as this vCPU used them
 //! ```
 
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use devices::stats::{
     AcpiPowerStats, ExitPortStats, I8042Stats, PvpanicStats, SerialInterruptStats, SerialStats,
 };
 use devices::virtio::stats::{BlockStats, EntropyStats, NetStats, VirtioStats};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use statsfs::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS};
 use statsfs::tree::{Owner, TreeOptions};
 use statsfs::value::Group;
 use statsfs::{Registry, RegistryError, RegistryOptions, Slot, Source, SourceError};
 use thiserror::Error;
 
+use crate::kernel_stats::{KernelStats, Of};
 use crate::message::tell;
 use crate::sched::{Sampled, VcpuSched};
 use crate::seccomp::thread_start;
@@ -135,6 +137,7 @@ pub struct KvmTree {
     registry: Registry,
     source: Source,
     sampled: Sampled,
+    kernel: Arc<KernelStats>,
 }
 
 impl KvmTree {
@@ -172,13 +175,14 @@ impl KvmTree {
             Ok(source)
         };
         let source = build().map_err(during(Self::NAME))?;
-        Ok(Self { registry: registry.clone(), source, sampled })
+        Ok(Self { registry: registry.clone(), source, sampled, kernel: Arc::default() })
     }
 
     /// Says once what the tree does not have on this host. To be called when nothing else has failed: the reason
     /// may be the same, and is said once then.
     pub fn tell_what_is_missing(&self) {
         self.sampled.tell_what_is_missing();
+        self.kernel.tell();
     }
 
     /// Adds a machine of this process called `name`, whose directory is for all to read if it is `public`.
@@ -195,6 +199,17 @@ impl KvmTree {
         };
         let source = unless_full(build()).map_err(during(name))?;
         Ok(MachineTree { kvm: self.clone(), name: name.to_string(), source })
+    }
+
+    /// Adds what KVM counts to a source, if there is one.
+    fn add_kernel_values(
+        &self,
+        source: Option<&Source>,
+        name: &str,
+        add: impl FnOnce(&KernelStats, &Source) -> Result<(), SourceError>,
+    ) -> Result<(), TreeError> {
+        let Some(source) = source else { return Ok(()) };
+        unless_full(add(&self.kernel, source)).map_err(during(name)).map(|_| ())
     }
 
     /// Adds a source to another, if there is another.
@@ -242,6 +257,9 @@ impl DeviceTree {
 
 /// The values of one vCPU.
 pub struct VcpuSlots {
+    name: String,
+    /// `None` if the statistics are full.
+    source: Option<Source>,
     /// The exit loop's.
     pub vcpu: Slot<VcpuStats>,
     /// The accesses that no device claims.
@@ -264,6 +282,16 @@ impl MachineTree {
     /// [`TreeError`] if a name of them is taken.
     pub fn add_values<G: Group>(&self) -> Result<Slot<G>, TreeError> {
         values(self.source.as_ref(), &self.name)
+    }
+
+    /// Adds what KVM counts of the machine, whose file this is.
+    ///
+    /// # Errors
+    /// [`TreeError`]: never, as long as there is room.
+    pub fn add_kernel_values(&self, kvm: &Kvm, vm: &VmFd) -> Result<(), TreeError> {
+        self.kvm.add_kernel_values(self.source.as_ref(), &self.name, |kernel, source| {
+            kernel.add(kvm, Of::Vm, vm, source)
+        })
     }
 
     /// Adds a device.
@@ -294,17 +322,32 @@ impl MachineTree {
     ) -> Result<VcpuSlots, TreeError> {
         let name = format!("vcpu{index}");
         let source = self.kvm.subordinate(self.source.as_ref(), &name)?;
-        let source = source.as_ref();
-        let vcpu = values(source, &name)?;
-        let bus = values(source, &name)?;
+        let here = source.as_ref();
+        let vcpu = values(here, &name)?;
+        let bus = values(here, &name)?;
         let devices = devices
-            .map(|device| values(self.kvm.subordinate(source, device)?.as_ref(), device))
+            .map(|device| values(self.kvm.subordinate(here, device)?.as_ref(), device))
             .collect::<Result<_, _>>()?;
-        let sched = match source {
+        let sched = match here {
             Some(source) => unless_full(self.kvm.sampled.add(source)).map_err(during(&name))?,
             None => None,
         };
-        Ok(VcpuSlots { vcpu, bus, devices, sched: sched.flatten() })
+        Ok(VcpuSlots { name, source, vcpu, bus, devices, sched: sched.flatten() })
+    }
+
+    /// Adds what KVM counts of a vCPU of the machine, whose file this is and which has not run yet.
+    ///
+    /// # Errors
+    /// [`TreeError`]: never, as long as there is room.
+    pub fn add_vcpu_kernel_values(
+        &self,
+        kvm: &Kvm,
+        slots: &VcpuSlots,
+        vcpu: &VcpuFd,
+    ) -> Result<(), TreeError> {
+        self.kvm.add_kernel_values(slots.source.as_ref(), &slots.name, |kernel, source| {
+            kernel.add(kvm, Of::Vcpu, vcpu, source)
+        })
     }
 }
 

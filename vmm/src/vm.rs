@@ -157,6 +157,7 @@ impl Vm {
         let mut start_slot = Some(tree.add_values::<VmStartStats>()?);
 
         let fd = hypervisor.kvm().create_vm().map_err(kvm("a machine (KVM_CREATE_VM)"))?;
+        tree.add_kernel_values(hypervisor.kvm(), &fd)?;
         fd.set_tss_address(layout::KVM_TSS.0 as usize).map_err(kvm("KVM_SET_TSS_ADDR"))?;
         let lifecycle = Arc::new(Lifecycle::new().map_err(host("an eventfd"))?);
         let memory = memory::map(&fd, config.memory)?;
@@ -175,6 +176,7 @@ impl Vm {
         for index in 0..config.vcpus {
             let slots = tree.add_vcpu(index, devices.names())?;
             let vcpu = vcpus::make(&fd, hypervisor, start_state, index)?;
+            tree.add_vcpu_kernel_values(hypervisor.kvm(), &slots, &vcpu)?;
             clock.get_or_insert_with(|| Clock::new(vcpu.get_tsc_khz().ok(), start));
             let io = VcpuIo::new(devices.clone(), slots.devices, slots.bus);
             let start = start_slot.take().map(|slot| (slot, start));

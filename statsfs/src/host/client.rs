@@ -4,6 +4,7 @@
 //! connection is lost. Whoever counts, or changes the structure, never waits for it, and nothing fails because
 //! there is no server. See [`protocol`](super::protocol) for what is said.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +22,7 @@ use super::protocol::{
     Buffer, ClientMessage, Hello, Incoming, MAX_FDS, SendError, ServerMessage, Socket,
 };
 use super::{DEFAULT_SOCKET, SOCKET_VARIABLE};
+use crate::fd_groups::FdGroup;
 use crate::registry::Registry;
 use crate::threads::{ThreadKind, ThreadStart};
 use crate::tree::Waker;
@@ -277,6 +279,15 @@ impl From<io::Error> for End {
     }
 }
 
+/// What the server was told of on one connection.
+#[derive(Debug, Default)]
+struct Told {
+    segments: usize,
+    /// The numbers of the descriptors of what the kernel counts, as of so many changes of these.
+    statistics: BTreeSet<u32>,
+    changes: u64,
+}
+
 /// What is said on one connection after the other.
 struct Talk<'a> {
     shared: &'a Shared,
@@ -365,24 +376,33 @@ impl Talk<'_> {
             Ok(socket) => socket,
             Err(error) => return self.unreachable(&error),
         };
-        let mut told = 0;
+        let mut told = Told::default();
+        let end = self.talk(&socket, buffer, &mut told);
+        if !told.statistics.is_empty() {
+            // Nobody reads them any more: what the next server finds is no less than what the last one has shown.
+            self.registry.0.keeper.sample_now();
+        }
+        end
+    }
+
+    fn talk(&self, socket: &Socket, buffer: &mut Buffer, told: &mut Told) -> End {
         let answer_due = Instant::now() + ANSWER;
         loop {
-            if let Err(end) = self.receive(&socket, buffer) {
+            if let Err(end) = self.receive(socket, buffer) {
                 return end;
             }
             let is_published = matches!(*self.shared.state(), PublishState::Published { .. });
-            if told > 0 && !is_published && Instant::now() > answer_due {
+            if told.segments > 0 && !is_published && Instant::now() > answer_due {
                 return End::Lost("the server does not answer".into());
             }
             if self.shared.is_to_stop() {
-                if told == 0 {
+                if told.segments == 0 {
                     return End::Stopped;
                 }
-                self.say_goodbye(&socket, buffer);
+                self.say_goodbye(socket, buffer);
                 return End::Stopped;
             }
-            let told_all = match self.tell(&socket, &mut told) {
+            let told_all = match self.tell(socket, told) {
                 Ok(told_all) => told_all,
                 Err(end) => return end,
             };
@@ -391,7 +411,7 @@ impl Talk<'_> {
                 (true, false) => Some(ANSWER),
                 (true, true) => None,
             };
-            if let Err(error) = self.wait(Some(&socket), PollFlags::POLLIN, timeout) {
+            if let Err(error) = self.wait(Some(socket), PollFlags::POLLIN, timeout) {
                 return error.into();
             }
         }
@@ -420,31 +440,62 @@ impl Talk<'_> {
         }
     }
 
-    /// Tells of the segments that were not told of yet, or that something has changed. Whether that is all.
-    fn tell(&self, socket: &Socket, told: &mut usize) -> Result<bool, End> {
+    /// Tells of the segments and descriptors that were not told of yet, or that something has changed. Whether that
+    /// is all.
+    fn tell(&self, socket: &Socket, told: &mut Told) -> Result<bool, End> {
+        // Their blocks are in these segments, or in earlier ones.
+        let statistics = self.registry.0.fd_groups.list_unless(told.changes);
         let segments = self.registry.segments()?;
-        if *told > 0 && *told >= segments.len() {
+        if told.segments > 0 && told.segments >= segments.len() {
             // Without this the server looks by itself, a little later.
-            return match socket.send(&ClientMessage::Changed, &[]) {
-                Ok(()) | Err(SendError::Full) => Ok(true),
-                Err(error) => Err(End::Lost(error.to_string())),
-            };
+            match socket.send(&ClientMessage::Changed, &[]) {
+                Ok(()) | Err(SendError::Full) => {}
+                Err(error) => return Err(End::Lost(error.to_string())),
+            }
         }
-        while *told < segments.len() {
-            let next = &segments[*told..segments.len().min(*told + MAX_FDS)];
-            let message = if *told == 0 {
+        while told.segments < segments.len() {
+            let next = &segments[told.segments..segments.len().min(told.segments + MAX_FDS)];
+            let message = if told.segments == 0 {
                 let (publisher, segments) = (self.registry.publisher(), segments.len() as u32);
                 ClientMessage::Hello(Hello { publisher, public: self.public, segments })
             } else {
-                ClientMessage::Segments { first: *told as u32 }
+                ClientMessage::Segments { first: told.segments as u32 }
             };
             let fds: Vec<_> = next.iter().map(OwnedFd::as_fd).collect();
             match socket.send(&message, &fds) {
-                Ok(()) => *told += next.len(),
+                Ok(()) => told.segments += next.len(),
                 Err(SendError::Full) => return Ok(false),
                 Err(error) => return Err(End::Lost(error.to_string())),
             }
         }
+        statistics
+            .map_or(Ok(true), |(changes, all)| self.tell_statistics(socket, told, changes, &all))
+    }
+
+    /// Tells of the descriptors of what the kernel counts that were not told of yet, of these.
+    fn tell_statistics(
+        &self,
+        socket: &Socket,
+        told: &mut Told,
+        changes: u64,
+        all: &[(u32, Arc<FdGroup>)],
+    ) -> Result<bool, End> {
+        let there: BTreeSet<_> = all.iter().map(|(number, _)| *number).collect();
+        told.statistics.retain(|number| there.contains(number));
+        let new: Vec<_> =
+            all.iter().filter(|(number, _)| !told.statistics.contains(number)).collect();
+        for together in new.chunk_by(|(one, _), (next, _)| one + 1 == *next) {
+            for some in together.chunks(MAX_FDS) {
+                let message = ClientMessage::Statistics { first: some[0].0 };
+                let fds: Vec<_> = some.iter().map(|(_, group)| group.as_fd()).collect();
+                match socket.send(&message, &fds) {
+                    Ok(()) => told.statistics.extend(some.iter().map(|(number, _)| *number)),
+                    Err(SendError::Full) => return Ok(false),
+                    Err(error) => return Err(End::Lost(error.to_string())),
+                }
+            }
+        }
+        told.changes = changes;
         Ok(true)
     }
 

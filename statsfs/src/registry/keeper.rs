@@ -151,6 +151,15 @@ impl Keeper {
         self.wake(&mut work, shared);
     }
 
+    /// Has the thread sample everything now, and not when it is due.
+    pub(crate) fn sample_now(&self) {
+        let mut work = self.desk.lock();
+        let now = Instant::now();
+        work.callbacks.iter_mut().for_each(|callback| callback.due = callback.due.min(now));
+        drop(work);
+        self.desk.wake.notify_one();
+    }
+
     /// Takes the callbacks of these sources away: they are not sampled any more, but for
     /// [a last time](Callback::run_last).
     pub(crate) fn take(&self, sources: &[u64]) -> Vec<Callback> {

@@ -61,7 +61,8 @@ impl State {
         }
     }
 
-    /// Publishes a block of a group for a source.
+    /// Publishes a block of a group for a source: one whose cells are sampled from the descriptor of this number,
+    /// if it is not 0.
     pub(super) fn add_block(
         &mut self,
         options: &RegistryOptions,
@@ -69,6 +70,7 @@ impl State {
         key: GroupKey,
         role: u8,
         len: usize,
+        fd_group: u32,
     ) -> Result<Block, SourceError> {
         let group = self.known[key].group.clone();
         let need = len + self.known[key].record;
@@ -76,10 +78,11 @@ impl State {
             // A description that is published stays: none where there is no room for the block.
             let group = arena.has_room(len).then(|| arena.group(key, &group))??;
             let offset = if len == 0 { 0 } else { arena.take(len)? };
-            let mut words = [0; 6];
+            let mut words = [0; 7];
             words[0] = head(kind::BLOCK, role, 0, 0, group);
             words[word::EXTENT - 1] = pair(offset as u32, len as u32);
             words[word::BLOCK_SOURCE - 1] = source;
+            words[word::FD_GROUP - 1] = fd_group.into();
             let unit = arena.publish(&words);
             if unit.is_none() && len > 0 {
                 arena.give(offset, len);
@@ -128,7 +131,7 @@ impl State {
                     continue;
                 }
                 let len = 2 * accumulator_copy(self.known[key].words);
-                match self.add_block(options, source, key, role::ACCUMULATOR, len) {
+                match self.add_block(options, source, key, role::ACCUMULATOR, len, 0) {
                     Ok(block) => {
                         let accumulator = Accumulator { block, outstanding: 0, retired: false };
                         self.node(source).accumulators.insert(key, accumulator);

@@ -17,6 +17,7 @@ pub(crate) use self::keeper::Callback;
 use self::keeper::Keeper;
 use self::state::State;
 use crate::error::{RegistryError, SourceError};
+use crate::fd_groups::FdGroups;
 use crate::fork;
 use crate::segment::layout::{DEFAULT_SEGMENT, MAX_SEGMENT, MAX_SEGMENTS, MIN_SEGMENT};
 use crate::source::{Source, SourceBuilder};
@@ -84,6 +85,7 @@ pub(crate) struct Shared {
     /// Trees to wake.
     wakers: Mutex<Vec<Waker>>,
     pub(crate) keeper: Keeper,
+    pub(crate) fd_groups: Arc<FdGroups>,
     /// The generation of the process that made the registry.
     origin: u32,
 }
@@ -119,6 +121,7 @@ impl Registry {
             is_published: AtomicBool::new(false),
             wakers: Mutex::default(),
             keeper: Keeper::new(),
+            fd_groups: Arc::default(),
         })))
     }
 

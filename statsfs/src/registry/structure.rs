@@ -71,17 +71,23 @@ impl State {
         Ok((id, name))
     }
 
-    /// Adds a slot of a group to a source: a block that a dropped slot left, or a new one.
+    /// Adds a slot of a group to a source: a block that a dropped slot left, or a new one. Of one that is sampled from
+    /// a descriptor, by its number, there is only one.
     pub(crate) fn add_slot(
         &mut self,
         options: &RegistryOptions,
         source: u64,
         group: &Arc<GroupDescriptor>,
+        fd_group: u32,
         make: impl FnOnce(&Arena, &Block) -> Arc<SlotInner>,
     ) -> Result<Arc<SlotInner>, SourceError> {
         self.live(source)?;
         let key = self.intern(group);
         let new_here = !self.nodes[&source].groups.contains_key(&key);
+        if fd_group != 0 && !new_here {
+            let (name, directory) = (group.name().to_owned(), self.nodes[&source].name.to_string());
+            return Err(SourceError::AlreadyExists { name, directory });
+        }
         if !new_here {
             let blocks = self.node(source).groups.get_mut(&key).expect("just looked up");
             if let Some(n) = blocks.iter().position(|b| b.slot.is_none()) {
@@ -103,7 +109,7 @@ impl State {
             reserved = self.reserve(options, &ancestors, &[key])?;
         }
         let shape = block_shape(group.latched_size(), group.plain_size());
-        let block = match self.add_block(options, source, key, role::SLOT, shape.len) {
+        let block = match self.add_block(options, source, key, role::SLOT, shape.len, fd_group) {
             Ok(block) => block,
             Err(error) => {
                 self.unreserve(reserved);
@@ -136,7 +142,7 @@ impl State {
             return Ok(());
         }
         self.check_names(source, &self.known[key].aggregates)?;
-        let block = self.add_block(options, source, key, role::AGGREGATE, 0)?;
+        let block = self.add_block(options, source, key, role::AGGREGATE, 0, 0)?;
         let names = std::mem::take(&mut self.known[key].aggregates);
         self.add_names(source, &names);
         self.known[key].aggregates = names;

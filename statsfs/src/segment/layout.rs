@@ -39,7 +39,7 @@
 //! |---|---|---|---|---|---|
 //! | 1 source | flags | name length | labels | – | 2 state *(dynamic: 0 live, 1 departed)*, 3 id, 4 parent's id *(dynamic: 0 until attached)*, 5 creation ns, 8–15 name |
 //! | 2 label | index | key length | value length | – | 3 source's id, 4–7 key, 8–15 value |
-//! | 3 block | role | – | – | unit of its group | 2 retire number *(dynamic: 0 until retired)*, 3 offset (low 32) and length (high 32) of its memory, 4 source's id, 5 fold target *(dynamic)*: unit (bits 0–31) and segment (bits 32–62) of an accumulator, bit 63 set if the block is cut, 6 selector *(dynamic, accumulators)*: 0 or 1 |
+//! | 3 block | role | – | – | unit of its group | 2 retire number *(dynamic: 0 until retired)*, 3 offset (low 32) and length (high 32) of its memory, 4 source's id, 5 fold target *(dynamic)*: unit (bits 0–31) and segment (bits 32–62) of an accumulator, bit 63 set if the block is cut, 6 selector *(dynamic, accumulators)*: 0 or 1, 7 number (32 bits) of the descriptor from which its cells are sampled, 0 if none |
 //! | 4 group | – | – | – | units that it takes | 2 values (low 32), size of a latched copy (high 32), 3 size of the plain cells (low 32), string bytes (high 32), 4 lengths of name (bits 0–7), prefix (8–15), help (16–31); from byte 64 the value records, then the strings. Never freed |
 //!
 //! A value record is 32 bytes: type, buckets, has-sum, base unit, exponent (signed), semantics,
@@ -56,6 +56,12 @@
 //! latched copy 1 (nothing if the group is not consistent), plain cells. Role 1, an accumulator: two
 //! copies, 128-byte aligned, each the word *upto* and one word per cell of the group. Role 2, an
 //! explicit aggregate: no memory (offset and length 0).
+//!
+//! # Descriptors
+//!
+//! What the kernel counts is read from a descriptor (see `fd_groups`), by a number that is the publisher's own and never
+//! used again. The writer samples it into the block's plain cells; a reader that has the descriptor of that number
+//! reads it after the cells, as long as the block is not retired: then the cells are the last sample.
 //!
 //! # Protocol
 //!
@@ -173,6 +179,7 @@ pub mod word {
     pub const BLOCK_SOURCE: usize = 4;
     pub const TARGET: usize = 5;
     pub const SELECTOR: usize = 6;
+    pub const FD_GROUP: usize = 7;
     // Group.
     pub const GROUP_COUNTS: usize = 2;
     pub const GROUP_SIZES: usize = 3;

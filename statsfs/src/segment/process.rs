@@ -21,6 +21,7 @@
 //! Where folds overtake one sweep after the other, `Process::settle` reads without starting again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -32,6 +33,7 @@ use super::plan::Plan;
 use super::protocol::{self, LATCH_TRIES, Selected, copy_words};
 use super::reader::{Groups, Limits, SegmentReader};
 use super::region::Region;
+use crate::fd_groups::FdGroups;
 use crate::value::GroupDescriptor;
 
 mod scan;
@@ -55,6 +57,8 @@ pub struct BlockRef {
     source: u64,
     offset: u32,
     is_accumulator: bool,
+    /// The descriptor from which its cells are sampled; 0 if there is none.
+    fd_group: u32,
     plan: Arc<Plan>,
 }
 
@@ -206,6 +210,12 @@ pub struct Process {
     changes: u64,
     /// Whether the last scan left something out, or there was none yet.
     unsettled: bool,
+    /// Its descriptors, and the numbers that its blocks have.
+    fd_groups: Arc<FdGroups>,
+    fd_group_blocks: HashMap<Key, u32>,
+    /// How many descriptors had come when those without a block were last looked for, and whether a block went since.
+    fd_groups_came: u64,
+    fd_group_went: bool,
     /// Blocks found torn since the last refresh: a writer that tears them on purpose costs a reader
     /// fewer attempts each time.
     torn: AtomicU32,
@@ -236,6 +246,10 @@ impl Process {
             folds: 0,
             changes: 0,
             unsettled: true,
+            fd_groups: Arc::default(),
+            fd_group_blocks: HashMap::new(),
+            fd_groups_came: 0,
+            fd_group_went: false,
             torn: AtomicU32::new(0),
             given_up: AtomicU64::new(0),
             times_given_up: AtomicU32::new(0),
@@ -247,6 +261,11 @@ impl Process {
             return Err(SegmentError::NoFirst);
         }
         Ok(process)
+    }
+
+    /// Has what the kernel counts read from these descriptors.
+    pub(crate) fn read_from(&mut self, fd_groups: Arc<FdGroups>) {
+        self.fd_groups = fd_groups;
     }
 
     /// Attaches one more segment.
@@ -369,13 +388,17 @@ impl Process {
     #[inline]
     pub fn read(&self, block: &BlockRef, out: &mut [u64]) -> Reading {
         let out = &mut out[..block.plan.words()];
-        self.read_with(block, |region, selected, tries| match selected {
+        let reading = self.read_with(block, |region, selected, tries| match selected {
             None => block.plan.copy(region, block.offset as usize, out, tries),
             Some(cells) => {
                 copy_words(region, cells, out);
                 true
             }
-        })
+        });
+        if block.fd_group != 0 {
+            self.read_fd_group(block, reading, 0..out.len(), out);
+        }
+        reading
     }
 
     /// Copies the cells of one value of a block, number `value` of its group, to the beginning of
@@ -386,13 +409,32 @@ impl Process {
     pub fn read_value(&self, block: &BlockRef, value: usize, out: &mut [u64]) -> Reading {
         let words = block.plan.value_words(value);
         let out = &mut out[..words.len()];
-        self.read_with(block, |region, selected, tries| match selected {
+        let reading = self.read_with(block, |region, selected, tries| match selected {
             None => block.plan.copy_value(region, block.offset as usize, value, out, tries),
             Some(cells) => {
                 copy_words(region, cells + words.start * 8, out);
                 true
             }
-        })
+        });
+        if block.fd_group != 0 {
+            self.read_fd_group(block, reading, words, out);
+        }
+        reading
+    }
+
+    /// Replaces what was sampled by what the kernel counts now, unless that was the last sample. What was found to
+    /// be none may be the last meanwhile, which says no less than what is read here.
+    #[cold]
+    fn read_fd_group(
+        &self,
+        block: &BlockRef,
+        reading: Reading,
+        words: Range<usize>,
+        out: &mut [u64],
+    ) {
+        if matches!(reading, Reading::Torn | Reading::Cells { retired: None, .. }) {
+            self.fd_groups.read(block.fd_group, block.plan.group(), words, out);
+        }
     }
 
     #[inline]

@@ -79,6 +79,8 @@ pub(crate) struct BlockUnit {
     pub(crate) source: u64,
     pub(crate) offset: u32,
     pub(crate) len: u32,
+    /// The descriptor from which its cells are sampled; 0 if there is none.
+    pub(crate) fd_group: u32,
     pub(crate) plan: Arc<Plan>,
 }
 
@@ -458,8 +460,12 @@ impl SegmentReader {
         if len as usize != expected {
             return Err(SegmentError::Length { unit, len, expected });
         }
+        // A number that is none names no descriptor that there could be.
+        let fd_group = u32::try_from(copy[word::FD_GROUP]).unwrap_or(0);
+        let fd_group = if role == role::SLOT { fd_group } else { 0 };
         let plan = plan.clone();
-        Ok(Parsed::Record(Record::Block(BlockUnit { role, source: id, offset, len, plan })))
+        let block = BlockUnit { role, source: id, offset, len, fd_group, plan };
+        Ok(Parsed::Record(Record::Block(block)))
     }
 
     /// The unit of a block that shares memory with `block`.

@@ -54,6 +54,7 @@ impl Tree {
         if feed.publisher().is_some_and(|publisher| publisher != process.publisher()) {
             return Err(TreeError::Publisher);
         }
+        process.read_from(feed.fd_groups().0);
         let mut touched = Vec::new();
         process.refresh(true, &mut touched)?;
         let mut state = self.lock();

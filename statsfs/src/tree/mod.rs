@@ -82,6 +82,8 @@ use self::model::SourceModel;
 pub use self::nodes::Exposition;
 use self::numbers::Numbers;
 pub use self::options::{Owner, Refused, TreeError, TreeOptions, TreeUsage, UserLimits};
+#[doc(hidden)]
+pub use self::processes::FdGroupsOf;
 use self::processes::Processes;
 pub use self::processes::{Feed, Identity, ProcessKey, ProcessUsage};
 use self::saved::Remembered;

@@ -11,6 +11,7 @@ use super::budget::Budget;
 use super::sweep::Plan;
 use super::wake::Waker;
 use super::{GroupId, Owner, ProcessId, TreeError};
+use crate::fd_groups::FdGroups;
 use crate::segment::Process;
 use crate::value::GroupDescriptor;
 
@@ -30,10 +31,21 @@ pub trait Feed: Send + Sync + 'static {
         None
     }
 
+    /// What the kernel counts for it is read from these.
+    #[doc(hidden)]
+    fn fd_groups(&self) -> FdGroupsOf {
+        FdGroupsOf::default()
+    }
+
     /// Takes what wakes the tree, to be used when something may have changed. A tree whose feeds do not
     /// looks by itself every 100 ms.
     fn wake_by(&self, _waker: Waker) {}
 }
+
+/// The descriptors that a feed has beside its segments.
+#[doc(hidden)]
+#[derive(Clone, Debug, Default)]
+pub struct FdGroupsOf(pub(crate) Arc<FdGroups>);
 
 /// Who a process is: from the kernel, never from what it says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

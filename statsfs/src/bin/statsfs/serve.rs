@@ -59,6 +59,10 @@ pub struct Args {
     /// Sources that one user may have
     #[arg(long, value_name = "N", default_value_t = Amounts::DEFAULT.sources)]
     max_sources: u64,
+    /// Descriptors of what the kernel counts, one for each VM and vCPU, that one user may have; what is beyond is
+    /// sampled by its process, once a second
+    #[arg(long, value_name = "N", default_value_t = Amounts::DEFAULT.descriptors)]
+    max_descriptors: u64,
     /// MiB of segments that all users together may have
     #[arg(long, value_name = "MIB", default_value_t = HostLimits::DEFAULT.bytes >> 20)]
     max_host_mib: u64,
@@ -145,6 +149,7 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
             segments: args.max_segments,
             bytes: args.max_mib.saturating_mul(1 << 20),
             sources: args.max_sources,
+            descriptors: args.max_descriptors,
         },
         host_limits: HostLimits {
             bytes: args.max_host_mib.saturating_mul(1 << 20),

@@ -34,6 +34,7 @@ mod kind {
     pub const CHANGED: u16 = 3;
     pub const GOODBYE: u16 = 4;
     pub const STATUS: u16 = 5;
+    pub const STATISTICS: u16 = 6;
     pub const WELCOME: u16 = 0x101;
     pub const REFUSED: u16 = 0x102;
     pub const BYE: u16 = 0x103;
@@ -131,6 +132,16 @@ pub enum ProtocolError {
         /// Descriptors that came with that.
         fds: usize,
     },
+    /// The numbers of descriptors of what the kernel counts are out of range.
+    #[error(
+        "{fds} statistics descriptors from number {first} on: they have 32 bits, and are not 0"
+    )]
+    Numbers {
+        /// The number of the first.
+        first: u32,
+        /// Descriptors that came with that.
+        fds: usize,
+    },
     /// The process id is zero.
     #[error("the server sees this process as process 0")]
     Pid,
@@ -183,6 +194,11 @@ pub enum ClientMessage {
     Goodbye,
     /// Asks for the status text.
     Status,
+    /// Descriptors of what the kernel counts come with this.
+    Statistics {
+        /// The number of the first of them, not 0; the others have those that follow.
+        first: u32,
+    },
 }
 
 /// What the server says.
@@ -376,6 +392,7 @@ impl ClientMessage {
             Self::Changed => "changed",
             Self::Goodbye => "goodbye",
             Self::Status => "status",
+            Self::Statistics { .. } => "statistics",
         }
     }
 
@@ -396,6 +413,13 @@ impl ClientMessage {
                 let end = (first as usize).saturating_add(fds);
                 if first == 0 || end > MAX_SEGMENTS {
                     return Err(ProtocolError::First { first, fds });
+                }
+                Ok(())
+            }
+            Self::Statistics { first } => {
+                number_of_fds(self.name(), fds, 1, MAX_FDS)?;
+                if first == 0 || first.checked_add(fds as u32).is_none() {
+                    return Err(ProtocolError::Numbers { first, fds });
                 }
                 Ok(())
             }
@@ -426,6 +450,9 @@ impl Message<'_> for ClientMessage {
             kind::SEGMENTS => {
                 Self::Segments { first: u32::from_le_bytes(*exactly("segments", body)?) }
             }
+            kind::STATISTICS => {
+                Self::Statistics { first: u32::from_le_bytes(*exactly("statistics", body)?) }
+            }
             kind::CHANGED => empty("changed").map(|_| Self::Changed)?,
             kind::GOODBYE => empty("goodbye").map(|_| Self::Goodbye)?,
             kind::STATUS => empty("status").map(|_| Self::Status)?,
@@ -447,6 +474,11 @@ impl Message<'_> for ClientMessage {
             }
             Self::Segments { first } => {
                 let mut writer = Writer::new(out, kind::SEGMENTS);
+                writer.put(&first.to_le_bytes());
+                writer
+            }
+            Self::Statistics { first } => {
+                let mut writer = Writer::new(out, kind::STATISTICS);
                 writer.put(&first.to_le_bytes());
                 writer
             }

@@ -23,6 +23,7 @@
 //! | 3 | changed | none | – |
 //! | 4 | goodbye | none | – |
 //! | 5 | status | none | – |
+//! | 6 | statistics | of what the kernel counts: 1 to 16 | 16: number of the first (4, not 0) |
 //!
 //! # From the server
 //!
@@ -40,6 +41,9 @@
 //!   the connection.
 //! * *Segments* also announce what is added later, and *changed* that something in them has another
 //!   structure; it may be dropped when the socket is full, since the server looks by itself as well.
+//! * *Statistics* are descriptors that `KVM_GET_STATS_FD` made, of the sender's own VMs and vCPUs. They have the numbers
+//!   from the first one on that blocks have in its segments, and come after *hello*, when those are published.
+//!   What the server has no room for, or can not tell to be the sender's, it closes and does without.
 //! * *Goodbye* says that nothing is counted any more; it is answered by *bye* once what was counted is kept.
 //! * Whoever may connect may ask for the *status* instead, without *hello*: text, in parts.
 //! * *Refused* has the same form in every version, so that it is understood whichever version the server

@@ -1,9 +1,12 @@
 //! Closes descriptors that nobody has looked at.
 //!
+//! Those of the kernel's statistics may be the last that keep a VM, which takes its time to end.
+//!
 //! Closing the last reference is not what may hang: every close(2) of a FUSE file asks its server, which may
 //! never answer. So strangers' descriptors are closed by threads that nobody waits for, and a user whose
 //! descriptors have kept several of them waiting is not received from any more.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,7 +25,7 @@ const IDLE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<(u32, Vec<OwnedFd>)>,
+    waiting: VecDeque<(u32, Box<dyn Any + Send>)>,
     /// How many threads are closing descriptors of a user.
     busy: HashMap<u32, usize>,
     idle: usize,
@@ -33,7 +36,7 @@ struct Queue {
 
 impl Queue {
     /// What to close next: nothing of a user for whom enough threads hang.
-    fn next(&mut self) -> Option<(u32, Vec<OwnedFd>)> {
+    fn next(&mut self) -> Option<(u32, Box<dyn Any + Send>)> {
         let next = self.waiting.iter().position(|(uid, _)| !self.hangs(*uid))?;
         self.waiting.remove(next)
     }
@@ -68,13 +71,13 @@ impl Desk {
 pub(super) struct Closer(Arc<Desk>);
 
 impl Closer {
-    /// Closes descriptors that came from a user, sooner or later.
-    pub(super) fn close(&self, uid: u32, fds: Vec<OwnedFd>) {
+    /// Closes descriptors that came from a user, sooner or later; or whatever has them.
+    pub(super) fn close<T: Send + 'static>(&self, uid: u32, fds: Vec<T>) {
         if fds.is_empty() {
             return;
         }
         let mut queue = self.0.lock();
-        queue.waiting.push_back((uid, fds));
+        queue.waiting.push_back((uid, Box::new(fds)));
         if queue.hangs(uid) {
             // They are closed when what hangs does so no more.
             return;
@@ -86,7 +89,7 @@ impl Closer {
     /// the server keep more open than that user has descriptors on their way.
     pub(super) fn hang_up(&self, uid: u32, socket: Socket) {
         if let Err(socket) = socket.close_unless_it_may_hang() {
-            self.close(uid, vec![socket.into()]);
+            self.close(uid, vec![OwnedFd::from(socket)]);
         }
     }
 

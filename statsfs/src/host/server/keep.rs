@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use super::clients::Who;
+use super::closer::Closer;
 use super::fd_store::FdStore;
 use super::inherited::{in_order, segments_name};
 use super::options::{ServeError, ServeOptions};
@@ -78,6 +79,8 @@ pub(super) struct Keep {
     store: Arc<FdStore>,
     /// Whether it goes on from what an earlier server kept.
     carries_on: bool,
+    /// Closes what keeps VMs in the kernel, which may take long and is nobody's fault.
+    closer: Closer,
 }
 
 /// A process that an earlier server had, and that lives.
@@ -187,7 +190,8 @@ impl Keep {
         };
         let received = HashMap::new();
         let kept = Mutex::new(Kept { store, host, received, own: own.of_state()? });
-        let keep = Arc::new(Self { kept, store: store_of_fds, carries_on });
+        let keep =
+            Arc::new(Self { kept, store: store_of_fds, carries_on, closer: Closer::default() });
         tree.keep_by(Commits(keep.clone()))
             .map_err(|source| ServeError::Keep { path: options.state.clone(), source })?;
         Ok((keep, tree))
@@ -195,6 +199,11 @@ impl Keep {
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who closes descriptors of what the kernel counts.
+    pub(super) fn closer(&self) -> &Closer {
+        &self.closer
     }
 
     /// Whether it goes on from what an earlier server kept.
@@ -286,7 +295,13 @@ impl Keep {
     pub(super) fn take_over(&self, tree: &Tree, unseen: Unseen, folds: bool) -> TakenOver {
         let Unseen { process, segments } = unseen;
         let state::Process { publisher, pid, uid, .. } = process;
-        let received = Received::kept(publisher, segments, self.store.clone(), Who::of(&process));
+        let received = Received::kept(
+            publisher,
+            segments,
+            self.store.clone(),
+            Who::of(&process),
+            self.closer.clone(),
+        );
         match self.try_take_over(tree, &process, received.clone(), folds) {
             Ok(Some(resumed)) => TakenOver::In(Box::new(resumed)),
             // It has come by itself, or has come and gone.
@@ -476,7 +491,7 @@ mod tests {
     }
 
     fn received(registry: &Registry) -> Received {
-        let received = Received::of(registry.publisher());
+        let received = Received::of(registry.publisher(), 7, Closer::default());
         received.add(segments(registry));
         received
     }

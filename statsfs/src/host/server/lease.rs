@@ -125,7 +125,7 @@ impl Server {
                 let has = Amounts { connections: 1, ..had };
                 // It is here, whether or not that is too much: it has not grown. However few of its segments it
                 // sent again, it has them all.
-                let has = has.with_segments(client.received.amounts());
+                let has = has.with_received(client.received.amounts());
                 self.accounts.set(who.uid, &mut client.has, has);
             }
         }

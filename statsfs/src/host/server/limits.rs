@@ -17,6 +17,8 @@ pub enum Limited {
     Bytes,
     /// Sources.
     Sources,
+    /// Descriptors of what the kernel counts.
+    Descriptors,
 }
 
 impl fmt::Display for Limited {
@@ -26,6 +28,7 @@ impl fmt::Display for Limited {
             Self::Segments => "segments",
             Self::Bytes => "bytes of segments",
             Self::Sources => "sources",
+            Self::Descriptors => "statistics descriptors",
         })
     }
 }
@@ -41,15 +44,27 @@ pub struct Amounts {
     pub bytes: u64,
     /// Sources.
     pub sources: u64,
+    /// Descriptors of what the kernel counts.
+    pub descriptors: u64,
 }
 
 impl Amounts {
     /// What a user may have unless told: a thousand machines of 64 vCPUs.
-    pub const DEFAULT: Self =
-        Self { connections: 2048, segments: 8192, bytes: 1 << 30, sources: 1 << 18 };
+    pub const DEFAULT: Self = Self {
+        connections: 2048,
+        segments: 8192,
+        bytes: 1 << 30,
+        sources: 1 << 18,
+        descriptors: 1 << 17,
+    };
 
-    const KINDS: [Limited; 4] =
-        [Limited::Connections, Limited::Segments, Limited::Bytes, Limited::Sources];
+    const KINDS: [Limited; 5] = [
+        Limited::Connections,
+        Limited::Segments,
+        Limited::Bytes,
+        Limited::Sources,
+        Limited::Descriptors,
+    ];
 
     pub(super) fn of(&self, what: Limited) -> u64 {
         match what {
@@ -57,6 +72,7 @@ impl Amounts {
             Limited::Segments => self.segments,
             Limited::Bytes => self.bytes,
             Limited::Sources => self.sources,
+            Limited::Descriptors => self.descriptors,
         }
     }
 
@@ -70,9 +86,9 @@ impl Amounts {
         self.combined(other, u64::saturating_add)
     }
 
-    /// Segments and their bytes replaced.
-    pub(super) fn with_segments(&self, Self { segments, bytes, .. }: Self) -> Self {
-        Self { segments, bytes, ..*self }
+    /// What came with messages replaced: segments and their bytes, and descriptors.
+    pub(super) fn with_received(&self, Self { segments, bytes, descriptors, .. }: Self) -> Self {
+        Self { segments, bytes, descriptors, ..*self }
     }
 
     fn combined(&self, other: &Self, with: impl Fn(u64, u64) -> u64) -> Self {
@@ -81,6 +97,7 @@ impl Amounts {
             segments: with(self.segments, other.segments),
             bytes: with(self.bytes, other.bytes),
             sources: with(self.sources, other.sources),
+            descriptors: with(self.descriptors, other.descriptors),
         }
     }
 }
@@ -107,7 +124,7 @@ impl HostLimits {
         match what {
             Limited::Bytes => Some(self.bytes),
             Limited::Sources => Some(self.sources),
-            Limited::Connections | Limited::Segments => None,
+            Limited::Connections | Limited::Segments | Limited::Descriptors => None,
         }
     }
 }
@@ -239,7 +256,8 @@ impl Accounts {
 mod tests {
     use super::*;
 
-    const LIMITS: Amounts = Amounts { connections: 2, segments: 10, bytes: 100, sources: 5 };
+    const LIMITS: Amounts =
+        Amounts { connections: 2, segments: 10, bytes: 100, sources: 5, descriptors: 3 };
     const HOST_LIMITS: HostLimits = HostLimits { bytes: 150, sources: 7 };
 
     #[test]
@@ -282,7 +300,7 @@ mod tests {
     #[test]
     fn each_user_has_limits_of_their_own() {
         let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10);
-        let one = Amounts { connections: 1, segments: 6, bytes: 1, sources: 1 };
+        let one = Amounts { connections: 1, segments: 6, bytes: 1, sources: 1, descriptors: 2 };
         let (mut a, mut b, mut c) = Default::default();
         accounts.change(7, &mut a, one).unwrap();
         let exceeded = accounts.change(7, &mut b, one).unwrap_err();
@@ -314,9 +332,8 @@ mod tests {
         accounts.change(7, &mut b, Amounts { connections: 1, ..Amounts::default() }).unwrap();
         accounts.limits.sources = 3;
         // It may shrink, or gain something else.
-        accounts
-            .change(7, &mut a, Amounts { connections: 1, sources: 4, segments: 1, bytes: 1 })
-            .unwrap();
+        let has = Amounts { sources: 4, segments: 1, bytes: 1, ..a };
+        accounts.change(7, &mut a, has).unwrap();
         let more = Amounts { sources: 1, ..b };
         assert!(accounts.change(7, &mut b, more).is_err());
     }

@@ -36,6 +36,7 @@ mod received;
 mod refusals;
 mod rights;
 mod run;
+mod statistics;
 mod stats;
 mod status;
 mod talk;

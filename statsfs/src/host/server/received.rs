@@ -1,4 +1,4 @@
-//! The segments that a client sent.
+//! What a client sent: segments, and descriptors of what the kernel counts for it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sys::stat::fstat;
 
 use super::clients::Who;
+use super::closer::Closer;
 use super::fd_store::FdStore;
 use super::inherited::segments_name;
 use super::limits::Amounts;
-use crate::tree::{Feed, Waker};
+use crate::fd_groups::FdGroups;
+use crate::tree::{FdGroupsOf, Feed, Waker};
 
 /// Which file a segment is, and how large: sealed, it stays so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +78,17 @@ struct Inner {
     /// Whose the client says they are.
     publisher: u128,
     segments: Mutex<Segments>,
+    fd_groups: Arc<FdGroups>,
+    /// Who closes those, and as whose.
+    closer: Closer,
+    uid: u32,
     waker: Mutex<Option<Waker>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.closer.close(self.uid, self.fd_groups.take_gone(true));
+    }
 }
 
 impl Inner {
@@ -91,16 +103,27 @@ pub(super) struct Received(Arc<Inner>);
 
 impl Received {
     /// Nothing yet, of a client that says that it is this publisher.
-    pub(super) fn of(publisher: u128) -> Self {
-        Self(Arc::new(Inner { publisher, ..Inner::default() }))
+    pub(super) fn of(publisher: u128, uid: u32, closer: Closer) -> Self {
+        Self::with(publisher, Segments::default(), uid, closer)
     }
 
     /// What the store has kept of this publisher, a process of theirs.
-    pub(super) fn kept(publisher: u128, all: Vec<OwnedFd>, store: Arc<FdStore>, who: Who) -> Self {
+    pub(super) fn kept(
+        publisher: u128,
+        all: Vec<OwnedFd>,
+        store: Arc<FdStore>,
+        who: Who,
+        closer: Closer,
+    ) -> Self {
         let mut segments = Segments { store: Some((store, who)), ..Segments::default() };
         segments.add(all);
-        let segments = Mutex::new(segments);
-        Self(Arc::new(Inner { publisher, segments, ..Inner::default() }))
+        Self::with(publisher, segments, who.uid, closer)
+    }
+
+    fn with(publisher: u128, segments: Segments, uid: u32, closer: Closer) -> Self {
+        let (segments, waker) = (Mutex::new(segments), Mutex::default());
+        let fd_groups = Arc::new(FdGroups::received());
+        Self(Arc::new(Inner { publisher, segments, fd_groups, closer, uid, waker }))
     }
 
     /// Has them kept for the next server, and those that are still to come, of this process.
@@ -130,21 +153,36 @@ impl Received {
         self.0.segments().all.len()
     }
 
-    /// What they take.
+    /// What that takes.
     pub(super) fn amounts(&self) -> Amounts {
-        self.0.segments().amounts
+        let descriptors = self.0.fd_groups.len() as u64;
+        Amounts { descriptors, ..self.0.segments().amounts }
+    }
+
+    /// The descriptors of what the kernel counts.
+    pub(super) fn fd_groups(&self) -> &FdGroups {
+        &self.0.fd_groups
+    }
+
+    /// Closes those of them whose sources have gone.
+    pub(super) fn close_gone(&self) {
+        self.0.closer.close(self.0.uid, self.0.fd_groups.take_gone(false));
     }
 
     /// What they take, and `more` that are to be added, but for those that another connection of the same publisher
     /// brought as well.
     pub(super) fn amounts_beyond(&self, more: &[OwnedFd], other: Option<&Self>) -> Amounts {
         let more: Vec<_> = more.iter().map(File::of).collect();
+        let descriptors = self.0.fd_groups.len() as u64;
         let own = self.0.segments();
-        let Some(other) = other else {
-            return own.amounts.plus(&beyond(&more, own.files.len(), &[]));
+        let segments = match other {
+            None => own.amounts.plus(&beyond(&more, own.files.len(), &[])),
+            Some(other) => {
+                let there = &other.0.segments().files;
+                beyond(&own.files, 0, there).plus(&beyond(&more, own.files.len(), there))
+            }
         };
-        let there = &other.0.segments().files;
-        beyond(&own.files, 0, there).plus(&beyond(&more, own.files.len(), there))
+        Amounts { descriptors, ..segments }
     }
 
     /// Adds segments, and has the tree look.
@@ -162,6 +200,7 @@ impl Received {
         let mut theirs = other.0.segments().take();
         let more = theirs.split_off(theirs.len().min(self.len()));
         self.add(more);
+        self.0.fd_groups.take_over(&other.0.fd_groups);
     }
 
     /// Takes the segments out, which are nobody else's.
@@ -184,6 +223,10 @@ impl Feed for Received {
 
     fn publisher(&self) -> Option<u128> {
         Some(self.0.publisher)
+    }
+
+    fn fd_groups(&self) -> FdGroupsOf {
+        FdGroupsOf(self.0.fd_groups.clone())
     }
 
     fn wake_by(&self, waker: Waker) {

@@ -83,6 +83,8 @@ pub struct Server {
     pub(super) refusals: Refusals,
     /// By user, when it was said that what a process left can not be kept yet.
     pub(super) unfolded: Repeats<u32>,
+    /// By user, when it was said that descriptors are not used.
+    pub(super) left_out: Repeats<u32>,
     pub(super) closer: Closer,
     pub(super) buffer: Buffer,
     pub(super) own: Own,
@@ -178,6 +180,7 @@ impl Server {
             turns: Turns::default(),
             refusals: Refusals::default(),
             unfolded: Repeats::default(),
+            left_out: Repeats::default(),
             closer: Closer::default(),
             buffer: Buffer::default(),
             own,
@@ -217,7 +220,7 @@ impl Server {
             // It is the same.
             client.before = Some(id);
             let has = client.received.amounts_beyond(&[], Some(&received));
-            let has = client.has.with_segments(has);
+            let has = client.has.with_received(has);
             self.accounts.set(client.who.uid, &mut client.has, has);
         }
         self.watch_life(id);
@@ -551,7 +554,7 @@ impl Server {
             return;
         };
         let has = Amounts { sources: usage.sources, ..client.has };
-        let has = has.with_segments(client.received.amounts());
+        let has = has.with_received(client.received.amounts());
         if let Err(exceeded) = self.charge(id, has) {
             // It is there until it has been folded.
             if let Some(client) = self.clients.get(id) {
@@ -602,7 +605,7 @@ impl Server {
     pub(super) fn round(&mut self) {
         let all: Vec<_> =
             self.clients.iter().filter_map(|(id, client)| Some((id, client.process()?))).collect();
-        let (mut segments, mut bytes, mut sources) = (0, 0, 0);
+        let (mut segments, mut bytes, mut sources, mut descriptors) = (0, 0, 0, 0);
         for (id, process) in all {
             let (Some(client), Some(usage)) = (self.clients.get(id), self.tree.usage_of(process))
             else {
@@ -611,6 +614,8 @@ impl Server {
             segments += usage.segments;
             bytes += usage.bytes;
             sources += usage.sources;
+            client.received.close_gone();
+            descriptors += client.received.amounts().descriptors;
             let (uid, phase) = (client.who.uid, client.phase);
             // One that has given its place to one that did not come back after all has one again, if there is one.
             let has = Amounts { connections: 1, ..client.has };
@@ -637,6 +642,7 @@ impl Server {
         own.server_segments.set(segments as u32);
         own.server_segment_bytes.set(bytes);
         own.server_sources.set(sources);
+        own.server_descriptors.set(descriptors as u32);
         let clients = self.clients.iter().filter(|(_, client)| client.socket.is_some()).count();
         own.server_clients.set(clients as u32);
         // As it last was: this thread brings nobody's sources into the tree.
@@ -658,11 +664,15 @@ const ROOM_TO_ACCEPT: u64 = 2 * ROOM_TO_RECEIVE;
 
 /// Why a new descriptor is one too many, if there are fewer than `room` left beyond it.
 pub(super) fn full(new: &impl AsFd, room: u64) -> Option<String> {
+    is_beyond(new, |limit| limit - room.min(limit / 4))
+}
+
+/// Why a new descriptor is one too many, if it is not among so many as that of those that there may be.
+pub(super) fn is_beyond(new: &impl AsFd, most: impl Fn(u64) -> u64) -> Option<String> {
     // The kernel gives the lowest one that is free.
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let new = new.as_fd().as_raw_fd().unsigned_abs();
-    let is_full = u64::from(new) >= limit - room.min(limit / 4);
-    is_full.then(|| {
+    (u64::from(new) >= most(limit)).then(|| {
         format!("the server has too many files open: raise its limit of {limit} (`ulimit -n`)")
     })
 }
@@ -716,7 +726,7 @@ pub(super) mod tests {
         }
         let segments = || registry.segments().unwrap();
         let of = |segments| {
-            let received = Received::of(registry.publisher());
+            let received = Received::of(registry.publisher(), 7, Closer::default());
             received.add(segments);
             received
         };
@@ -752,7 +762,7 @@ pub(super) mod tests {
             let who = Who { pid, uid: 7, gid: 7, start_time };
             let registry = Registry::new().unwrap();
             registry.create_source("top").unwrap().register().unwrap();
-            let received = Received::of(registry.publisher());
+            let received = Received::of(registry.publisher(), 7, Closer::default());
             received.add(registry.segments().unwrap());
             let client = Client::new(who, None, None, Amounts::default());
             let id = server.clients.add(Client { received: received.clone(), ..client });
@@ -777,7 +787,7 @@ pub(super) mod tests {
         let who = Who { pid: child.id(), uid: 7, gid: 7, start_time };
         let registry = Registry::new().unwrap();
         registry.create_source("top").unwrap().register().unwrap();
-        let received = Received::of(registry.publisher());
+        let received = Received::of(registry.publisher(), 7, Closer::default());
         received.add(registry.segments().unwrap());
         let process = server.keep.join(&server.tree, received.clone(), who, true).unwrap();
         // As if there had been no descriptor for it.

@@ -45,6 +45,10 @@ stats! {
         pub server_segment_bytes: Gauge<u64, Bytes>,
         /// Sources that are in the tree now.
         pub server_sources: Gauge<u64>,
+        /// Descriptors of what the kernel counts for the processes that are in the tree now.
+        pub server_descriptors: Gauge<u32>,
+        /// Such descriptors that came and are not used: no room, or somebody else's.
+        pub server_descriptors_left_out: Counter,
         /// Connections that were accepted.
         pub server_connections: Counter,
         /// Messages that came from clients.

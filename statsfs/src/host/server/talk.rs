@@ -76,8 +76,9 @@ impl Server {
             }
             (Phase::Silent, ClientMessage::Hello(hello)) => {
                 client.phase = Phase::Greeting(hello);
-                client.received = Received::of(hello.publisher);
                 let who = client.who;
+                client.received =
+                    Received::of(hello.publisher, who.uid, self.keep.closer().clone());
                 let before = self.clients.before(&who, hello.publisher);
                 if let Some(client) = self.clients.get(id) {
                     client.before = before;
@@ -88,6 +89,10 @@ impl Server {
                 Phase::Greeting(_) | Phase::Joining | Phase::Published(_),
                 ClientMessage::Segments { first },
             ) if first as usize == client.received.len() => self.received(id, fds),
+            (
+                Phase::Greeting(_) | Phase::Joining | Phase::Published(_),
+                ClientMessage::Statistics { first },
+            ) => self.statistics(id, first, fds),
             (Phase::Joining | Phase::Published(_), ClientMessage::Changed) => {
                 client.received.wake()
             }
@@ -136,7 +141,7 @@ impl Server {
         let before = client.before.and_then(|before| self.clients.get(before));
         let before = before.map(|before| before.received.clone());
         let Some(client) = self.clients.get(id) else { return };
-        let has = client.has.with_segments(client.received.amounts_beyond(&fds, before.as_ref()));
+        let has = client.has.with_received(client.received.amounts_beyond(&fds, before.as_ref()));
         // What is not here yet may come later.
         let is_new = matches!(client.phase, Phase::Greeting(_));
         let charged = if is_new {

@@ -42,6 +42,7 @@ impl Process {
     /// [`SegmentError`] if the publisher is refused. It must not be used any more then.
     pub fn refresh(&mut self, force: bool, touched: &mut Vec<u64>) -> Result<(), SegmentError> {
         self.torn.store(0, Ordering::Relaxed);
+        let came = self.fd_groups.came();
         let mut dirty = BTreeSet::new();
         let mut before: Vec<Conflict> = Vec::new();
         self.unsettled |= force;
@@ -69,6 +70,12 @@ impl Process {
             touched.push(id);
         }
         self.select();
+        if (self.fd_group_went || came > self.fd_groups_came) && !self.unsettled {
+            // A block is published before its descriptor is sent, so one without a block has lost it.
+            (self.fd_group_went, self.fd_groups_came) = (false, came);
+            let numbers = self.fd_group_blocks.values().copied().collect();
+            self.fd_groups.keep_only(came, &numbers);
+        }
         Ok(())
     }
 
@@ -163,6 +170,7 @@ impl Process {
                 if block.role == role::ACCUMULATOR {
                     self.accumulators.remove(&(block.source, block.plan.id()));
                 }
+                self.fd_group_went |= self.fd_group_blocks.remove(&key).is_some();
                 block.source
             }
             Record::Vacant | Record::Group(..) | Record::Continued => return,
@@ -252,6 +260,9 @@ impl Process {
                         return clash(self.opponent(other), error);
                     }
                     self.accumulators.insert(place, key);
+                }
+                if block.fd_group != 0 {
+                    self.fd_group_blocks.insert(key, block.fd_group);
                 }
                 self.entries.entry(block.source).or_default().blocks.insert(key);
                 block.source
@@ -423,13 +434,13 @@ impl Process {
                 });
                 groups.len() - 1
             });
-            let BlockUnit { offset, ref plan, .. } = *block;
+            let BlockUnit { offset, fd_group, ref plan, .. } = *block;
             let is_accumulator = block.role == role::ACCUMULATOR;
             let plan = plan.clone();
             let index = self.segments[usize::from(key.0)].index();
             let (generation, source) = (*generation, block.source);
             let block_ref =
-                BlockRef { key, index, generation, source, offset, is_accumulator, plan };
+                BlockRef { key, index, generation, source, offset, is_accumulator, fd_group, plan };
             match block.role {
                 role::SLOT => groups[at].slots.push(block_ref),
                 role::ACCUMULATOR => groups[at].accumulator = Some(block_ref),
