@@ -13,9 +13,11 @@ use statsfs::Registry;
 use statsfs::host::PublishOptions;
 use statsfs::value::{Descriptor, GroupBuilder, Semantics, ValueType};
 use tempfile::TempDir;
+use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
 use tests::running::wait_until;
 use tests::tools;
+use tests::vmm::Vmm;
 
 /// pmdakvm, as PCP has it but for the lines of its configuration that say where to look.
 struct Pcp(TempDir);
@@ -138,4 +140,27 @@ fn its_metrics_are_what_the_files_say_also_to_who_may_see_totals_only() {
     assert_eq!(values, files());
     let [_, irq_exits, guest_mode] = before;
     assert_eq!(of(&values), [0, irq_exits, guest_mode & 0xffff]);
+}
+
+#[test]
+fn what_the_kernel_counts_of_guests_is_in_its_metrics() {
+    let host = Host::start();
+    let pcp = Pcp::looking_at(&host.mount());
+    let names = pcp.names();
+    let start = |reads| {
+        let steps = [Step::new(Op::In8, reads, NO_PORT), park(), end(0)];
+        Vmm::new(Mode::Long, &steps).published_to(&host).blocked_console().start()
+    };
+    let guests = [start(300), start(40)];
+    wait_until("both", || (host.value("kvm/user_exit_io_in") == Some(340)).then_some(()));
+    let file = |name: &String| host.value(&format!("kvm/{name}"));
+    let files = || names.iter().map(|name| (name.clone(), file(name).unwrap_or(0))).collect();
+    let before: BTreeMap<String, u64> = files();
+    assert_eq!(pcp.values(0, &names), before);
+    assert_eq!(files(), before, "they are at rest");
+    let there = names.iter().filter(|name| file(name).is_some()).count();
+    assert!(there > 20 && before["exits"] >= 340, "{there}: {before:?}");
+    for guest in guests {
+        guest.kill_and_wait();
+    }
 }
