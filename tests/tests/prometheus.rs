@@ -75,17 +75,10 @@ impl Drop for Prometheus {
     }
 }
 
-fn metrics_of(host: &Host) -> String {
-    let log = host.log();
-    let said =
-        log.lines().find_map(|line| line.split_once("metrics=")).unwrap_or_else(|| panic!("{log}"));
-    said.1.trim().to_owned()
-}
-
 #[test]
 fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
-    let metrics = metrics_of(&host);
+    let metrics = host.metrics();
     let prometheus = Prometheus::start(&host.beside("prometheus"), &metrics);
     let start = |reads: u32, public: bool| {
         let steps = [Step::new(Op::In8, reads, NO_PORT), park(), end(0)];
@@ -154,7 +147,7 @@ fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
 #[test]
 fn metrics_are_in_the_format_that_is_asked_for_and_nothing_else_is_served() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
-    let url = format!("http://{}", metrics_of(&host));
+    let url = format!("http://{}", host.metrics());
     let answer = ask(&format!("{url}/metrics"), "*/*");
     assert_eq!(
         (answer.status, answer.kind.as_str()),
@@ -171,7 +164,7 @@ fn metrics_are_in_the_format_that_is_asked_for_and_nothing_else_is_served() {
 #[test]
 fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
-    let metrics = metrics_of(&host);
+    let metrics = host.metrics();
     let silent: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(&metrics)).collect();
     // Some of them have been hung up on, and the others are in time.
     let url = format!("http://{metrics}/metrics");
