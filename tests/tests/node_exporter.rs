@@ -118,11 +118,12 @@ fn it_serves_what_the_service_writes_and_nothing_once_there_is_no_mount() {
     let directory = host.beside("textfile");
     fs::create_dir(&directory).unwrap();
     let exporter = NodeExporter::start(&directory, &host.beside("node_exporter.log"));
-    let start = |reads| {
+    let start = |reads, public: &[&str]| {
         let steps = [Step::new(Op::In8, reads, NO_PORT), park(), end(0)];
-        Vmm::new(Mode::Long, &steps).cpus(2).published_to(&host).blocked_console().start()
+        let vmm = Vmm::new(Mode::Long, &steps).cpus(2).published_to(&host).blocked_console();
+        vmm.args(public).start()
     };
-    let guests = [start(70), start(7)];
+    let guests = [start(70, &["--public"]), start(7, &[])];
     let prom = directory.join("statsfs.prom");
     wait_until("the guests", || (host.value("kvm/user_exit_io_in") == Some(154)).then_some(()));
     assert!(write_textfile(&host.mount(), &directory).success());
@@ -145,6 +146,13 @@ fn it_serves_what_the_service_writes_and_nothing_once_there_is_no_mount() {
     let kinds: std::collections::BTreeSet<_> = written.types.values().map(String::as_str).collect();
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["counter", "gauge", "histogram"]);
     assert_eq!(written.get("kvm_vms"), Some(2.0));
+    // Of what is private only the totals are for all who ask.
+    let of = |name: &str| written.samples.keys().filter(|(of, _)| of == name).count();
+    assert_eq!(of("kvm_vm_info"), 1);
+    let public = format!("pid=\"{}", guests[0].pid());
+    let is_public =
+        |labels: &Vec<String>| labels.iter().all(|l| !l.starts_with("pid=") || *l == public);
+    assert!(written.samples.keys().all(|(_, labels)| is_public(labels)));
     for guest in guests {
         guest.kill_and_wait();
     }

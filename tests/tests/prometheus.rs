@@ -1,6 +1,8 @@
 //! A real Prometheus collects from the server's `/metrics` while guests come, go and are cleared.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::SystemTime;
@@ -170,4 +172,33 @@ fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
     let url = format!("http://{metrics}/metrics");
     wait_until("an answer", || try_ask(&url, "*/*").ok());
     drop(silent);
+}
+
+#[test]
+fn a_socket_that_was_left_over_is_replaced_and_one_that_is_in_use_is_not() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("metrics");
+    let listen = format!("unix:{}", path.display());
+    let is_served = || {
+        let mut stream = UnixStream::connect(&path).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200 ").then_some(())
+    };
+    let mut host = Host::with(&["--listen", &listen]);
+    wait_until("metrics", is_served);
+    host.kill();
+    assert!(path.exists() && is_served().is_none());
+    host.start_again();
+    wait_until("metrics again", is_served);
+    let mut other = Command::new(tests::binary::statsfs());
+    other.args(["serve", "--listen", &listen]);
+    for name in ["mount", "socket", "state"] {
+        other.arg(format!("--{name}")).arg(place.path().join(name));
+    }
+    let output = other.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("cannot serve metrics at unix:"), "{said}");
+    assert_eq!(is_served(), Some(()));
 }
