@@ -168,6 +168,8 @@ fn bulk_files_in_turns() {
         eventually("three do not", || refused.lock().unwrap().len() == 3);
         eventually("and nobody else does", || has_got(3));
         scope.spawn(move || read_by(B));
+        // Users have turns in the order in which they came.
+        eventually("one more is there", || has_got(4));
         // Root has as many as there is room for.
         for _ in 0..4 {
             scope.spawn(move || read_by(0));

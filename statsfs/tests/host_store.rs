@@ -48,11 +48,7 @@ fn state(n: u64) -> State {
         parents: [((7, 5), 4), ((7, 4), 2)].into(),
         ..Saved::default()
     };
-    let host = HostState {
-        processes: vec![process(9), process(7)],
-        readings: [(account(9, false), words(1))].into(),
-        folded: [3, 1].into(),
-    };
+    let host = HostState { processes: vec![process(9), process(7)], folded: [3, 1].into() };
     for (directory, group) in [("", 0), ("kvm", 0), ("kvm", 1)] {
         let left = Left { raw: words(group), cleared: words(group) };
         tree.ledger.insert((directory.to_owned(), group), left);
@@ -64,7 +60,7 @@ fn state(n: u64) -> State {
 /// The number that the counts of a state are, all of them.
 fn number(state: &State) -> u64 {
     let left = state.tree.ledger.values().flat_map(|left| left.raw.iter().chain(&left.cleared));
-    let accounts = state.tree.baselines.values().chain(state.host.readings.values()).flatten();
+    let accounts = state.tree.baselines.values().flatten();
     let all: Vec<u64> = left.chain(accounts).copied().collect();
     assert!(all.iter().all(|n| *n == all[0]), "of several states at once");
     all[0]
@@ -276,8 +272,7 @@ fn renumber(state: &mut State, n: u64) {
         left.raw.fill(n);
         left.cleared.fill(n);
     }
-    let accounts = state.tree.baselines.values_mut().chain(state.host.readings.values_mut());
-    accounts.for_each(|words| words.fill(n));
+    state.tree.baselines.values_mut().for_each(|words| words.fill(n));
 }
 
 /// A state of several pieces.
@@ -494,14 +489,12 @@ fn what_no_reader_would_accept_is_not_kept() {
         words("ledger", 0, 0, 44),
     );
     expect(&|s| _ = s.tree.baselines.insert(account, [1; 3].into()), words("baselines", 1, 3, 141));
-    expect(
-        &|s| _ = s.host.readings.insert(account, [1; 142].into()),
-        words("readings", 1, 142, 141),
-    );
+    let longer = words("baselines", 1, 142, 141);
+    expect(&|s| _ = s.tree.baselines.insert(account, [1; 142].into()), longer);
     for wrong in [SavedAccount { publisher: 0, ..account }, SavedAccount { source: 0, ..account }] {
         expect(
-            &|s| _ = s.host.readings.insert(wrong, [1; 141].into()),
-            StateError::Zero("readings"),
+            &|s| _ = s.tree.baselines.insert(wrong, [1; 141].into()),
+            StateError::Zero("baselines"),
         );
     }
     for (source, parent) in [(0, 2), (1, 2), (2, 0), (2, 1), (2, 2)] {
@@ -527,7 +520,7 @@ fn a_payload_is_as_documented() {
     let mut last = [0; 16];
     last[15] = 1;
     let next_block = [0xac, 2];
-    let payload = [&[0, 0, 1][..], &process, &next_block, &[0, 0, 0, 0, 0, 0, 1], &last].concat();
+    let payload = [&[0, 0, 1][..], &process, &next_block, &[0, 0, 0, 0, 0, 1], &last].concat();
     assert_eq!(state.encode().unwrap(), payload);
     assert_eq!(State::decode(&payload), Ok(state));
 
@@ -539,7 +532,7 @@ fn a_payload_is_as_documented() {
     refused(&[0x80], StateError::Truncated);
     refused(&[&payload[..], &[0]].concat(), StateError::Trailing(1));
     let empty = State::default().encode().unwrap();
-    assert_eq!(empty, [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(empty, [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for at in 0..empty.len() {
         // As many as can be said, of which there are none.
         let all = [&empty[..at], &[0xff; 9], &[1]].concat();
@@ -559,8 +552,8 @@ fn few_bytes_do_not_become_any_number_of_words() {
     let mut state = State::default();
     state.tree.groups.push(huge.clone());
     let mut payload = state.encode().unwrap();
-    // The tables of baselines, parents, readings and of those that were folded.
-    payload.truncate(payload.len() - 4);
+    // The tables of baselines, parents and of those that were folded.
+    payload.truncate(payload.len() - 3);
     let entries = MAX_WORDS / huge.words() + 1;
     payload.extend([(entries & 0x7f) as u8 | 0x80, (entries >> 7) as u8]);
     for source in 0..entries {
@@ -569,7 +562,7 @@ fn few_bytes_do_not_become_any_number_of_words() {
         payload.extend([(source & 0x7f) as u8 | 0x80, (source >> 7) as u8 + 1, 0, 0]);
         payload.extend([0x80, 0x80, 1]);
     }
-    payload.extend([0, 0, 0]);
+    payload.extend([0, 0]);
     assert!(payload.len() < 200_000);
     assert_eq!(State::decode(&payload), Err(StateError::TooLarge("words", MAX_WORDS)));
 }
@@ -579,11 +572,11 @@ fn a_fold_is_remembered() {
     let mut state = state(1);
     state.host.fold(7);
     assert_eq!(state.host.processes, [process(9)]);
-    assert_eq!((state.host.readings.len(), &state.host.folded), (1, &[3, 1, 7].into()));
+    assert_eq!(state.host.folded, [3, 1, 7]);
     state.host.fold(3);
     assert_eq!(state.host.folded, [1, 7, 3]);
     state.host.forget(9);
-    assert!(state.host.processes.is_empty() && state.host.readings.is_empty());
+    assert!(state.host.processes.is_empty());
     (100..100 + MAX_FOLDED as u128).for_each(|publisher| state.host.fold(publisher));
     assert_eq!((state.host.folded.len(), state.host.folded[0]), (MAX_FOLDED, 100));
     state.encode().unwrap();
@@ -641,10 +634,10 @@ fn any_state() -> impl Strategy<Value = State> {
         });
         let numbers =
             (vec((1..5u128, any::<u64>()), 0..6), btree_map("[a-z]{1,5}", 0..4096u64, 0..4));
-        let state = (Just(groups), processes, numbers, ledger, accounts(), accounts());
-        state.prop_map(|(groups, processes, (grants, names), ledger, baselines, readings)| {
+        let state = (Just(groups), processes, numbers, ledger, accounts());
+        state.prop_map(|(groups, processes, (grants, names), ledger, baselines)| {
             let tree = Saved { groups, ledger, baselines, ..Saved::default() };
-            let host = HostState { processes, readings, ..HostState::default() };
+            let host = HostState { processes, ..HostState::default() };
             let mut state = State { tree, host };
             for grant in grants {
                 state.tree.parents.insert((grant.0, grant.1 | 2), (grant.1 ^ 1) | 4);

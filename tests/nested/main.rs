@@ -32,6 +32,7 @@ const GUESTS: Suite = Suite {
         ("tests", "hostile_guest"),
         ("tests", "confined"),
         ("tests", "sched"),
+        ("tests", "kernel_stats"),
         ("vmm", "run"),
         ("vmm", "demo"),
         ("vmm", "kernel"),

@@ -7,6 +7,7 @@
 //! * [`vmm`] starts them, [`running`] looks at them, waits for them and cleans up after them, in all cases.
 //! * [`flat`] reads the statistics' bulk form.
 //! * [`tracepoint`] asks the kernel how often KVM_RUN returned, and why.
+//! * [`kvm_stats`] reads what KVM itself counts, from the descriptors that they have of it.
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
 //! * [`http`] asks for what is served to others.
@@ -30,6 +31,7 @@ pub mod host;
 pub mod http;
 pub mod inject;
 pub mod kvm_run;
+pub mod kvm_stats;
 pub mod linux;
 pub mod memory;
 pub mod namespace;

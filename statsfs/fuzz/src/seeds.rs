@@ -4,7 +4,6 @@
 //! cargo run --manifest-path statsfs/fuzz/Cargo.toml --bin seeds -- statsfs/fuzz/corpus
 //! ```
 
-use std::path::Path;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -59,6 +58,35 @@ fn content(registry: &Registry) -> Vec<u8> {
     content
 }
 
+/// A descriptor of what the kernel counts: one value of each kind, with their cells.
+fn counted() -> Vec<u8> {
+    // Type, unit and base; exponent and number of cells; place; size of a bucket.
+    let values: [(&str, [u32; 4]); 5] = [
+        ("exits", [0, 1 << 16, 8, 0]),
+        ("blocking", [1 | 4 << 4, 1 << 16, 0, 0]),
+        ("longest", [2, 1 << 16, 16, 0]),
+        ("chain", [3, 2 << 16, 24, 10]),
+        ("wait_hist", [4 | 2 << 4, 3 << 16 | 0xfff7, 40, 0]),
+    ];
+    const NAME: usize = 16;
+    let table = 24 + NAME;
+    let data = table + values.len() * (16 + NAME);
+    let header = [0, NAME, values.len(), 24, table, data].map(|word| word as u32);
+    let mut bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let name = |name: &str| {
+        let mut padded = [0; NAME];
+        padded[..name.len()].copy_from_slice(name.as_bytes());
+        padded
+    };
+    bytes.extend(name("kvm-7/vcpu-0"));
+    for (of, words) in values {
+        bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        bytes.extend(name(of));
+    }
+    bytes.extend((1..9u64).flat_map(u64::to_le_bytes));
+    bytes
+}
+
 /// A message, as an input: how many descriptors come with it, and the datagram.
 fn message<'a>(message: &impl Message<'a>, fds: usize) -> Vec<u8> {
     let mut bytes = [0; MAX_MESSAGE];
@@ -76,6 +104,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         (ClientMessage::Changed, 0),
         (ClientMessage::Goodbye, 0),
         (ClientMessage::Status, 0),
+        (ClientMessage::Statistics { first: 3 }, 16),
     ];
     let servers = [
         ServerMessage::Welcome { pid: 4242, mount: Path::new("/") },
@@ -108,7 +137,6 @@ fn state() -> State {
     };
     let host = HostState {
         processes: vec![process],
-        readings: [(SavedAccount { departed: false, ..account }, words(&groups[1]))].into(),
         folded: [9, 8].into(),
     };
     State { tree, host }
@@ -183,6 +211,7 @@ fn main() {
             at += units * UNIT;
         }
     }
+    write(&root.join("fd_group/counted"), &counted());
     for (name, input) in messages() {
         write(&root.join("protocol").join(name.replace(' ', "-")), &input);
     }

@@ -286,8 +286,11 @@ impl Format {
     pub(super) fn places(&self, group: &GroupDescriptor) -> Box<[Place]> {
         let values = group.values().iter().flat_map(|value| {
             let words = value.ty.cells() as u32;
-            let found =
-                self.cells.iter().find(|cells| *cells.name == *value.name && cells.words == words);
+            // Somebody else may say what a value is: no number may get into cells of another width.
+            let fits =
+                value.ty == ValueType::Bool || value.ty.width() == 8 && !value.ty.is_signed();
+            let is_it = |cells: &&Cells| *cells.name == *value.name && cells.words == words;
+            let found = self.cells.iter().find(is_it).filter(|_| fits);
             (0..words).map(move |n| match found {
                 None => Place::Nowhere,
                 Some(cells) if value.semantics == Semantics::Cumulative => {

@@ -32,8 +32,8 @@ pub use self::format::FdGroupError;
 /// How old a sample may be.
 pub(crate) const SAMPLED_EVERY: Duration = Duration::from_secs(1);
 
-/// Pairs of a format and a group for which places are remembered: an honest process has two, and twice as many if it
-/// reads them itself.
+/// Pairs of a format and a group that are read: an honest process has two, and twice as many if it reads them itself.
+/// What is beyond is not, since to find its places again and again would take longer than to read it.
 const MAPS: usize = 16;
 
 /// Where the words of a group are, and whose addresses that is known by: these stay theirs.
@@ -101,11 +101,6 @@ impl Opened {
         let file = File::from(fd);
         let description = Description::read(&file)?;
         Ok(Self { file, description })
-    }
-
-    /// Whose it is: `kvm-<pid>` or `kvm-<pid>/vcpu-<n>`.
-    pub(crate) fn id(&self) -> &str {
-        &self.description.id
     }
 
     /// The names of what is no value of any kind that is known here.
@@ -215,11 +210,6 @@ struct All {
 }
 
 impl FdGroups {
-    /// None yet, of those that somebody sends who can not take them back.
-    pub(crate) fn received() -> Self {
-        Self { is_received: true, ..Self::default() }
-    }
-
     fn all(&self) -> RwLockReadGuard<'_, All> {
         self.all.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -260,14 +250,6 @@ impl FdGroups {
         all.by_number.remove(&number).map(|(_, group)| group)
     }
 
-    /// Takes all of another set over.
-    pub(crate) fn take_over(&self, other: &Self) {
-        let theirs = std::mem::take(&mut *other.all_to_change());
-        let mut all = self.all_to_change();
-        theirs.by_number.into_iter().for_each(|(number, (_, group))| all.put(number, group));
-        all.gone.extend(theirs.gone);
-    }
-
     /// How many came so far: what comes from now on is later.
     pub(crate) fn came(&self) -> u64 {
         self.all().came
@@ -288,23 +270,6 @@ impl FdGroups {
         all.gone.extend(gone.into_values().map(|(_, group)| group));
     }
 
-    /// What was taken away like that, or all that there is, to be closed by somebody who may be kept waiting: that
-    /// may be the last that keeps a VM in the kernel.
-    pub(crate) fn take_gone(&self, also_others: bool) -> Vec<Arc<FdGroup>> {
-        let mut all = self.all_to_change();
-        let mut gone = std::mem::take(&mut all.gone);
-        if also_others {
-            gone.extend(std::mem::take(&mut all.by_number).into_values().map(|(_, group)| group));
-        }
-        gone
-    }
-
-    /// How many there are, with those that are still to be closed.
-    pub(crate) fn len(&self) -> usize {
-        let all = self.all();
-        all.by_number.len() + all.gone.len()
-    }
-
     /// All of them, and how often one came or went, unless that is still so often.
     pub(crate) fn list_unless(&self, changes: u64) -> Option<(u64, Numbered)> {
         let all = self.all();
@@ -322,29 +287,69 @@ impl FdGroups {
         cells: &mut [u64],
     ) {
         let Some((_, of)) = self.all().by_number.get(&number).cloned() else { return };
-        of.read(&self.places(&of.format, group)[range], cells);
+        if let Some(places) = self.places(&of.format, group) {
+            of.read(&places[range], cells);
+        }
     }
 
     /// Where the words of a group are in data of a format.
-    fn places(&self, format: &Arc<Format>, group: &Arc<GroupDescriptor>) -> Arc<[Place]> {
+    fn places(&self, format: &Arc<Format>, group: &Arc<GroupDescriptor>) -> Option<Arc<[Place]>> {
         let key = (Arc::as_ptr(format).addr(), Arc::as_ptr(group).addr());
-        let known = self
-            .maps
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-            .map(|map| map.places.clone());
-        if let Some(places) = known {
-            return places;
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(map) = maps.get(&key) {
+            return Some(map.places.clone());
         }
-        let places: Arc<[Place]> = format.places(group).into();
-        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if maps.len() >= MAPS {
-            maps.clear();
+            return None;
         }
+        drop(maps);
+        let places: Arc<[Place]> = format.places(group).into();
         let (format, group) = (format.clone(), group.clone());
-        maps.insert(key, Map { places: places.clone(), _format: format, _group: group });
-        places
+        let map = Map { places: places.clone(), _format: format, _group: group };
+        self.maps.write().unwrap_or_else(PoisonError::into_inner).insert(key, map);
+        Some(places)
+    }
+}
+
+/// What only a server does.
+#[cfg(feature = "server")]
+impl FdGroups {
+    /// None yet, of those that somebody sends who can not take them back.
+    pub(crate) fn received() -> Self {
+        Self { is_received: true, ..Self::default() }
+    }
+
+    /// Takes all of another set over.
+    pub(crate) fn take_over(&self, other: &Self) {
+        let theirs = std::mem::take(&mut *other.all_to_change());
+        let mut all = self.all_to_change();
+        theirs.by_number.into_iter().for_each(|(number, (_, group))| all.put(number, group));
+        all.gone.extend(theirs.gone);
+    }
+
+    /// What was taken away like that, or all that there is, to be closed by somebody who may be kept waiting: that
+    /// may be the last that keeps a VM in the kernel.
+    pub(crate) fn take_gone(&self, also_others: bool) -> Vec<Arc<FdGroup>> {
+        let mut all = self.all_to_change();
+        let mut gone = std::mem::take(&mut all.gone);
+        if also_others {
+            gone.extend(std::mem::take(&mut all.by_number).into_values().map(|(_, group)| group));
+        }
+        gone
+    }
+
+    /// How many there are, with those that are still to be closed.
+    pub(crate) fn len(&self) -> usize {
+        let all = self.all();
+        all.by_number.len() + all.gone.len()
+    }
+}
+
+#[cfg(feature = "server")]
+impl Opened {
+    /// Whose it is: `kvm-<pid>` or `kvm-<pid>/vcpu-<n>`.
+    pub(crate) fn id(&self) -> &str {
+        &self.description.id
     }
 }
 

@@ -113,8 +113,13 @@ impl Writer {
         let mut buffer = nix::cmsg_space!([RawFd; 64]);
         let mut io = [IoSliceMut::new(&mut byte)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message =
-            recvmsg::<()>(self.socket.as_raw_fd(), &mut io, Some(&mut buffer), flags).unwrap();
+        let message = loop {
+            // With a timeout it is not begun again by itself.
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut io, Some(&mut buffer), flags) {
+                Err(nix::errno::Errno::EINTR) => {}
+                message => break message.unwrap(),
+            }
+        };
         assert_eq!(message.bytes, 1, "the writer ended before it had segments");
         message
             .cmsgs()

@@ -3,6 +3,7 @@
 mod boot;
 mod disk;
 mod ends;
+mod kernel_stats;
 mod net;
 mod refused;
 
@@ -44,6 +45,8 @@ pub const TESTS: &[Function] = functions! {
         power_off_and_resets_are_status_0
         a_panic_is_status_124
         a_signal_ends_it;
+    kernel_stats:
+        the_tree_says_what_debugfs_says;
     refused:
         kernels_and_ram_disks
         a_damaged_kernel_hangs_alone

@@ -59,8 +59,8 @@ impl std::fmt::Display for Text<'_> {
         } else {
             writeln!(
                 f,
-                "\n{:>8} {:>8} {:<10} {:>8} {:>9} {:>9} {:>8}",
-                "PID", "UID", "STATE", "FOR", "SEGMENTS", "KIB", "SOURCES"
+                "\n{:>8} {:>8} {:<10} {:>8} {:>9} {:>9} {:>8} {:>8}",
+                "PID", "UID", "STATE", "FOR", "SEGMENTS", "KIB", "SOURCES", "KVM FDS"
             )?;
         }
         for client in &status.clients {
@@ -73,14 +73,15 @@ impl std::fmt::Display for Text<'_> {
             };
             writeln!(
                 f,
-                "{:>8} {:>8} {:<10} {:>8} {:>9} {:>9} {:>8}",
+                "{:>8} {:>8} {:<10} {:>8} {:>9} {:>9} {:>8} {:>8}",
                 client.pid,
                 client.uid,
                 state,
                 time(client.seconds),
                 client.has.segments,
                 client.has.bytes >> 10,
-                client.has.sources
+                client.has.sources,
+                client.has.descriptors
             )?;
         }
         if !status.refused.is_empty() {

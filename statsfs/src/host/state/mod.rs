@@ -22,7 +22,6 @@
 //! | ledger | directory's name (text; empty: the root), group, raw words, cleared words | ascending |
 //! | baselines | publisher's id, source's id, account (0 its own, 1 what departed from it), group, words | ascending |
 //! | parents | publisher's id, source's id, its parent's | ascending |
-//! | readings | as baselines | ascending |
 //! | folded | publisher's id | of their folding |
 //!
 //! There is one way to write a state, so whatever is accepted is what a server wrote, or could have.
@@ -54,7 +53,7 @@ pub use file::{Found, Step, Store};
 
 /// Most bytes of a payload: what the tree lets its users have of it, and what else there can be.
 pub const MAX_PAYLOAD: usize = TreeOptions::KEPT_BYTES;
-/// Most words in a state, those of the ledger, the baselines and the readings together: 1 GiB.
+/// Most words in a state, those of the ledger and the baselines together: 1 GiB.
 pub const MAX_WORDS: usize = 1 << 27;
 // Whatever the tree lets its users have can be kept.
 const _: () = assert!(TreeOptions::KEPT_BYTES / LEAST_WORD <= MAX_WORDS);
@@ -76,8 +75,6 @@ pub struct State {
 pub struct HostState {
     /// The publishers that are connected or detached, in the order of their coming.
     pub processes: Vec<Process>,
-    /// What was last read of counters that are not in a segment: words of their groups.
-    pub readings: BTreeMap<SavedAccount, Box<[u64]>>,
     /// The publishers that were folded, the last [`MAX_FOLDED`] of them, in that order.
     pub folded: VecDeque<u128>,
 }
@@ -115,7 +112,6 @@ impl HostState {
     /// Forgets what it knows of a publisher.
     pub fn forget(&mut self, publisher: u128) {
         self.processes.retain(|process| process.publisher != publisher);
-        self.readings.retain(|account, _| account.publisher != publisher);
     }
 }
 
@@ -176,14 +172,11 @@ impl Parts<'_> {
                 self.check_words("ledger", *group, of, &mut words)?;
             }
         }
-        let accounts = [("baselines", &self.tree.baselines), ("readings", &self.host.readings)];
-        for (table, accounts) in accounts {
-            for (account, of) in accounts {
-                if account.publisher == 0 || account.source == 0 {
-                    return Err(StateError::Zero(table));
-                }
-                self.check_words(table, account.group, of, &mut words)?;
+        for (account, of) in &self.tree.baselines {
+            if account.publisher == 0 || account.source == 0 {
+                return Err(StateError::Zero("baselines"));
             }
+            self.check_words("baselines", account.group, of, &mut words)?;
         }
         for ((publisher, source), parent) in &self.tree.parents {
             if *publisher == 0 {

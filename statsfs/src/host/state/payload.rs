@@ -58,7 +58,6 @@ pub(super) fn write(tree: &Saved, host: &HostState, out: &mut Vec<u8>) {
         number(out, *source);
         number(out, *parent);
     }
-    accounts(out, &host.readings);
     count(out, host.folded.len());
     host.folded.iter().for_each(|publisher| id(out, *publisher));
 }
@@ -151,7 +150,6 @@ pub(super) fn read(payload: &[u8]) -> Result<State, StateError> {
     let baselines = reader.map("baselines", |reader| reader.account(groups_ref))?;
     let parents =
         reader.map("parents", |reader| Ok(((reader.id()?, reader.number()?), reader.number()?)))?;
-    let readings = reader.map("readings", |reader| reader.account(groups_ref))?;
     reader.table = "folded";
     let mut folded = VecDeque::new();
     for _ in 0..reader.count()? {
@@ -171,7 +169,7 @@ pub(super) fn read(payload: &[u8]) -> Result<State, StateError> {
             baselines,
             parents,
         },
-        host: HostState { processes, readings, folded },
+        host: HostState { processes, folded },
     })
 }
 
