@@ -81,6 +81,16 @@ impl Host {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
+    /// The address at which it serves metrics, if it was told to.
+    ///
+    /// # Panics
+    /// If it does not say one.
+    pub fn metrics(&self) -> String {
+        let log = self.log();
+        let said = log.lines().find_map(|line| line.split_once("metrics="));
+        said.unwrap_or_else(|| panic!("no metrics are served: {log}")).1.trim().to_owned()
+    }
+
     /// What a file of its mount says, if it can be read.
     pub fn value(&self, path: &str) -> Option<u64> {
         value(&self.mount(), path)

@@ -10,12 +10,15 @@
 //! * [`kvm_stats`] reads what KVM itself counts, from the descriptors that they have of it.
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
+//! * [`http`] asks for what is served to others.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
 //! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
 //! * [`fs_matrix`] is what every call and every usual tool makes of a mounted tree.
+//! * [`tools`] are what others have to look at statistics with.
 //!
 //! * [`nested`] runs tests in a Debian host that is emulated, and [`newc`] packs its file system.
+//! * [`packages`] fetches Debian's packages for both.
 //!
 //! The tests need root, `/dev/kvm` and `/dev/fuse`. What is missing fails the test with the line that fixes
 //! it: nothing is ever skipped. `STATSFS_SOAK=N` multiplies counts and rounds by N: [`soak`].
@@ -26,6 +29,7 @@ pub mod flat;
 pub mod fs_matrix;
 pub mod guest;
 pub mod host;
+pub mod http;
 pub mod inject;
 pub mod kvm_run;
 pub mod kvm_stats;
@@ -35,9 +39,11 @@ pub mod namespace;
 pub mod nested;
 pub mod newc;
 pub mod outside;
+pub mod packages;
 pub mod running;
 pub mod soak;
 pub mod tap;
+pub mod tools;
 pub mod tracepoint;
 pub mod vmm;
 

@@ -11,6 +11,7 @@ use statsfs::value::{BaseUnit, Descriptor, GroupBuilder, Semantics, Unit, ValueT
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
+use tests::http::ask;
 use tests::running::{Running, wait_until};
 use tests::vmm::Vmm;
 
@@ -22,7 +23,8 @@ fn said(command: &mut Command, text: &str, package: &str) -> (i32, String) {
         .unwrap_or_else(|error| panic!("{command:?}: {error}: `apt-get install -y {package}`"));
     let mut stdin = child.stdin.take().unwrap();
     let output = std::thread::scope(|scope| {
-        scope.spawn(move || stdin.write_all(text.as_bytes()).unwrap());
+        // One that ends early says why.
+        scope.spawn(move || stdin.write_all(text.as_bytes()));
         child.wait_with_output().unwrap()
     });
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -174,7 +176,8 @@ fn prometheus_tools_take_all_of_it_and_it_says_what_the_files_say() {
     assert_eq!(exits_in, 2 * u64::from(n + 1));
     assert_eq!(all.get("statsfs_export_left_out", "what=vcpu", 1.0), 2);
     assert_eq!(full.get("statsfs_export_left_out", "what=vcpu", 1.0), 0);
-    // Nothing of ours is in another's way.
+    // Nothing of ours is in another's way, nor what the kernel has that begins as totals do.
+    assert!(!all.labels("kvm_exported_host_state_reload_total").is_empty());
     assert_eq!(full.get("statsfs_export_left_out", "what=value", 1.0), 0);
     // A clear is no reset.
     std::fs::write(running.path("kvm/.stats/clear"), "0").unwrap();
@@ -272,4 +275,95 @@ fn what_anybody_publishes_breaks_nobodys_metrics() {
         assert!(samples.get("statsfs_export_left_out", "what=value", 1.0) > 0);
     }
     running.kill_and_wait();
+}
+
+/// A server that shows these metrics of each vCPU, and a guest of two that has stopped counting.
+fn showing(names: &str) -> (Host, Running) {
+    let host =
+        Host::with(&["--listen", "127.0.0.1:0", "--include-private", "--vcpu-metrics", names]);
+    let steps = [Step::new(Op::In8, 50, NO_PORT).per_index(3), park(), end(0)];
+    let vmm = Vmm::new(Mode::Real, &steps).cpus(2).published_to(&host).blocked_console();
+    let running = vmm.start();
+    wait_until("the guest", || {
+        (host.value("kvm/user_exits") == Some(2 * 50 + 3 + 2)).then_some(())
+    });
+    (host, running)
+}
+
+#[test]
+fn metrics_that_are_asked_for_are_of_each_vcpu_and_others_of_machines() {
+    let names = "kvm_user_exits,kvm_user_run_seconds_bucket,kvm_thread*,kvm_not_there";
+    let (host, running) = showing(names);
+    let machine = format!("pid={},vm=test", running.pid());
+    let read = |file: &str| {
+        Samples::of(&std::fs::read_to_string(host.mount().join(".stats").join(file)).unwrap())
+    };
+    let url = format!("http://{}/metrics", host.metrics());
+    let served = Samples::of(&ask(&url, "application/openmetrics-text").text);
+    let (file, full) = (read("openmetrics"), read("openmetrics-full"));
+    for samples in [&served, &file] {
+        let of = |name: &str| -> Vec<(&str, f64)> {
+            let all = samples.0.iter().filter(|((of, _), _)| of == name);
+            all.map(|((_, labels), number)| (labels.as_str(), *number)).collect()
+        };
+        let each = |name: &str| -> Vec<(&str, f64)> {
+            let all = full.0.iter().filter(|((of, _), _)| of == name);
+            all.map(|((_, labels), number)| (labels.as_str(), *number)).collect()
+        };
+        // As where all is of each vCPU.
+        for name in ["kvm_user_exits_total", "kvm_user_run_seconds_count", "kvm_thread_id"] {
+            let of = of(name);
+            assert!(of.iter().all(|(labels, _)| labels.contains("vcpu=")), "{name}: {of:?}");
+            assert!(of.len() > 1 && of == each(name), "{name}: {of:?}");
+        }
+        let reads = |vcpu: u64| {
+            let labels = format!("pid={},reason=io_in,vcpu={vcpu},vm=test", running.pid());
+            samples.get("kvm_user_exits_total", &labels, 1.0)
+        };
+        assert_eq!([reads(0), reads(1)], [50, 53]);
+        // As where nothing is: the sum.
+        let handled = samples.get("kvm_user_handle_seconds_count", &machine, 1.0);
+        let file = format!("{}/user_handle_time/count", running.machine());
+        assert_eq!(Some(handled), host.value(&file));
+        let vcpus = samples.0.keys().filter(|(_, labels)| labels.contains("vcpu="));
+        let vcpus: std::collections::BTreeSet<_> = vcpus.map(|(name, _)| name.as_str()).collect();
+        let asked = ["kvm_user_exits_", "kvm_user_run_seconds_", "kvm_thread_"];
+        assert!(vcpus.iter().all(|name| asked.iter().any(|of| name.starts_with(of))), "{vcpus:?}");
+        // Totals over all machines are there all the same, and what is added up is said.
+        assert_eq!(samples.get("kvm_host_user_exits_total", "reason=io_in", 1.0), 103);
+        assert_eq!(samples.get("statsfs_export_left_out", "what=vcpu", 1.0), 2);
+    }
+    running.kill_and_wait();
+}
+
+#[test]
+fn with_all_metrics_of_each_vcpu_nothing_is_left_out() {
+    let (host, running) = showing("*");
+    let read =
+        |file: &str| std::fs::read_to_string(host.mount().join(".stats").join(file)).unwrap();
+    let series = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
+    };
+    let (file, full) = (read("prometheus"), read("prometheus-full"));
+    assert_eq!(series(&file), series(&full));
+    assert!(file.contains("\nstatsfs_export_left_out{what=\"vcpu\"} 0\n"), "{file}");
+    running.kill_and_wait();
+}
+
+#[test]
+fn what_can_not_be_a_metric_of_vcpus_is_wrong_usage() {
+    for (names, why) in [
+        ("kvm-exits", "`kvm-exits` can not be a metric's name"),
+        ("kvm_user_exits,", "a metric's name is missing"),
+        ("kvm_user_exits,user_exits", "`user_exits` is no metric of vCPUs"),
+        ("kvm_host_user_exits", "`kvm_host_user_exits` is of all machines together"),
+    ] {
+        let mut serve = Command::new(tests::binary::statsfs());
+        // It ends before it looks there.
+        serve.args(["serve", "--mount", "/proc/none", "--vcpu-metrics", names]);
+        let (status, said) = said(&mut serve, "", "");
+        assert_eq!(status, 2, "{said}");
+        assert!(said.contains(why), "{said}");
+    }
 }

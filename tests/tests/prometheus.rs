@@ -1,40 +1,17 @@
 //! A real Prometheus collects from the server's `/metrics` while guests come, go and are cleared.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::SystemTime;
 
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
+use tests::http::{ask, try_ask};
 use tests::running::{Running, wait_until};
 use tests::vmm::Vmm;
-
-/// Asks for a URL: status, content type and text, a line between each two.
-const ASK: &str = "\
-import sys, urllib.request
-request = urllib.request.Request(sys.argv[1], headers={'Accept': sys.argv[2]})
-try:
-    answer = urllib.request.urlopen(request, timeout=30)
-except urllib.error.HTTPError as error:
-    answer = error
-print(answer.status, answer.headers['Content-Type'], answer.read().decode(), sep='\\n', end='')";
-
-struct Answer {
-    status: u16,
-    kind: String,
-    text: String,
-}
-
-fn ask(url: &str, accept: &str) -> Answer {
-    let output = Command::new("python3").args(["-c", ASK, url, accept]).output();
-    let output = output.expect("`apt-get install -y python3`");
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
-    let mut parts = said.splitn(3, '\n').map(str::to_owned);
-    let mut next = || parts.next().unwrap();
-    Answer { status: next().parse().unwrap(), kind: next(), text: next() }
-}
 
 /// A Prometheus that collects from one place. Ended when dropped.
 struct Prometheus {
@@ -100,17 +77,10 @@ impl Drop for Prometheus {
     }
 }
 
-fn metrics_of(host: &Host) -> String {
-    let log = host.log();
-    let said =
-        log.lines().find_map(|line| line.split_once("metrics=")).unwrap_or_else(|| panic!("{log}"));
-    said.1.trim().to_owned()
-}
-
 #[test]
 fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
-    let metrics = metrics_of(&host);
+    let metrics = host.metrics();
     let prometheus = Prometheus::start(&host.beside("prometheus"), &metrics);
     let start = |reads: u32, public: bool| {
         let steps = [Step::new(Op::In8, reads, NO_PORT), park(), end(0)];
@@ -179,7 +149,7 @@ fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
 #[test]
 fn metrics_are_in_the_format_that_is_asked_for_and_nothing_else_is_served() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
-    let url = format!("http://{}", metrics_of(&host));
+    let url = format!("http://{}", host.metrics());
     let answer = ask(&format!("{url}/metrics"), "*/*");
     assert_eq!(
         (answer.status, answer.kind.as_str()),
@@ -196,14 +166,39 @@ fn metrics_are_in_the_format_that_is_asked_for_and_nothing_else_is_served() {
 #[test]
 fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
-    let metrics = metrics_of(&host);
+    let metrics = host.metrics();
     let silent: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(&metrics)).collect();
     // Some of them have been hung up on, and the others are in time.
-    let ask = || {
-        let mut answer = Command::new("python3");
-        answer.args(["-c", ASK, &format!("http://{metrics}/metrics"), "*/*"]);
-        answer.stderr(Stdio::null()).output().unwrap().status.success().then_some(())
-    };
-    wait_until("an answer", ask);
+    let url = format!("http://{metrics}/metrics");
+    wait_until("an answer", || try_ask(&url, "*/*").ok());
     drop(silent);
+}
+
+#[test]
+fn a_socket_that_was_left_over_is_replaced_and_one_that_is_in_use_is_not() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("metrics");
+    let listen = format!("unix:{}", path.display());
+    let is_served = || {
+        let mut stream = UnixStream::connect(&path).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200 ").then_some(())
+    };
+    let mut host = Host::with(&["--listen", &listen]);
+    wait_until("metrics", is_served);
+    host.kill();
+    assert!(path.exists() && is_served().is_none());
+    host.start_again();
+    wait_until("metrics again", is_served);
+    let mut other = Command::new(tests::binary::statsfs());
+    other.args(["serve", "--listen", &listen]);
+    for name in ["mount", "socket", "state"] {
+        other.arg(format!("--{name}")).arg(place.path().join(name));
+    }
+    let output = other.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("cannot serve metrics at unix:"), "{said}");
+    assert_eq!(is_served(), Some(()));
 }

@@ -9,6 +9,7 @@ use std::io::Write;
 use super::{Full, fits};
 use crate::aggregate::Buckets;
 use crate::tree::inode::Part;
+use crate::tree::names::{label_name, label_value};
 use crate::tree::render::Total;
 use crate::tree::series::{self, About, Detail, Family, Kind, Series};
 use crate::tree::subtree::Subtree;
@@ -27,7 +28,7 @@ pub(super) enum Format {
 pub(super) fn write(
     subtree: &Subtree,
     format: Format,
-    detail: Detail,
+    detail: Detail<'_>,
     most: usize,
     out: &mut Vec<u8>,
 ) -> Result<(), Full> {
@@ -123,7 +124,7 @@ impl Text<'_> {
         for (labels, more) in &about.infos {
             let (mut labels, mut known) = (labels.clone(), HashSet::new());
             for (key, value) in more {
-                let (key, value) = (series::label_name(key), series::label_value(value));
+                let (key, value) = (label_name(key), label_value(value));
                 if known.insert(key.clone()) {
                     labels += &format!(",{key}=\"{value}\"");
                 }

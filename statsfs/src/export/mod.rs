@@ -9,6 +9,7 @@ mod snapshot;
 mod summary;
 
 use self::metrics::Format;
+use crate::tree::MetricName;
 use crate::tree::inode::Bulk;
 use crate::tree::series::Detail;
 use crate::tree::subtree::Subtree;
@@ -23,13 +24,14 @@ fn fits(len: usize, most: usize) -> Result<(), Full> {
 }
 
 /// Appends a bulk file's content, of which there may be `most` bytes: where there are more, no more are written
-/// than one value has.
+/// than one value has. Metrics of these names are of each vCPU, too.
 ///
 /// # Errors
 /// [`Full`].
 pub(crate) fn write(
     bulk: Bulk,
     subtree: &Subtree,
+    vcpus: &[MetricName],
     most: usize,
     out: &mut Vec<u8>,
 ) -> Result<(), Full> {
@@ -39,13 +41,13 @@ pub(crate) fn write(
         Bulk::Summary => summary::write(subtree, most, out),
         Bulk::Schema => schema::write(subtree, most, out),
         Bulk::Prometheus => {
-            metrics::write(subtree, Format::Prometheus, Detail::Machines, most, out)
+            metrics::write(subtree, Format::Prometheus, Detail::Machines { vcpus }, most, out)
         }
         Bulk::PrometheusFull => {
             metrics::write(subtree, Format::Prometheus, Detail::Vcpus, most, out)
         }
         Bulk::OpenMetrics => {
-            metrics::write(subtree, Format::OpenMetrics, Detail::Machines, most, out)
+            metrics::write(subtree, Format::OpenMetrics, Detail::Machines { vcpus }, most, out)
         }
         Bulk::OpenMetricsFull => {
             metrics::write(subtree, Format::OpenMetrics, Detail::Vcpus, most, out)

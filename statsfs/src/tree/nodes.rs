@@ -154,7 +154,7 @@ impl Tree {
         // Without a limit there is room.
         let _ = self.take(View::WHOLE, true, &Access::all(), None, &mut subtree);
         // There is as much room as it takes.
-        let _ = export::write(Bulk::Flat, &subtree, usize::MAX, out);
+        let _ = export::write(Bulk::Flat, &subtree, &[], usize::MAX, out);
     }
 
     /// Appends what `.stats/prometheus` or `.stats/openmetrics` of the root shows: to somebody who may see everything,
@@ -176,7 +176,7 @@ impl Tree {
         };
         let mut subtree = Subtree::default();
         self.take(View::WHOLE, true, &access, Some(self.options.bulk_bytes), &mut subtree)
-            .and_then(|()| export::write(bulk, &subtree, most, out))
+            .and_then(|()| export::write(bulk, &subtree, &self.options.vcpu_metrics, most, out))
             .map_err(|Full| Errno(libc::EFBIG))
     }
 
@@ -379,7 +379,8 @@ impl Nodes for Tree {
                 if subtree.is_empty() {
                     return Err(NO_DEVICE);
                 }
-                export::write(bulk, &subtree, most, out).map_err(|Full| Errno(libc::EFBIG))
+                let vcpus = &self.options.vcpu_metrics;
+                export::write(bulk, &subtree, vcpus, most, out).map_err(|Full| Errno(libc::EFBIG))
             }
             _ => self.attr(ino).map(|_| ()).map_err(|_| NO_DEVICE),
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::events::TreeEvents;
+use super::names::MetricName;
 use super::processes::{Identity, ProcessKey};
 use crate::segment::{Limits, SegmentError};
 
@@ -96,6 +97,8 @@ pub struct TreeOptions {
     /// only those who have little have more than three quarters together: who brings more is refused, and a clear
     /// that would take more is `EDQUOT`.
     pub kept_bytes: usize,
+    /// Metrics that `.stats/prometheus` and `.stats/openmetrics` have of each vCPU. None unless set.
+    pub vcpu_metrics: Vec<MetricName>,
     /// Who is told what happens in the tree. Nobody unless set, and then it costs nothing.
     pub events: Option<Arc<dyn TreeEvents>>,
 }
@@ -144,6 +147,7 @@ impl TreeOptions {
             user_limits,
             bulk_bytes: Self::BULK_BYTES,
             kept_bytes: Self::KEPT_BYTES,
+            vcpu_metrics: Vec::new(),
             events: None,
         }
     }

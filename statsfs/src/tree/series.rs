@@ -13,18 +13,31 @@ use std::fmt::Write;
 
 use super::GroupId;
 use super::dirs::HOST_NAME;
+use super::names::{
+    MACHINES, MetricName, RESERVED, base_name, claim, is_prefix, label_name, label_value,
+};
 use super::nodes::DEPARTED;
 use super::render::{Shown, Total};
 use super::subtree::{Place, Subtree, SubtreeDir};
-use crate::value::{Aggregations, BaseUnit, Descriptor, Semantics, ValueType};
+use crate::value::{Aggregations, Descriptor, Semantics, ValueType};
 
 /// How far down what is counted is told apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Detail {
-    /// Machines and their devices.
-    Machines,
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Detail<'a> {
+    /// Machines and their devices, and vCPUs in families of these names.
+    Machines { vcpus: &'a [MetricName] },
     /// And their vCPUs.
     Vcpus,
+}
+
+impl Detail<'_> {
+    /// Whether vCPUs are told apart in this family.
+    fn tells_vcpus_apart(self, family: &str) -> bool {
+        match self {
+            Self::Machines { vcpus } => vcpus.iter().any(|name| name.is_of(family)),
+            Self::Vcpus => true,
+        }
+    }
 }
 
 /// What a family is.
@@ -74,7 +87,7 @@ pub(crate) struct About {
     pub(crate) machines: Option<usize>,
     /// The labels of each machine that is to be seen, and those that its program has given it.
     pub(crate) infos: Vec<(String, Vec<(String, String)>)>,
-    /// vCPUs that were added up.
+    /// vCPUs that were added up, be it in one family only.
     pub(crate) vcpus_left_out: usize,
     /// Values that were left out, since others of the name are of another kind.
     pub(crate) values_left_out: usize,
@@ -96,10 +109,10 @@ struct Of {
     top: Option<usize>,
     /// The one right below that.
     entity: Option<usize>,
-    /// Which labels what is counted here has.
-    labels: usize,
-    /// Whether it is a vCPU, or in one, and vCPUs are added up.
-    is_added_up: bool,
+    /// Which labels what is counted here has where vCPUs are added up, and where they are told apart.
+    labels: [usize; 2],
+    /// Whether it is a vCPU, or in one.
+    is_vcpus: bool,
 }
 
 /// What leads to a directory.
@@ -109,29 +122,6 @@ struct Way<'a> {
     vcpu: Option<&'a str>,
     device: Option<String>,
 }
-
-/// Names of what exports say that is no value's.
-const RESERVED: [&str; 4] = ["kvm_vms", "kvm_vm", "statsfs_build", "statsfs_export_left_out"];
-/// What is put between a top-level directory's name and a value's, where the family is over all that there is, or that
-/// has departed: no value's name begins so in exports.
-const OVER_ALL: [&str; 2] = ["host_", "departed_"];
-/// Labels that are not a value's own.
-const OWN_LABELS: [&str; 8] = ["vm", "pid", "source", "vcpu", "device", "part", "le", "state"];
-/// What the samples of a family are called beside it, or may be in one of the formats.
-const SUFFIXES: [&str; 7] = ["", "_total", "_created", "_bucket", "_sum", "_count", "_info"];
-
-/// Takes a family's name, with all that its samples may be called; false if some of that is another's.
-fn claim(used: &mut HashSet<String>, name: &str) -> bool {
-    let names = SUFFIXES.map(|suffix| format!("{name}{suffix}"));
-    let is_free = names.iter().all(|name| !used.contains(name));
-    if is_free {
-        used.extend(names);
-    }
-    is_free
-}
-
-/// The top-level directory whose sources are machines.
-pub(crate) const MACHINES: &str = "kvm";
 
 impl<'a> Way<'a> {
     const ROOT: Self = Self { top: None, entity: None, vcpu: None, device: None };
@@ -158,8 +148,8 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// As labels; those of a vCPU only if they are asked for. Nothing in a name is to be escaped.
-    fn labels(&self, detail: Detail) -> String {
+    /// As labels; that of a vCPU only if it is asked for. Nothing in a name is to be escaped.
+    fn labels(&self, with_vcpu: bool) -> String {
         let mut text = String::new();
         let mut add = |label: &str, value: &str| {
             let comma = if text.is_empty() { "" } else { "," };
@@ -172,7 +162,7 @@ impl<'a> Way<'a> {
                 add("pid", &pid.to_string());
             }
         }
-        if let Some(vcpu) = self.vcpu.filter(|_| detail == Detail::Vcpus) {
+        if let Some(vcpu) = self.vcpu.filter(|_| with_vcpu) {
             add("vcpu", vcpu);
         }
         if let Some(device) = &self.device {
@@ -180,48 +170,6 @@ impl<'a> Way<'a> {
         }
         text
     }
-}
-
-/// Whether a top-level directory's name can be the beginning of metrics' names, and of no other directory's totals.
-fn is_prefix(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-        && !OVER_ALL
-            .iter()
-            .any(|over_all| name.ends_with(&format!("_{}", over_all.trim_end_matches('_'))))
-}
-
-/// A label's name as metrics have them, which is none of those that are not a value's own.
-pub(crate) fn label_name(key: &str) -> String {
-    let plain: String =
-        key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    let is_taken = OWN_LABELS.contains(&plain.as_str());
-    let is_name = plain.starts_with(|c: char| c.is_ascii_alphabetic());
-    if is_taken || !is_name { format!("exported_{plain}") } else { plain }
-}
-
-/// A label's value as it is written between quotation marks.
-pub(crate) fn label_value(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// A value's name in exports: in its base unit, which is at its end.
-fn base_name(value: &Descriptor) -> String {
-    let name = value.family.as_ref().unwrap_or(&value.name);
-    let (unit, others): (&str, &[&str]) = match value.unit.base {
-        BaseUnit::None => return name.to_string(),
-        BaseUnit::Bytes => ("bytes", &["bytes"]),
-        BaseUnit::Seconds => ("seconds", &["time", "ns", "us", "ms", "seconds"]),
-        BaseUnit::Cycles => ("cycles", &["cycles"]),
-    };
-    let mut parts: Vec<_> = name.split('_').collect();
-    if let Some(at) = parts.iter().rposition(|part| others.contains(part))
-        && parts.len() > 1
-    {
-        parts.remove(at);
-    }
-    parts.push(unit);
-    parts.join("_")
 }
 
 fn kind(value: &Descriptor) -> Kind {
@@ -238,40 +186,50 @@ fn is_alike(a: &Descriptor, b: &Descriptor) -> bool {
         && (a.aggregations, &a.states) == (b.aggregations, &b.states)
 }
 
-/// Labels, and the one that tells a family's values apart.
-fn with_label(labels: &str, value: &Descriptor) -> String {
-    match &value.label {
-        None => labels.to_owned(),
-        Some((key, name)) => {
-            let comma = if labels.is_empty() { "" } else { "," };
-            format!("{labels}{comma}{}=\"{}\"", label_name(key), label_value(name))
-        }
-    }
+/// The label that tells a family's values apart; nothing if there is just one.
+fn own_label(value: &Descriptor) -> String {
+    let label = value.label.as_ref();
+    label.map_or_else(String::new, |(key, name)| {
+        format!("{}=\"{}\"", label_name(key), label_value(name))
+    })
+}
+
+/// Both labels, or those that there are.
+fn both(some: &str, more: &str) -> String {
+    let comma = if some.is_empty() || more.is_empty() { "" } else { "," };
+    [some, comma, more].concat()
 }
 
 /// What is made of a subtree.
 struct Maker<'a> {
     subtree: &'a Subtree,
+    detail: Detail<'a>,
     dirs: Vec<Of>,
     /// The top-level directories that there are, by their places in `dirs`, or the one that all is in.
     tops: Vec<&'a str>,
     labels: Vec<String>,
     /// By top-level directory and group, where something is shown.
     places: HashMap<(usize, GroupId), Vec<&'a Place>>,
+    vcpus: usize,
+    /// Whether something of theirs is added up.
+    are_added_up: bool,
     about: About,
 }
 
 impl<'a> Maker<'a> {
-    fn new(subtree: &'a Subtree, detail: Detail) -> Self {
+    fn new(subtree: &'a Subtree, detail: Detail<'a>) -> Self {
         let mut made = Self {
             subtree,
+            detail,
             dirs: Vec::new(),
             tops: Vec::new(),
             labels: Vec::new(),
             places: HashMap::new(),
+            vcpus: 0,
+            are_added_up: false,
             about: About::default(),
         };
-        made.find_dirs(detail);
+        made.find_dirs();
         for place in subtree.all_places() {
             if let Some(top) = made.dirs[place.dir()].top {
                 let group = subtree.group_of(place);
@@ -281,7 +239,7 @@ impl<'a> Maker<'a> {
         made
     }
 
-    fn find_dirs(&mut self, detail: Detail) {
+    fn find_dirs(&mut self) {
         let subtree = self.subtree;
         let mut ways: Vec<Way<'a>> = Vec::new();
         let mut known = HashMap::<String, usize>::new();
@@ -301,22 +259,26 @@ impl<'a> Maker<'a> {
             if above_entity.is_none() {
                 known.clear();
             }
-            let text = way.labels(detail);
-            let labels = *known.entry(text).or_insert_with_key(|text| {
-                self.labels.push(text.clone());
-                self.labels.len() - 1
-            });
-            let is_added_up = way.vcpu.is_some() && detail == Detail::Machines;
-            let is_vcpu = is_added_up && way.device.is_none();
-            self.about.vcpus_left_out += usize::from(is_vcpu && n > 0);
+            let is_vcpus = way.vcpu.is_some();
+            let mut labels = |with_vcpu| {
+                *known.entry(way.labels(with_vcpu)).or_insert_with_key(|text| {
+                    self.labels.push(text.clone());
+                    self.labels.len() - 1
+                })
+            };
+            let of_machine = labels(false);
+            let labels = [of_machine, if is_vcpus { labels(true) } else { of_machine }];
+            if is_vcpus && way.device.is_none() && n > 0 {
+                self.vcpus += 1;
+            }
             let is_machines = way.top == Some(MACHINES);
             if is_machines && way.entity.is_none() && dir.name() == MACHINES {
                 self.about.machines = Some(dir.children());
             }
             if is_machines && entity == Some(n) && way.vcpu.is_none() && way.device.is_none() {
-                self.about.infos.push((self.labels[labels].clone(), dir.labels().to_vec()));
+                self.about.infos.push((self.labels[of_machine].clone(), dir.labels().to_vec()));
             }
-            self.dirs.push(Of { top, entity, labels, is_added_up });
+            self.dirs.push(Of { top, entity, labels, is_vcpus });
             ways.push(way);
         }
     }
@@ -334,12 +296,11 @@ impl<'a> Maker<'a> {
             for (n, value) in values.iter().enumerate() {
                 let (name, at) = (base_name(value), (n, word));
                 word += value.ty.cells();
-                let is_over_all = OVER_ALL.iter().any(|over_all| name.starts_with(over_all));
                 // What it is the sum of is there.
                 let is_sum = value.label.is_none() && names.contains(&name);
                 let label =
                     value.label.as_ref().map(|(key, value)| (label_name(key), value.clone()));
-                if is_over_all || (!is_sum && !known.insert((name.clone(), label))) {
+                if !is_sum && !known.insert((name.clone(), label)) {
                     left_out += 1;
                 } else if !is_sum {
                     families.entry(name).or_default().push(Member { group, at, value });
@@ -388,7 +349,17 @@ impl<'a> Maker<'a> {
             self.about.values_left_out += members.len();
             return Ok(());
         }
-        let mut totals = BTreeMap::<String, Total>::new();
+        let tells_apart = self.detail.tells_vcpus_apart(&own.name);
+        // Those of one label are of one series, and each has the number of its own.
+        let (mut known, mut own_labels) = (HashMap::new(), Vec::new());
+        let own_label_of = members.iter().map(|(member, _)| {
+            *known.entry(own_label(member.value)).or_insert_with_key(|label| {
+                own_labels.push(label.clone());
+                own_labels.len() - 1
+            })
+        });
+        let own_label_of: Vec<usize> = own_label_of.collect();
+        let mut totals: Vec<Option<Total>> = own_labels.iter().map(|_| None).collect();
         let mut is_more_than_own = false;
         let mut cursors = vec![0; members.len()];
         let mut has_begun = false;
@@ -400,7 +371,8 @@ impl<'a> Maker<'a> {
             });
             let Some(entity) = next.min() else { break };
             let mut shown = Shows::default();
-            for ((member, places), at) in members.iter().zip(&mut cursors) {
+            let cursors = cursors.iter_mut().zip(&own_label_of);
+            for ((member, places), (at, own_label)) in members.iter().zip(cursors) {
                 while let Some(place) = places.get(*at) {
                     let of = self.dirs[place.dir()];
                     if of.entity != entity {
@@ -408,17 +380,18 @@ impl<'a> Maker<'a> {
                     }
                     *at += 1;
                     let Some(instance) = self.subtree.raw(place, member.at) else { continue };
-                    let label = with_label("", member.value);
-                    let all = totals.entry(label).or_insert_with(|| Total::new(member.value));
+                    let all = totals[*own_label].get_or_insert_with(|| Total::new(member.value));
                     all.add(&instance);
                     // What is at the top level itself has no other labels; what is there of others is in the total.
                     let is_tops_own = entity.is_none() && place.own && !place.departed;
                     is_more_than_own |= !is_tops_own;
                     // A value that is not added up is of each vCPU, or not there.
-                    let is_lost = of.is_added_up && member.value.aggregations.is_empty();
+                    let is_added_up = of.is_vcpus && !tells_apart;
+                    self.are_added_up |= is_added_up;
+                    let is_lost = is_added_up && member.value.aggregations.is_empty();
                     let is_lost = is_lost || place.is_hidden;
                     if (entity.is_some() || is_tops_own) && !is_lost {
-                        let labels = with_label(&self.labels[of.labels], member.value);
+                        let labels = (of.labels[usize::from(tells_apart)], *own_label);
                         shown.add(labels, &instance, member.value, !place.departed);
                     }
                 }
@@ -431,14 +404,17 @@ impl<'a> Maker<'a> {
                     to.family(&own)?;
                     has_begun = true;
                 }
+                let labels = both(&self.labels[labels.0], &own_labels[labels.1]);
                 to.series(&own, &labels, &total)?;
             }
         }
         let is_whole = self.subtree.above().is_empty() || self.is_departed();
         if is_whole && is_more_than_own && !first.value.aggregations.is_empty() {
             to.family(&total)?;
-            for (labels, of) in &totals {
-                to.series(&total, labels, of)?;
+            for (label, of) in own_labels.iter().zip(&totals) {
+                if let Some(of) = of {
+                    to.series(&total, label, of)?;
+                }
             }
         }
         Ok(())
@@ -457,12 +433,18 @@ struct Showing {
     is_there: bool,
 }
 
-/// The series of one directory right below the top level, by their labels.
+/// The series of one directory right below the top level, by the numbers of their labels and of their own.
 #[derive(Default)]
-struct Shows(BTreeMap<String, Showing>);
+struct Shows(BTreeMap<(usize, usize), Showing>);
 
 impl Shows {
-    fn add(&mut self, labels: String, instance: &Shown<'_>, value: &Descriptor, is_there: bool) {
+    fn add(
+        &mut self,
+        labels: (usize, usize),
+        instance: &Shown<'_>,
+        value: &Descriptor,
+        is_there: bool,
+    ) {
         let new = || Showing { total: Total::new(value), is_there: false };
         let showing = self.0.entry(labels).or_insert_with(new);
         showing.total.add(instance);
@@ -499,7 +481,7 @@ pub(crate) fn aggregate(value: &Descriptor) -> Aggregations {
 /// What `to` answers.
 pub(crate) fn write<S: Series>(
     subtree: &Subtree,
-    detail: Detail,
+    detail: Detail<'_>,
     to: &mut S,
 ) -> Result<About, S::Error> {
     let mut maker = Maker::new(subtree, detail);
@@ -517,5 +499,6 @@ pub(crate) fn write<S: Series>(
             maker.family((top, base), members, &mut used, to)?;
         }
     }
-    Ok(maker.about)
+    let vcpus_left_out = if maker.are_added_up { maker.vcpus } else { 0 };
+    Ok(About { vcpus_left_out, ..maker.about })
 }

@@ -804,13 +804,13 @@ fn what_is_shown_at_once_needs_no_tree_and_can_be_used_again() {
     for (tree, expected) in &flats {
         tree.take(View::WHOLE, true, &Access::all(), None, &mut subtree).unwrap();
         let mut out = Vec::new();
-        export::write(Bulk::Flat, &subtree, usize::MAX, &mut out).unwrap();
+        export::write(Bulk::Flat, &subtree, &[], usize::MAX, &mut out).unwrap();
         assert_eq!(String::from_utf8(out), String::from_utf8(expected.clone()));
     }
     let expected = flats[2].1.clone();
     drop((first, second, slots, tops, one, two));
     let mut out = Vec::new();
-    export::write(Bulk::Flat, &subtree, usize::MAX, &mut out).unwrap();
+    export::write(Bulk::Flat, &subtree, &[], usize::MAX, &mut out).unwrap();
     assert_eq!(out, expected);
     assert!(out.windows(20).any(|part| part.starts_with(b"kvm/n 29\n")), "36 and a clear of 7");
 }

@@ -3,6 +3,7 @@
 mod killed;
 mod limits;
 mod stopped;
+mod textfile;
 mod unit;
 
 use tests::nested::{Init, Suite};
@@ -32,11 +33,21 @@ pub const SUITE: Suite = Suite {
             nobody_notices_that_the_server_was_killed;
         stopped:
             a_stopped_server_leaves_nothing_and_the_next_one_knows_what_it_knew;
+        textfile:
+            the_timer_has_it_written_again_and_again_and_removed_when_there_is_no_server;
     },
     commands: &["vmm", "statsfs"],
     packages: &["systemd"],
     files: &[
         ("usr/lib/systemd/system/statsfs.service", SERVICE),
+        (
+            "usr/lib/systemd/system/statsfs-textfile.service",
+            include_str!("../../../resources/systemd/statsfs-textfile.service"),
+        ),
+        (
+            "usr/lib/systemd/system/statsfs-textfile.timer",
+            include_str!("../../../resources/systemd/statsfs-textfile.timer"),
+        ),
         (
             "usr/lib/sysusers.d/statsfs.conf",
             include_str!("../../../resources/sysusers.d/statsfs.conf"),

@@ -12,11 +12,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::host::Host;
 use super::image::Image;
-use super::packages::require;
 use super::report::{Message, Outcome};
 use super::tally::Tally;
 use super::{Plan, Planned, Suite};
 use crate::binary::{Cargo, Executable};
+use crate::packages::require;
 use crate::soak::rounds;
 
 /// Variables that tests in the host see as they are outside.

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::packages::Kernel;
 use super::report::Message;
+use crate::packages::Kernel;
 
 /// What a host that runs is never silent for: it says that it is alive several times meanwhile. A busy
 /// machine has some time to spare in it.

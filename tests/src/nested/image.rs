@@ -8,10 +8,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::packages::{self, Kernel};
 use super::{BIN, GUEST, Init, LINUX, PLAN, Plan, Suite, TESTS, agent};
 use crate::binary::Executable;
 use crate::newc::Archive;
+use crate::packages::{self, Kernel};
 
 /// What tests and the tools that they run need, besides what these depend on.
 const USERLAND: [&str; 16] = [

@@ -2,7 +2,7 @@
 //! `kvm_amd` and the distribution's FUSE, as root, whatever this machine has.
 //!
 //! One executable has all roles. Outside, it is a test program that cargo runs ([`harness`]): it fetches
-//! Debian's packages ([`packages`]), composes the file system of a host of some kind ([`image`]) with itself as the
+//! Debian's packages ([`packages`](crate::packages)), composes the file system of a host of some kind ([`image`]) with itself as the
 //! first process and what is tested, and boots it ([`host`]). Inside, it sets the host up, or leaves that to
 //! systemd, and runs what is planned ([`agent`]), which reports over a serial port ([`report`]): test programs of
 //! the workspace, each test in a process of its own, and functions of the executable itself.
@@ -20,7 +20,6 @@ pub mod agent;
 pub mod harness;
 pub mod host;
 pub mod image;
-pub mod packages;
 pub mod report;
 mod tally;
 

@@ -11,7 +11,7 @@ use statsfs::fs::MountOptions;
 use statsfs::host::server::{Amounts, FdStore, HostLimits, MetricsAddress, ServeOptions, Server};
 use statsfs::host::state::MAX_PAYLOAD;
 use statsfs::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
-use statsfs::tree::{Owner, TreeOptions};
+use statsfs::tree::{MetricName, Owner, TreeOptions};
 use tracing_subscriber::EnvFilter;
 
 const HELP: &str = "\
@@ -47,6 +47,10 @@ pub struct Args {
     /// Have these metrics include those of private directories
     #[arg(long, requires = "listen")]
     include_private: bool,
+    /// Metrics that are shown of each vCPU, and not only of each machine, there and in `.stats/prometheus` and
+    /// `.stats/openmetrics`: names with commas between, as kvm_user_exits; one that ends in `*` is all that begin so
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    vcpu_metrics: Vec<MetricName>,
     /// Connections that one user may have
     #[arg(long, value_name = "N", default_value_t = Amounts::DEFAULT.connections)]
     max_connections: u64,
@@ -157,6 +161,7 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
         },
         bulk_bytes: args.max_bulk_mib.saturating_mul(1 << 20),
         metrics: args.listen,
+        vcpu_metrics: args.vcpu_metrics,
         includes_private: args.include_private,
         kept_bytes: (args.max_kept_mib << 20) as usize,
         take_over_first: Duration::from_millis(args.take_over_ms),

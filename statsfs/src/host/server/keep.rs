@@ -169,6 +169,7 @@ impl Keep {
             limits: options.process_limits.clone(),
             bulk_bytes: options.bulk_bytes,
             kept_bytes: options.kept_bytes.min(state::MAX_PAYLOAD),
+            vcpu_metrics: options.vcpu_metrics.clone(),
             events: Some(own.counts.clone()),
             ..TreeOptions::new(options.owner)
         };

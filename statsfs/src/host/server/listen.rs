@@ -17,26 +17,41 @@ pub(super) struct Listening {
     identity: (u64, u64),
 }
 
+/// What is where a socket is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum There {
+    Nothing,
+    /// A socket of whatever type that nobody listens at any more.
+    LeftOver,
+    /// Somebody listens, or is too busy to answer.
+    Served,
+    /// No socket.
+    Other,
+}
+
+impl There {
+    pub(super) fn at(path: &Path) -> Self {
+        match std::fs::symlink_metadata(path) {
+            Ok(there) if !there.file_type().is_socket() => Self::Other,
+            Ok(_) => match protocol::Socket::connect(path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Self::LeftOver,
+                _ => Self::Served,
+            },
+            Err(_) => Self::Nothing,
+        }
+    }
+}
+
 impl Listening {
     /// Listens at `path`, where a socket that nobody listens at is replaced.
     ///
     /// # Errors
     /// [`ServeError`]: somebody listens there, it is no socket, or what the kernel says.
     pub(super) fn at(path: &Path, group: Option<u32>) -> Result<Self, ServeError> {
-        match std::fs::symlink_metadata(path) {
-            Ok(there) if !there.file_type().is_socket() => {
-                return Err(ServeError::NotASocket(path.to_path_buf()));
-            }
-            Ok(_) => {
-                // Somebody may be too busy to answer.
-                let connected = protocol::Socket::connect(path);
-                let is_stale =
-                    connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-                if !is_stale {
-                    return Err(ServeError::Served(path.to_path_buf()));
-                }
-            }
-            Err(_) => {}
+        match There::at(path) {
+            There::Other => return Err(ServeError::NotASocket(path.to_path_buf())),
+            There::Served => return Err(ServeError::Served(path.to_path_buf())),
+            There::LeftOver | There::Nothing => {}
         }
         Self::replace(path, group)
             .map_err(|source| ServeError::Listen { path: path.to_path_buf(), source })

@@ -8,7 +8,6 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -20,6 +19,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
+use super::listen::There;
 use super::options::ServeOptions;
 use super::rights;
 use crate::repeats::Repeats;
@@ -136,13 +136,7 @@ impl Listening {
         let listening = match address {
             MetricsAddress::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
             MetricsAddress::Unix(path) => {
-                // One that nobody listens at is left of an earlier server.
-                let is_socket =
-                    std::fs::symlink_metadata(path).is_ok_and(|at| at.file_type().is_socket());
-                let is_stale = is_socket
-                    && UnixStream::connect(path)
-                        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-                if is_stale {
+                if There::at(path) == There::LeftOver {
                     std::fs::remove_file(path)?;
                 }
                 Self::Unix(UnixListener::bind(path)?)

@@ -11,7 +11,7 @@ use crate::fs::{MountError, MountOptions};
 use crate::host::state::StoreError;
 use crate::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
 use crate::segment::Limits;
-use crate::tree::{Owner, TreeError, TreeOptions};
+use crate::tree::{MetricName, Owner, TreeError, TreeOptions};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -45,6 +45,8 @@ pub struct ServeOptions {
     pub mount_options: MountOptions,
     /// Where `/metrics` is served over HTTP: nowhere unless set.
     pub metrics: Option<MetricsAddress>,
+    /// Metrics that these, and the mount's, have of each vCPU, and not only of each machine.
+    pub vcpu_metrics: Vec<MetricName>,
     /// Whether what is private is among these metrics, which whoever connects there may read.
     pub includes_private: bool,
     /// Whether the thread that starts the server, and the server's own, give up the capabilities that they do
@@ -68,6 +70,7 @@ impl Default for ServeOptions {
             kept_bytes: TreeOptions::KEPT_BYTES,
             mount_options: MountOptions::default(),
             metrics: None,
+            vcpu_metrics: Vec::new(),
             includes_private: false,
             gives_up_rights: false,
         }

@@ -227,19 +227,30 @@ fn add_with_dependencies(
 /// If apt does not know them or can not fetch them.
 pub fn userland(cache: &Path, name: &str, packages: &[&str]) -> Result<PathBuf> {
     unpacked(cache, &format!("{name} {}", packages.join(" ")), |directory| {
-        fs::create_dir_all(directory.join("partial"))?;
         // For apt, this is a machine on which nothing is installed yet.
         let status = directory.join("status");
         fs::write(&status, "")?;
-        let mut fetch = Command::new("apt-get");
-        fetch.args(["install", "--download-only", "--no-install-recommends", "-y", "-q"]);
-        for (option, path) in
-            [("Dir::State::status", &*status), ("Dir::Cache::archives", directory)]
-        {
-            fetch.arg("-o").arg(format!("{option}={}", path.display()));
-        }
-        output(fetch.args(["-o", "Debug::NoLocking=1"]).args(packages), UPDATE).map(drop)
+        let status = format!("Dir::State::status={}", status.display());
+        download(directory, &["-o", &status], packages)
     })
+}
+
+/// As [`userland`], of a package and what this machine lacks of all that it depends on.
+///
+/// # Errors
+/// If apt does not know it or can not fetch it.
+pub fn beside(cache: &Path, package: &str) -> Result<PathBuf> {
+    // The package itself is fetched though it may be installed.
+    unpacked(cache, package, |directory| download(directory, &["--reinstall"], &[package]))
+}
+
+fn download(directory: &Path, options: &[&str], packages: &[&str]) -> Result<()> {
+    fs::create_dir_all(directory.join("partial"))?;
+    let mut fetch = Command::new("apt-get");
+    fetch.args(["install", "--download-only", "--no-install-recommends", "-y", "-q"]);
+    fetch.arg("-o").arg(format!("Dir::Cache::archives={}", directory.display()));
+    fetch.args(["-o", "Debug::NoLocking=1"]).args(options).args(packages);
+    output(&mut fetch, UPDATE).map(drop)
 }
 
 /// The directory with the unpacked contents of what `fetch` puts as packages into the directory that it is
@@ -273,4 +284,13 @@ fn unpacked(cache: &Path, what: &str, fetch: impl FnOnce(&Path) -> Result<()>) -
     fs::remove_dir_all(&packages)?;
     fs::write(&done, what)?;
     Ok(root)
+}
+
+/// Removes what was unpacked.
+///
+/// # Errors
+/// If it can not be removed.
+pub fn forget(cache: &Path, name: &str) -> Result<()> {
+    fs::remove_file(cache.join(format!("{name}.done")))?;
+    fs::remove_dir_all(cache.join(name)).with_context(|| format!("{name} can not be removed"))
 }
