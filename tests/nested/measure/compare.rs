@@ -41,7 +41,7 @@ fn hung(failures: [usize; 2]) {
 }
 
 /// An initial RAM file system, in a directory of its own.
-fn initrd(script: &str) -> (TempDir, std::path::PathBuf) {
+pub(crate) fn initrd(script: &str) -> (TempDir, std::path::PathBuf) {
     let directory = tempfile::tempdir().expect("a place");
     let path = directory.path().join("initrd");
     Initrd::new(script).write_to(&path);
@@ -137,7 +137,7 @@ impl Drop for Trace {
 
 pub fn starting() {
     let (_directory, initrd) = initrd("");
-    let guest = Guest { memory: 256, initrd: &initrd, disk: None, tap: None };
+    let guest = Guest::new(256, &initrd);
     let ([entry, uptime, init], failures) = in_turns(|side| {
         let trace = Trace::start();
         let mut run = side.start(&guest);
@@ -155,7 +155,7 @@ pub fn starting() {
 
 pub fn memory() {
     let (_directory, initrd) = initrd("echo READY\nsleep 1000000");
-    let guest = Guest { memory: 128, initrd: &initrd, disk: None, tap: None };
+    let guest = Guest::new(128, &initrd);
     let mut tables = [None, None];
     let ([overhead], failures) = in_turns(|side| {
         let mut run = side.start(&guest);
@@ -202,7 +202,7 @@ pub fn disk() {
     );
     let (directory, initrd) = initrd(&script);
     let disk = directory.path().join("disk");
-    let guest = Guest { memory: 256, initrd: &initrd, disk: Some(&disk), tap: None };
+    let guest = Guest { disk: Some(&disk), ..Guest::new(256, &initrd) };
     let ([read, write], failures) = in_turns(|side| {
         // All of it there, so that none is a hole.
         fs::write(&disk, vec![0x5a; (DISK as usize) << 20]).expect("room for a disk");
@@ -246,7 +246,7 @@ pub fn net() {
     serve(5002, |mut peer| {
         io::copy(&mut File::open("/dev/zero").expect("it is there").take(RECEIVED << 20), &mut peer)
     });
-    let guest = Guest { memory: 256, initrd: &initrd, disk: None, tap: Some(tap::NAME) };
+    let guest = Guest { tap: Some(tap::NAME), ..Guest::new(256, &initrd) };
     let ([send, receive], failures) = in_turns(|side| {
         let mut run = side.start(&guest);
         let speeds = speeds(&mut run, [("send", SENT), ("receive", RECEIVED)]);

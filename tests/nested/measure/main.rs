@@ -4,6 +4,7 @@
 //! Both are measured from outside in the same way, in turns, and of several rounds the medians are shown.
 //! The times are those of a machine whose processor is emulated, and mean something only beside each other.
 
+mod collect;
 mod compare;
 mod side;
 
@@ -17,8 +18,9 @@ const SUITE: Suite = Suite {
         ("measure::memory", compare::memory),
         ("measure::disk", compare::disk),
         ("measure::net", compare::net),
+        ("measure::collect", collect::collect),
     ],
-    commands: &["vmm"],
+    commands: &["vmm", "statsfs"],
     patience: 1800,
     packages: &["qemu-system-x86"],
     live: true,

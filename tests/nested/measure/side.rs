@@ -31,12 +31,23 @@ pub const SIDES: [Side; 2] = [Side::Vmm, Side::Microvm];
 pub struct Guest<'a> {
     /// MiB of memory.
     pub memory: u32,
+    /// Number of its vCPUs.
+    pub cpus: u32,
     /// Its initial RAM file system.
     pub initrd: &'a Path,
     /// Its disk.
     pub disk: Option<&'a Path>,
     /// Its tap interface.
     pub tap: Option<&'a str>,
+    /// Where QEMU's monitor is to listen.
+    pub monitor: Option<&'a Path>,
+}
+
+impl<'a> Guest<'a> {
+    /// One of so many MiB and one vCPU that has nothing else.
+    pub fn new(memory: u32, initrd: &'a Path) -> Self {
+        Self { memory, cpus: 1, initrd, disk: None, tap: None, monitor: None }
+    }
 }
 
 impl Side {
@@ -53,6 +64,7 @@ impl Side {
         match self {
             Self::Vmm => {
                 command.args(["run", "--memory", &format!("{}M", guest.memory)]);
+                command.args(["--cpus", &guest.cpus.to_string()]);
                 command
                     .args(["--kernel", LINUX, "--cmdline", CMDLINE, "--initrd"])
                     .arg(guest.initrd);
@@ -73,7 +85,12 @@ impl Side {
                 // What the VMM puts before the user's own.
                 let cmdline = format!("console=ttyS0 panic=-1 reboot=panic_warm {CMDLINE}");
                 command.args(["-kernel", LINUX, "-append", &cmdline, "-initrd"]).arg(guest.initrd);
-                command.args(["-device", "virtio-rng-device"]);
+                command.args(["-device", "virtio-rng-device", "-smp", &guest.cpus.to_string()]);
+                if let Some(monitor) = guest.monitor {
+                    command
+                        .arg("-qmp")
+                        .arg(format!("unix:{},server=on,wait=off", monitor.display()));
+                }
                 if let Some(disk) = guest.disk {
                     let drive = format!("if=none,id=disk,format=raw,file={}", disk.display());
                     command.args(["-drive", &drive, "-device", "virtio-blk-device,drive=disk"]);

@@ -36,7 +36,7 @@ mod error;
 mod file;
 mod payload;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use crate::registry::names::identity;
 use crate::segment::layout::{MAX_SEGMENTS, ROOT_ID, is_source_name};
