@@ -238,7 +238,7 @@ impl Source {
         let opened = Opened::new(fd)?;
         let (number, mut but) = (shared.fd_groups.next_number(), Vec::new());
         let slot = loop {
-            let group = opened.group(name, &but)?;
+            let group = shared.fd_groups.known(opened.group(name, &but)?);
             match self.dyn_slot(&group, number) {
                 Err(SourceError::AlreadyExists { name, .. })
                     if group.values().iter().any(|value| value.name == *name) =>

@@ -200,6 +200,8 @@ struct All {
     by_number: BTreeMap<u32, (u64, Arc<FdGroup>)>,
     /// Each once: those of all vCPUs of a host are the same.
     formats: Vec<Arc<Format>>,
+    /// So are the groups of the writer's own.
+    groups: Vec<Arc<GroupDescriptor>>,
     /// Numbers given so far.
     numbers: u32,
     /// How many came so far, and how often one came or went.
@@ -223,6 +225,16 @@ impl FdGroups {
         let mut all = self.all_to_change();
         all.numbers += 1;
         all.numbers
+    }
+
+    /// The group that is equal to this one and is here already, or else this one.
+    pub(crate) fn known(&self, group: Arc<GroupDescriptor>) -> Arc<GroupDescriptor> {
+        let mut all = self.all_to_change();
+        if let Some(known) = all.groups.iter().find(|known| **known == group) {
+            return known.clone();
+        }
+        all.groups.push(group.clone());
+        group
     }
 
     /// Adds one. The block of this number is published: a reader that looks for it finds it.

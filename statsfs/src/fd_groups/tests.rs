@@ -75,6 +75,36 @@ fn a_counter_never_falls_whoever_has_read_it() {
 }
 
 #[test]
+fn what_was_cleared_shows_nothing_where_only_an_older_sample_is_left() {
+    let file = file(&["a"]);
+    let registry = crate::Registry::new().unwrap();
+    let vm = registry.create_source("vm").unwrap();
+    vm.register().unwrap();
+    let tree = registry.tree().unwrap();
+    set(&file, 1, 50);
+    vm.add_fd_group("kernel", file.try_clone().unwrap().into()).unwrap();
+    let shown = || {
+        let mut text = Vec::new();
+        tree.flat(&mut text);
+        String::from_utf8(text).unwrap()
+    };
+    assert_eq!(shown(), "vm/a 50\n");
+    set(&file, 1, 1 << 40);
+    assert_eq!(shown(), format!("vm/a {}\n", 1u64 << 40));
+    tree.clear("vm/a").unwrap();
+    assert_eq!(shown(), "vm/a 0\n");
+    // As for a server that has not got it again yet.
+    let numbers = registry.0.fd_groups.list_unless(u64::MAX).unwrap().1;
+    let taken: Vec<_> =
+        numbers.iter().map(|(number, _)| registry.0.fd_groups.remove(*number)).collect();
+    assert!(matches!(shown().as_str(), "vm/a 0\n"), "{}", shown());
+    // And so is what it leaves.
+    drop(taken);
+    vm.revoke().unwrap();
+    assert_eq!(shown(), "");
+}
+
+#[test]
 fn what_somebody_else_says_a_value_is_gets_no_number_that_it_can_not_have() {
     let file = file(&["a", "b"]);
     set(&file, 2, u64::MAX);

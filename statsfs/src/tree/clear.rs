@@ -179,11 +179,10 @@ pub(super) fn shown<'a>(
     };
     let shown = words.iter().zip(baseline).map(|(raw, baseline)| match account {
         Account::Live(_) => since(value.ty, *raw, *baseline),
+        _ if value.ty.width() == 8 => since(value.ty, *raw, *baseline),
         // A narrow cell that is still counted in and wraps leaves less than its baseline.
-        Account::Departed(_) if value.ty.width() < 8 => {
-            (raw.wrapping_sub(*baseline) as i64).max(0) as u64
-        }
-        Account::Departed(_) | Account::Left(_) => raw.wrapping_sub(*baseline),
+        Account::Departed(_) => (raw.wrapping_sub(*baseline) as i64).max(0) as u64,
+        Account::Left(_) => raw.wrapping_sub(*baseline),
     });
     Cow::Owned(shown.collect())
 }
