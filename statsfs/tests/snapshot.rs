@@ -7,7 +7,8 @@ mod support;
 #[path = "support/user.rs"]
 mod user;
 
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -424,6 +425,42 @@ fn each_one_is_consistent_while_everything_counts() {
         }
         assert!(last > 0);
     });
+}
+
+#[test]
+fn who_has_read_the_descriptors_reads_just_the_data_again() {
+    let registry = Registry::new().unwrap();
+    let top = support::top(&registry);
+    let slot = top.add_values::<Tick>().unwrap();
+    let (_dir, root, _mounted) = mount(&registry);
+    let file = File::open(root.join("top/.stats/binary")).unwrap();
+    let statistics = KvmStatistics::of(&file, 64);
+    assert_eq!((statistics.all.len(), statistics.all[0].values[0]), (1, 0));
+    // Behind the header, the id, and a descriptor with its name.
+    const DATA: u64 = 24 + 64 + 16 + 64;
+    let number = |at: u64| {
+        let mut word = [0; 8];
+        let read = file.read_at(&mut word, at);
+        read.map(|n| (n, u64::from_le_bytes(word)))
+    };
+    for n in 1..20 {
+        slot.tick_count.inc();
+        assert_eq!(number(DATA).unwrap(), (8, n));
+    }
+    // Elsewhere is what was made then.
+    slot.tick_count.inc();
+    let mut half = [0; 4];
+    file.read_exact_at(&mut half, DATA + 4).unwrap();
+    file.read_exact_at(&mut [0; 4], 4).unwrap();
+    assert_eq!(number(DATA).unwrap(), (8, 20));
+    // With other values the data are not those of the descriptors that were read.
+    let _more = top.add_values::<Work>().unwrap();
+    assert_eq!(number(DATA).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+    assert!(KvmStatistics::of(&file, 64).all.len() > 5);
+    // Whatever has no values has no data.
+    let root = File::open(root.join(".stats/binary")).unwrap();
+    assert_eq!(KvmStatistics::of(&root, 64).all.len(), 0);
+    assert_eq!(root.read_at(&mut [0; 8], 24 + 64).unwrap(), 0);
 }
 
 /// The bytes of a snapshot of everything, as whoever owns the tree sees it.

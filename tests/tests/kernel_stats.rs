@@ -16,7 +16,7 @@ use tests::Random;
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_MEMORY, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
-use tests::kvm_stats::{Kind, KvmStats, Value, compare, shown};
+use tests::kvm_stats::{KvmStats, compare, shown};
 use tests::outside::Outside;
 use tests::running::{PATIENCE, wait_until};
 use tests::soak::rounds;
@@ -100,21 +100,18 @@ fn a_host_shows_them_too_and_keeps_what_a_killed_machine_has_counted() {
     });
     // What is left is all that only grows, and what its end has added: that took its memory away.
     let after = host.flat();
-    let grows = |value: &&Value| matches!(value.kind, Kind::Cumulative | Kind::Log);
-    let mut totals: BTreeMap<&str, (&Value, u64)> = BTreeMap::new();
-    for stats in stats.values() {
-        for value in stats.values().iter().filter(grows) {
-            let (_, total) = totals.entry(&value.name).or_insert((value, 0));
-            *total += stats.cells(value).iter().sum::<u64>();
-        }
+    let mut totals = BTreeMap::new();
+    for value in stats.values().flat_map(KvmStats::now).filter(|value| value.grows()) {
+        let counted = value.values.iter().sum::<u64>();
+        totals.entry(value.name.clone()).or_insert((value, 0)).1 += counted;
     }
     // What nobody has counted leaves nothing.
     for (name, (value, total)) in totals.into_iter().filter(|(_, (_, total))| *total > 0) {
-        assert_eq!(shown(&after, "kvm", value).iter().sum::<u64>(), total, "{name}");
-        let file = if value.kind == Kind::Log { "/count" } else { "" };
+        assert_eq!(shown(&after, "kvm", &value).iter().sum::<u64>(), total, "{name}");
+        let file = if value.is_histogram() { "/count" } else { "" };
         let departed = host.value(&format!("kvm/.departed/{name}{file}"));
         assert_eq!(departed, Some(total), "{name}");
-        assert!(total >= shown(&before, "kvm", value).iter().sum(), "{name}");
+        assert!(total >= shown(&before, "kvm", &value).iter().sum(), "{name}");
     }
     wait_until("they are closed", || {
         (host.value("statsfs/server_descriptors") == Some(0)).then_some(())

@@ -19,8 +19,9 @@
 //! * A histogram is one of KVM's, whose buckets are ours. If its sum is known, that comes after it as `<name>_sum`, or `<name>.sum` where
 //!   a file has that name.
 //! * KVM has no fractions but of seconds, and no multiples of those: what is in such a unit has none.
-//! * A read at the beginning makes it anew; what is read elsewhere is what the last one made. So whoever wants new
-//!   numbers reads from 0 on, and not only the data.
+//! * A read at the beginning makes it anew, and so does one where the data begin: whoever has read the descriptors reads
+//!   just the data again, as of KVM's own. If they are not those that were read, since the directory has other values
+//!   by now, that is `ESTALE`: then it is to be read from the beginning on.
 
 use zerocopy::IntoBytes;
 
@@ -137,6 +138,12 @@ fn unit_of(unit: Unit) -> (u32, i8) {
         BaseUnit::Cycles => UNIT_CYCLES,
     };
     (base, unit.exponent)
+}
+
+/// Where the data begin in statistics.
+pub(super) fn data_offset(statistics: &[u8]) -> Option<u64> {
+    let offset = statistics.get(HEADER_SIZE - 4..HEADER_SIZE)?;
+    Some(u32::from_le_bytes(*offset.first_chunk()?).into())
 }
 
 /// What it is of. Paths are ASCII.

@@ -23,6 +23,11 @@ fn fits(len: usize, most: usize) -> Result<(), Full> {
     if len > most { Err(Full) } else { Ok(()) }
 }
 
+/// Where else than at its beginning a read makes a bulk file anew, of which this is the content.
+pub(crate) fn renewed_at(bulk: Bulk, content: &[u8]) -> Option<u64> {
+    (bulk == Bulk::Binary).then(|| kvm_binary::data_offset(content))?
+}
+
 /// Appends a bulk file's content, of which there may be `most` bytes: where there are more, no more are written
 /// than one value has. Metrics of these names are of each vCPU, too.
 ///

@@ -101,6 +101,11 @@ impl Rendering {
         Ok(Arc::new(Rendering { bytes, charged, budget, user }))
     }
 
+    /// All of it.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The piece that a read of `size` bytes at `offset` gives; empty at the end.
     pub(super) fn piece(&self, offset: u64, size: u32) -> &[u8] {
         let start = usize::try_from(offset).map_or(self.bytes.len(), |o| o.min(self.bytes.len()));

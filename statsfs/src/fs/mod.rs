@@ -172,6 +172,12 @@ pub trait Nodes: Send + Sync + 'static {
         false
     }
 
+    /// Where else than at its beginning a read makes this file's content anew, of which this is what was made
+    /// last: those who read what is there again and again do not read the beginning each time.
+    fn renewed_at(&self, _ino: Ino, _content: &[u8]) -> Option<u64> {
+        None
+    }
+
     /// Whether what this file shows depends on who opened it, and not on it alone: then nobody can carry on
     /// with it who does not know who that was.
     fn depends_on_opener(&self, _ino: Ino) -> bool {

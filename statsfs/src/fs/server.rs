@@ -280,7 +280,7 @@ impl Server {
         Ok(file)
     }
 
-    /// Reads: renders anew at the beginning, and serves what that made elsewhere.
+    /// Reads: renders anew at the beginning, and where else a file says so, and serves what that made elsewhere.
     pub(super) fn read(
         self: &Arc<Self>,
         handle: Handle,
@@ -297,7 +297,10 @@ impl Server {
             asked.operation = Operation::ReadBulk;
         }
         if offset != 0 {
-            if let Some(rendering) = file.rendering() {
+            let is_renewed = |rendering: &Arc<Rendering>| {
+                self.nodes.renewed_at(file.ino, rendering.bytes()) == Some(offset)
+            };
+            if let Some(rendering) = file.rendering().filter(|rendering| !is_renewed(rendering)) {
                 return self.give(asked, Ok(rendering.piece(offset, size)), reply);
             }
             if file.is_taken_over {
@@ -345,9 +348,17 @@ impl Server {
         size: u32,
         reply: impl ReadReply,
     ) {
+        // What was read before a place where it is renewed, it goes with.
+        let begin = usize::try_from(offset).unwrap_or(usize::MAX);
+        let before = file.rendering().filter(|_| offset != 0);
+        let before = before.and_then(|before| Some(before.bytes().get(..begin)?.to_vec()));
         // The old content goes first: a large one must not have to fit twice.
         file.set_rendering(None);
-        match self.render(file) {
+        let rendering = self.render(file).and_then(|rendering| match before {
+            Some(before) if !rendering.bytes().starts_with(&before) => Err(Errno(libc::ESTALE)),
+            _ => Ok(rendering),
+        });
+        match rendering {
             Ok(rendering) => {
                 // Kept for the reads that follow, before anyone can make them.
                 file.set_rendering(Some(Arc::clone(&rendering)));

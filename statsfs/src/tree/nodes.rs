@@ -427,6 +427,13 @@ impl Nodes for Tree {
         }
     }
 
+    fn renewed_at(&self, ino: Ino, content: &[u8]) -> Option<u64> {
+        match Node::of(ino) {
+            Some(Node::Bulk(_, _, bulk)) => export::renewed_at(bulk, content),
+            _ => None,
+        }
+    }
+
     fn depends_on_opener(&self, ino: Ino) -> bool {
         matches!(Node::of(ino), Some(Node::Bulk(..)))
     }

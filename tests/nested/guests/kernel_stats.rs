@@ -9,7 +9,7 @@ use std::time::Duration;
 use tests::flat::Flat;
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
-use tests::kvm_stats::{Kind, KvmStats, compare, shown};
+use tests::kvm_stats::{KvmStats, compare, shown};
 use tests::linux::Linux;
 use tests::running::{Running, wait_until};
 use tests::vmm::Vmm;
@@ -37,10 +37,8 @@ fn agree(host: &Host, running: &Running) -> (usize, usize) {
     let stats = KvmStats::of(running.pid()).unwrap();
     compare(&flat, &machine, &[&machine], &stats);
     let directory = debugfs_of(running.pid());
-    let mut values = BTreeMap::new();
-    for value in stats.values().flat_map(KvmStats::values) {
-        values.insert(&value.name, value);
-    }
+    let all = stats.values().flat_map(KvmStats::now);
+    let values: BTreeMap<_, _> = all.map(|value| (value.name.clone(), value)).collect();
     let mut counted = 0;
     for (name, value) in &values {
         // Of a histogram it has the first bucket. What its vCPUs have is the sum, also of what is a largest.
@@ -54,11 +52,11 @@ fn agree(host: &Host, running: &Running) -> (usize, usize) {
 
 /// Compares the totals with debugfs's over all VMs of the host, which are in this tree.
 fn totals_agree(flat: &Flat, running: &Running) {
-    for value in KvmStats::of(running.pid()).unwrap().values().flat_map(KvmStats::values) {
+    for value in KvmStats::of(running.pid()).unwrap().values().flat_map(KvmStats::now) {
         // Debugfs adds up what is a largest.
-        if value.kind != Kind::Peak {
+        if !value.is_peak() {
             let total = number(&Path::new(DEBUGFS).join(&value.name));
-            assert_eq!(shown(flat, "kvm", value)[0], total, "kvm/{}", value.name);
+            assert_eq!(shown(flat, "kvm", &value)[0], total, "kvm/{}", value.name);
         }
     }
 }
@@ -99,11 +97,9 @@ pub fn the_tree_says_what_debugfs_says() {
     linux.signal(libc::SIGSTOP);
     wait_until("nothing moves", || {
         let exits = || {
-            KvmStats::of(linux.pid())
-                .unwrap()
-                .into_values()
-                .map(|of| of.values().iter().map(|value| of.cells(value)).collect::<Vec<_>>())
-                .collect::<Vec<_>>()
+            let stats = KvmStats::of(linux.pid()).unwrap();
+            let all = stats.values().flat_map(KvmStats::now);
+            all.map(|value| value.values).collect::<Vec<_>>()
         };
         let before = exits();
         thread::sleep(Duration::from_millis(200));

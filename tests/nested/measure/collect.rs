@@ -133,9 +133,9 @@ pub fn collect() {
 
     let pids: Vec<_> = ours.iter().map(|guest| guest.pid()).collect();
     let stats = KvmStats::of(pids[0]).expect("it runs");
-    let of_vcpu = stats.values().find(|of| of.id.ends_with("/vcpu-0")).expect("it has one");
-    let names: Vec<_> = of_vcpu.values().iter().map(|value| value.name.clone()).collect();
-    let plain: Vec<_> = of_vcpu.values().iter().filter(|value| value.cells == 1).collect();
+    let of_vcpu = stats.values().find(|of| of.id.ends_with("/vcpu-0")).expect("it has one").now();
+    let names: Vec<_> = of_vcpu.iter().map(|value| value.name.clone()).collect();
+    let plain: Vec<_> = of_vcpu.iter().filter(|value| value.values.len() == 1).collect();
     let in_debugfs = debugfs(&pids, &names);
     let in_files: Vec<_> = ours
         .iter()
