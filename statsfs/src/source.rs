@@ -197,17 +197,18 @@ impl Source {
         mut sample: impl FnMut(&Slot<G>) + Send + 'static,
     ) -> Result<(), SourceError> {
         let slot = self.add_values::<G>()?;
-        self.add_sampler(interval, move || sample(&slot))
+        self.add_sampler(interval, false, move || sample(&slot))
     }
 
     /// Has the registry's thread sample.
     fn add_sampler(
         &self,
         interval: Duration,
+        is_hurried: bool,
         sample: impl FnMut() + Send + 'static,
     ) -> Result<(), SourceError> {
         let shared = &self.0.shared;
-        let mut callback = Some(Callback::new(self.0.id, interval, sample));
+        let mut callback = Some(Callback::new(self.0.id, interval, is_hurried, sample));
         // Under the structure lock: whoever removes the source finds the callback, or we find it removed.
         // If so, the callback is dropped with its slot, after the lock is released.
         shared.change(|state, _| {
@@ -225,7 +226,8 @@ impl Source {
     /// Whoever reads these values reads the descriptor, in this process's own tree as well as in a host's server,
     /// to which it is sent. The registry's own thread reads it once a second, and when the source is removed: that
     /// is what is left of it, and what a reader sees that has no descriptor. It is closed when the source is
-    /// removed; the kernel keeps the VM until then.
+    /// removed, before which vCPUs must have stopped; the kernel keeps the VM until then. A host's server takes it from
+    /// the process that made the VM.
     ///
     /// # Errors
     /// As [`add_values`](Self::add_values), and [`SourceError::FdGroup`] if that is no such descriptor. A source has
@@ -235,7 +237,7 @@ impl Source {
         if shared.is_forked() {
             return Err(SourceError::Forked);
         }
-        let opened = Opened::new(fd)?;
+        let opened = Opened::new(fd).map_err(|(error, _)| error)?;
         let (number, mut but) = (shared.fd_groups.next_number(), Vec::new());
         let slot = loop {
             let group = shared.fd_groups.known(opened.group(name, &but)?);
@@ -251,7 +253,7 @@ impl Source {
         but.extend_from_slice(opened.left_out());
         shared.fd_groups.insert(number, opened);
         let mut sampler = Sampler::new(shared.fd_groups.clone(), number, slot);
-        self.add_sampler(SAMPLED_EVERY, move || sampler.sample())?;
+        self.add_sampler(SAMPLED_EVERY, true, move || sampler.sample())?;
         // There is one more to be told of.
         shared.announce();
         Ok(but)

@@ -150,6 +150,36 @@ fn what_the_kernel_counts_is_shown_as_it_is_now() {
 }
 
 #[test]
+fn there_may_be_any_number_of_them_and_of_trees() {
+    let registry = Registry::new().unwrap();
+    let vm = top(&registry);
+    let mut all = Vec::new();
+    for n in 0..70 {
+        let vcpu = below(&registry, &vm, &format!("vcpu{n}"));
+        let counted = Counted::new(&VALUES);
+        vcpu.add_fd_group("kernel", counted.fd()).unwrap();
+        all.push((vcpu, counted));
+    }
+    for round in 1..20u64 {
+        let tree = registry.tree().unwrap();
+        for (n, (_, counted)) in all.iter().enumerate() {
+            counted.set("exits", &[round * 1000 + n as u64]);
+        }
+        let sum: u64 = (0..70).map(|n| round * 1000 + n).sum();
+        assert_eq!(number(&tree, "top/exits"), sum.into());
+        assert_eq!(number(&tree, "top/vcpu69/exits"), (round * 1000 + 69).into());
+    }
+    let tree = registry.tree().unwrap();
+    let mut left = 0;
+    for (n, (vcpu, counted)) in all.into_iter().enumerate() {
+        counted.set("exits", &[100_000 + n as u64]);
+        left += 100_000 + n as i128;
+        vm.remove_subordinate(&vcpu).unwrap();
+    }
+    assert_eq!(number(&tree, "top/.departed/exits"), left);
+}
+
+#[test]
 fn counters_that_fall_go_on_from_where_they_were() {
     let registry = Registry::new().unwrap();
     let vm = top(&registry);

@@ -11,12 +11,16 @@
 //! # Falling back
 //! The kernel's counters can fall: whoever may write to KVM's debugfs can set them to 0. Here they go on from what
 //! was last read. Where writer and reader are two, and the source is removed by a process that lives on, the last
-//! second before such a fall may be missing afterwards.
+//! second before such a fall may be missing afterwards. What is counted while the source is being removed is nobody's.
+//!
+//! A reader that has lost the descriptor falls back on the last sample, and so may show less than before until it has
+//! it again: up to a second of counts, or what came since a process was stopped.
 
 mod format;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,16 +36,22 @@ pub use self::format::FdGroupError;
 /// How old a sample may be.
 pub(crate) const SAMPLED_EVERY: Duration = Duration::from_secs(1);
 
-/// Pairs of a format and a group that are read: an honest process has two, and twice as many if it reads them itself.
-/// What is beyond is not, since to find its places again and again would take longer than to read it.
-const MAPS: usize = 16;
+/// Where the words of one group are in the data of each format: found once for each.
+#[derive(Debug, Default)]
+pub(crate) struct Maps(RwLock<Vec<(Arc<Format>, Arc<[Place]>)>>);
 
-/// Where the words of a group are, and whose addresses that is known by: these stay theirs.
-#[derive(Debug)]
-struct Map {
-    places: Arc<[Place]>,
-    _format: Arc<Format>,
-    _group: Arc<GroupDescriptor>,
+impl Maps {
+    fn of(&self, format: &Arc<Format>, group: &GroupDescriptor) -> Arc<[Place]> {
+        let maps = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, places)) = maps.iter().find(|(of, _)| Arc::ptr_eq(of, format)) {
+            return places.clone();
+        }
+        drop(maps);
+        let places: Arc<[Place]> = format.places(group).into();
+        let mut maps = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        maps.push((format.clone(), places.clone()));
+        places
+    }
 }
 
 /// A descriptor that is a group of values.
@@ -96,11 +106,13 @@ impl Opened {
     /// Reads what a descriptor has. One that is not known to be the kernel's may keep the caller waiting.
     ///
     /// # Errors
-    /// [`FdGroupError`] says what it is not.
-    pub(crate) fn new(fd: OwnedFd) -> Result<Self, FdGroupError> {
+    /// [`FdGroupError`] says what it is not; it comes back with that, to be closed.
+    pub(crate) fn new(fd: OwnedFd) -> Result<Self, (FdGroupError, OwnedFd)> {
         let file = File::from(fd);
-        let description = Description::read(&file)?;
-        Ok(Self { file, description })
+        match Description::read(&file) {
+            Ok(description) => Ok(Self { file, description }),
+            Err(error) => Err((error, file.into())),
+        }
     }
 
     /// The names of what is no value of any kind that is known here.
@@ -162,18 +174,19 @@ pub(crate) struct Sampler {
     groups: Arc<FdGroups>,
     number: u32,
     slot: DynSlot,
+    maps: Maps,
     words: Box<[u64]>,
 }
 
 impl Sampler {
     pub(crate) fn new(groups: Arc<FdGroups>, number: u32, slot: DynSlot) -> Self {
         let words = vec![0; slot.group().words()].into();
-        Self { groups, number, slot, words }
+        Self { groups, number, slot, maps: Maps::default(), words }
     }
 
     pub(crate) fn sample(&mut self) {
         let (group, words) = (self.slot.group(), &mut self.words);
-        self.groups.read(self.number, group, 0..words.len(), words);
+        self.groups.read(self.number, &self.maps, group, 0..words.len(), words);
         self.slot.store_all(words);
     }
 }
@@ -191,7 +204,6 @@ pub(crate) struct FdGroups {
     /// Whether nobody else takes them out again.
     is_received: bool,
     all: RwLock<All>,
-    maps: RwLock<HashMap<(usize, usize), Map>>,
 }
 
 #[derive(Debug, Default)]
@@ -290,36 +302,18 @@ impl FdGroups {
     }
 
     /// Replaces words of a group, which were `cells`, by what the kernel counts now: those of the words in
-    /// `range` that the descriptor of this number has. They stay where there is none, or it can not be read.
+    /// `range` that the descriptor of this number has. They stay where there is none, or it can not be read. The maps
+    /// are this group's.
     pub(crate) fn read(
         &self,
         number: u32,
-        group: &Arc<GroupDescriptor>,
+        maps: &Maps,
+        group: &GroupDescriptor,
         range: Range<usize>,
         cells: &mut [u64],
     ) {
         let Some((_, of)) = self.all().by_number.get(&number).cloned() else { return };
-        if let Some(places) = self.places(&of.format, group) {
-            of.read(&places[range], cells);
-        }
-    }
-
-    /// Where the words of a group are in data of a format.
-    fn places(&self, format: &Arc<Format>, group: &Arc<GroupDescriptor>) -> Option<Arc<[Place]>> {
-        let key = (Arc::as_ptr(format).addr(), Arc::as_ptr(group).addr());
-        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(map) = maps.get(&key) {
-            return Some(map.places.clone());
-        }
-        if maps.len() >= MAPS {
-            return None;
-        }
-        drop(maps);
-        let places: Arc<[Place]> = format.places(group).into();
-        let (format, group) = (format.clone(), group.clone());
-        let map = Map { places: places.clone(), _format: format, _group: group };
-        self.maps.write().unwrap_or_else(PoisonError::into_inner).insert(key, map);
-        Some(places)
+        of.read(&maps.of(&of.format, group)[range], cells);
     }
 }
 
@@ -367,10 +361,15 @@ impl Opened {
 
 impl All {
     fn put(&mut self, number: u32, group: Arc<FdGroup>) {
-        self.changes += 1;
-        self.came += 1;
-        let before = self.by_number.insert(number, (self.came, group));
-        self.gone.extend(before.map(|(_, group)| group));
+        match self.by_number.entry(number) {
+            Entry::Vacant(entry) => {
+                self.changes += 1;
+                self.came += 1;
+                entry.insert((self.came, group));
+            }
+            // Of a connection before this one: it is the same, and knows what was read of it.
+            Entry::Occupied(_) => self.gone.push(group),
+        }
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Callback {
     pub(crate) source: u64,
     interval: Duration,
     due: Instant,
+    /// Whether it is sampled [at once](Keeper::sample_now) when nobody else reads what it samples any more.
+    is_hurried: bool,
     call: Arc<Call>,
 }
 
@@ -52,12 +54,13 @@ impl Callback {
     pub(crate) fn new(
         source: u64,
         interval: Duration,
+        is_hurried: bool,
         closure: impl FnMut() + Send + 'static,
     ) -> Self {
         let closure: Box<dyn FnMut() + Send> = Box::new(closure);
         let call = Call { ended: AtomicBool::new(false), closure: Mutex::new(Some(closure)) };
         let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL);
-        Self { source, interval, due: Instant::now(), call: Arc::new(call) }
+        Self { source, interval, due: Instant::now(), is_hurried, call: Arc::new(call) }
     }
 
     /// Samples for the last time, and drops the closure with its slot. The caller holds no lock.
@@ -151,11 +154,12 @@ impl Keeper {
         self.wake(&mut work, shared);
     }
 
-    /// Has the thread sample everything now, and not when it is due.
+    /// Has the thread sample now, and not when it is due, what somebody else has read so far.
     pub(crate) fn sample_now(&self) {
         let mut work = self.desk.lock();
         let now = Instant::now();
-        work.callbacks.iter_mut().for_each(|callback| callback.due = callback.due.min(now));
+        let hurried = work.callbacks.iter_mut().filter(|callback| callback.is_hurried);
+        hurried.for_each(|callback| callback.due = callback.due.min(now));
         drop(work);
         self.desk.wake.notify_one();
     }

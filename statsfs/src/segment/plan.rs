@@ -6,6 +6,7 @@
 //! side in the block and in the copy they are one *run*, so that a sweep over full-width counters is a
 //! plain loop.
 
+use crate::fd_groups::Maps;
 use std::sync::Arc;
 
 use super::layout::{BlockShape, accumulator_copy, block_shape};
@@ -76,9 +77,15 @@ pub(crate) struct Plan {
     latched: Vec<Run>,
     plain: Vec<Run>,
     values: Vec<ValuePlan>,
+    /// Where its words are in descriptors that are read as this group.
+    fd_maps: Maps,
 }
 
 impl Plan {
+    pub(crate) fn fd_maps(&self) -> &Maps {
+        &self.fd_maps
+    }
+
     pub(crate) fn new(group: Arc<GroupDescriptor>, id: u32) -> Self {
         let mut first = 0;
         let mut values = Vec::with_capacity(group.values().len());
@@ -95,7 +102,8 @@ impl Plan {
             }
         }
         let shape = block_shape(group.latched_size(), group.plain_size());
-        Self { words: first as usize, group, id, shape, latched, plain, values }
+        let words = first as usize;
+        Self { words, group, id, shape, latched, plain, values, fd_maps: Maps::default() }
     }
 
     pub(crate) fn group(&self) -> &Arc<GroupDescriptor> {

@@ -210,9 +210,9 @@ pub struct Process {
     changes: u64,
     /// Whether the last scan left something out, or there was none yet.
     unsettled: bool,
-    /// Its descriptors, and the numbers that its blocks have.
+    /// Its descriptors, and by their numbers the blocks that have these.
     fd_groups: Arc<FdGroups>,
-    fd_group_blocks: HashMap<Key, u32>,
+    fd_group_blocks: HashMap<u32, Key>,
     /// How many descriptors had come when those without a block were last looked for, and whether a block went since.
     fd_groups_came: u64,
     fd_group_went: bool,
@@ -388,15 +388,18 @@ impl Process {
     #[inline]
     pub fn read(&self, block: &BlockRef, out: &mut [u64]) -> Reading {
         let out = &mut out[..block.plan.words()];
-        let reading = self.read_with(block, |region, selected, tries| match selected {
-            None => block.plan.copy(region, block.offset as usize, out, tries),
-            Some(cells) => {
-                copy_words(region, cells, out);
-                true
-            }
-        });
-        if block.fd_group != 0 {
-            self.read_fd_group(block, reading, 0..out.len(), out);
+        let read = |out: &mut [u64]| {
+            self.read_with(block, |region, selected, tries| match selected {
+                None => block.plan.copy(region, block.offset as usize, out, tries),
+                Some(cells) => {
+                    copy_words(region, cells, out);
+                    true
+                }
+            })
+        };
+        let reading = read(out);
+        if block.fd_group != 0 && self.read_fd_group(block, reading, 0..out.len(), out) {
+            return read(out);
         }
         reading
     }
@@ -409,21 +412,24 @@ impl Process {
     pub fn read_value(&self, block: &BlockRef, value: usize, out: &mut [u64]) -> Reading {
         let words = block.plan.value_words(value);
         let out = &mut out[..words.len()];
-        let reading = self.read_with(block, |region, selected, tries| match selected {
-            None => block.plan.copy_value(region, block.offset as usize, value, out, tries),
-            Some(cells) => {
-                copy_words(region, cells + words.start * 8, out);
-                true
-            }
-        });
-        if block.fd_group != 0 {
-            self.read_fd_group(block, reading, words, out);
+        let read = |out: &mut [u64]| {
+            self.read_with(block, |region, selected, tries| match selected {
+                None => block.plan.copy_value(region, block.offset as usize, value, out, tries),
+                Some(cells) => {
+                    copy_words(region, cells + words.start * 8, out);
+                    true
+                }
+            })
+        };
+        let reading = read(out);
+        if block.fd_group != 0 && self.read_fd_group(block, reading, words.clone(), out) {
+            return read(out);
         }
         reading
     }
 
-    /// Replaces what was sampled by what the kernel counts now, unless that was the last sample. What was found to
-    /// be none may be the last meanwhile, which says no less than what is read here.
+    /// Replaces what was sampled by what the kernel counts now, unless that was the last sample. Whether it has been
+    /// meanwhile: then that is to be read, and what the kernel has counted since is nobody's.
     #[cold]
     fn read_fd_group(
         &self,
@@ -431,10 +437,14 @@ impl Process {
         reading: Reading,
         words: Range<usize>,
         out: &mut [u64],
-    ) {
-        if matches!(reading, Reading::Torn | Reading::Cells { retired: None, .. }) {
-            self.fd_groups.read(block.fd_group, block.plan.group(), words, out);
+    ) -> bool {
+        if !matches!(reading, Reading::Torn | Reading::Cells { retired: None, .. }) {
+            return false;
         }
+        self.fd_groups.read(block.fd_group, block.plan.fd_maps(), block.plan.group(), words, out);
+        let region = &self.segments[usize::from(block.key.0)].region;
+        let now = protocol::read_block(region, block.key.1, block.generation, || {});
+        now.and_then(Retired::new).is_some()
     }
 
     #[inline]

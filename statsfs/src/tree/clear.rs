@@ -308,7 +308,10 @@ impl State {
             let before = self.baseline(cells).map(|baseline| &baseline[range.clone()]);
             let shown = shown(cells.account, descriptor, raw, before).into_owned();
             let baseline = self.baselines.entry(cells.account, cells.group, group.words());
-            baseline[range].copy_from_slice(raw);
+            for (baseline, raw) in baseline[range].iter_mut().zip(raw) {
+                // An older sample is of what was cleared already.
+                *baseline = if descriptor.ty.width() == 8 { (*baseline).max(*raw) } else { *raw };
+            }
             let mut take = |name: String, taken: u64| {
                 let total = cleared.0.entry(name).or_default();
                 *total = total.wrapping_add(taken);

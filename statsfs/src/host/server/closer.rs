@@ -23,9 +23,16 @@ const ALL_HANGING: usize = 64;
 /// How long a thread waits for the next descriptors before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// Some descriptors, or what has them.
+#[derive(Debug)]
+struct Several {
+    len: usize,
+    _all: Box<dyn Any + Send>,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<(u32, Box<dyn Any + Send>)>,
+    waiting: VecDeque<(u32, Several)>,
     /// How many threads are closing descriptors of a user.
     busy: HashMap<u32, usize>,
     idle: usize,
@@ -36,7 +43,7 @@ struct Queue {
 
 impl Queue {
     /// What to close next: nothing of a user for whom enough threads hang.
-    fn next(&mut self) -> Option<(u32, Box<dyn Any + Send>)> {
+    fn next(&mut self) -> Option<(u32, Several)> {
         let next = self.waiting.iter().position(|(uid, _)| !self.hangs(*uid))?;
         self.waiting.remove(next)
     }
@@ -77,7 +84,7 @@ impl Closer {
             return;
         }
         let mut queue = self.0.lock();
-        queue.waiting.push_back((uid, Box::new(fds)));
+        queue.waiting.push_back((uid, Several { len: fds.len(), _all: Box::new(fds) }));
         if queue.hangs(uid) {
             // They are closed when what hangs does so no more.
             return;
@@ -91,6 +98,13 @@ impl Closer {
         if let Err(socket) = socket.close_unless_it_may_hang() {
             self.close(uid, vec![OwnedFd::from(socket)]);
         }
+    }
+
+    /// How many of a user's wait to be closed.
+    pub(super) fn waiting(&self, uid: u32) -> u64 {
+        let queue = self.0.lock();
+        let of_user = queue.waiting.iter().filter(|(of, _)| *of == uid);
+        of_user.map(|(_, several)| several.len as u64).sum()
     }
 
     /// Whether closing what a user sent hangs, so that nothing more is to be taken from that user.

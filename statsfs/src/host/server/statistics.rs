@@ -8,6 +8,8 @@
 //! the client goes on without: its samples are there, up to a second old.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Instant;
 
 use nix::fcntl::readlink;
@@ -35,10 +37,19 @@ fn check_kind(fd: &impl AsFd) -> Result<(), String> {
     Err(link.to_string_lossy().chars().filter(|c| !c.is_control()).take(100).collect())
 }
 
-/// Whether an id, `kvm-<pid>` or `kvm-<pid>/vcpu-<n>`, is of this process.
+/// The inode of the initial process id namespace: `PROC_PID_INIT_INO` in Linux' `include/linux/proc_ns.h`.
+const INITIAL: u64 = 0xefff_fffc;
+
+/// Whether an id, `kvm-<tid>` or `kvm-<tid>/vcpu-<n>`, is of this process: the thread that made the VM is one of its.
+/// That is told as the initial process id namespace has it, so whoever is in another one can not say.
 fn is_of(id: &str, pid: u32) -> bool {
     let of = id.strip_prefix("kvm-").and_then(|rest| rest.split('/').next());
-    of.and_then(|of| of.parse().ok()) == Some(pid)
+    let Some(tid) = of.and_then(|of| of.parse::<u32>().ok()) else { return false };
+    let is_elsewhere = || {
+        let namespace = std::fs::metadata("/proc/self/ns/pid");
+        namespace.is_ok_and(|namespace| namespace.ino() != INITIAL)
+    };
+    tid == pid || Path::new(&format!("/proc/{pid}/task/{tid}")).exists() || is_elsewhere()
 }
 
 impl Server {
@@ -50,6 +61,12 @@ impl Server {
             self.closer.close(who.uid, fds);
             let text = format!("a descriptor that should be of KVM's statistics is {what}");
             return self.refuse(id, RefusedFor::Protocol, text, false);
+        }
+        // What was left out before has to be closed first, however long that takes.
+        if self.keep.closer().waiting(who.uid) > self.options.limits.descriptors {
+            self.keep.closer().close(who.uid, fds);
+            let text = "its user's statistics descriptors can not be closed as fast as they come";
+            return self.refuse(id, RefusedFor::Limit, text.to_owned(), true);
         }
         let mut left_out = None;
         for (number, fd) in (first..).zip(fds) {
@@ -82,11 +99,12 @@ impl Server {
             Err(why)
         };
         // No more than half of what there may be: the rest is for what no client can do without.
-        if let Some(why) = is_beyond(&fd, |limit| limit / 2) {
+        if is_beyond(&fd, |limit| limit / 2).is_some() {
+            let why = "half of the files that the server may have open are such descriptors, or others: raise its limit (`ulimit -n`)".to_owned();
             return leave_out(fd, why);
         }
-        let has = client.has.with_received(received.amounts());
-        let one = Amounts { descriptors: has.descriptors + 1, ..has };
+        let descriptors = received.fd_groups().len() as u64 + 1;
+        let one = Amounts { descriptors, ..client.has };
         if let Err(exceeded) = self.accounts.change(uid, &mut client.has, one) {
             return leave_out(fd, exceeded.to_string());
         }
@@ -100,7 +118,7 @@ impl Server {
                 closer.close(uid, vec![opened]);
                 Err(why)
             }
-            Err(error) => Err(error.to_string()),
+            Err((error, fd)) => leave_out(fd, error.to_string()),
         }
     }
 }
@@ -123,6 +141,8 @@ mod tests {
             ("42", 42, false),
             ("", 42, false),
         ] {
+            // In another namespace it can not be told.
+            let is = is || is_of("kvm-1", 42) && id.starts_with("kvm-4");
             assert_eq!(is_of(id, pid), is, "{id}");
         }
     }

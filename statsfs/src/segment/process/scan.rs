@@ -70,10 +70,11 @@ impl Process {
             touched.push(id);
         }
         self.select();
-        if (self.fd_group_went || came > self.fd_groups_came) && !self.unsettled {
+        let is_whole = !self.unsettled && self.segments.len() >= self.segments_expected();
+        if (self.fd_group_went || came > self.fd_groups_came) && is_whole {
             // A block is published before its descriptor is sent, so one without a block has lost it.
             (self.fd_group_went, self.fd_groups_came) = (false, came);
-            let numbers = self.fd_group_blocks.values().copied().collect();
+            let numbers = self.fd_group_blocks.keys().copied().collect();
             self.fd_groups.keep_only(came, &numbers);
         }
         Ok(())
@@ -170,7 +171,10 @@ impl Process {
                 if block.role == role::ACCUMULATOR {
                     self.accumulators.remove(&(block.source, block.plan.id()));
                 }
-                self.fd_group_went |= self.fd_group_blocks.remove(&key).is_some();
+                if self.fd_group_blocks.get(&block.fd_group) == Some(&key) {
+                    self.fd_group_blocks.remove(&block.fd_group);
+                    self.fd_group_went = true;
+                }
                 block.source
             }
             Record::Vacant | Record::Group(..) | Record::Continued => return,
@@ -261,8 +265,11 @@ impl Process {
                     }
                     self.accumulators.insert(place, key);
                 }
-                if block.fd_group != 0 {
-                    self.fd_group_blocks.insert(key, block.fd_group);
+                if block.fd_group != 0
+                    && *self.fd_group_blocks.entry(block.fd_group).or_insert(key) != key
+                {
+                    // Of one block: there are no more readings than descriptors.
+                    block.fd_group = 0;
                 }
                 self.entries.entry(block.source).or_default().blocks.insert(key);
                 block.source
