@@ -16,7 +16,7 @@ def instances(at):  # of one directory: own, identity, sum, exact sum without wh
             ty, buckets, has_sum, _, _, semantics = unpack_from("<6B", data, value + 16)
             n, width = word(words + 8 * raw), 64 if flags & 2 or not 1 <= ty <= 3 else 4 << ty
             if flags & 4 and semantics == 0:
-                n = max((n - word(words + 8 * base)) % (1 << width) if width < 64 or flags & 2 else n - word(words + 8 * base), 0)
+                n = (n - word(words + 8 * base)) % (1 << width)
             raw, base, n = raw + (buckets + has_sum or 1), base + (buckets + has_sum or 1), signed(n, ty)
             yield (flags & 1, pair(value + 24)[0]) + ((n, 0, 0, 0, 0, 0) if flags & 2 else (n, n, 1, n == 0, n, n))
     for part in records(at + 64, parts, 16):

@@ -16,15 +16,9 @@ pub(crate) fn combine(ty: ValueType, semantics: Semantics, so_far: u64, cell: u6
     }
 }
 
-/// What is shown of a cumulative cell: what came since the clear, modulo the width of a narrow one. One of 64 bits does
-/// not wrap: it is less than when it was cleared where what was read then is not to be had any more, and was sampled
-/// before. Nothing has come since then.
+/// What is shown of a cumulative cell: what came since the clear, modulo the width.
 pub(crate) fn since(ty: ValueType, raw: u64, baseline: u64) -> u64 {
-    if ty.width() == 8 {
-        raw.saturating_sub(baseline)
-    } else {
-        ty.extend(raw.wrapping_sub(baseline))
-    }
+    ty.extend(raw.wrapping_sub(baseline))
 }
 
 /// A number as a file shows it.
@@ -340,8 +334,7 @@ mod tests {
             let baseline = before & mask;
             // The cell itself wraps at its width.
             let raw = ty.extend(baseline.wrapping_add(added));
-            let wraps = raw < baseline && ty.width() == 8;
-            prop_assert_eq!(since(ty, raw, baseline), if wraps { 0 } else { added & mask });
+            prop_assert_eq!(since(ty, raw, baseline), added & mask);
         }
 
         #[test]

@@ -11,6 +11,7 @@ use statsfs::{Source, SourceError};
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl, ioctl_expr};
 
+use crate::limits;
 use crate::message::tell;
 
 /// `KVM_GET_STATS_FD`, of both VMs' and vCPUs' files: `_IO(KVMIO, 0xce)` in Linux' `include/uapi/linux/kvm.h`.
@@ -63,7 +64,9 @@ impl KernelStats {
         let fd = match open(fd) {
             Ok(fd) => fd,
             Err(error) => {
-                self.is_missing(|| format!("KVM refuses them (KVM_GET_STATS_FD): {error}"));
+                let hint = limits::way_out(&error).map(|hint| format!(": {hint}"));
+                let hint = hint.unwrap_or_default();
+                self.is_missing(|| format!("KVM refuses them (KVM_GET_STATS_FD): {error}{hint}"));
                 return Ok(());
             }
         };

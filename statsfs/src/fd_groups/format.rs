@@ -179,8 +179,8 @@ impl Description {
         name: &str,
         but: &[String],
     ) -> Result<Arc<GroupDescriptor>, FdGroupError> {
-        let group =
-            GroupBuilder::new(name.to_owned()).help("What the kernel counts: KVM_GET_STATS_FD.");
+        let group = GroupBuilder::new(name.to_owned())
+            .help(format!("What the kernel counts ({name}): KVM_GET_STATS_FD."));
         let values = self.values.iter().filter(|value| !but.iter().any(|name| *name == value.name));
         let group = values.cloned().fold(group, GroupBuilder::value);
         Ok(group.build()?)

@@ -36,9 +36,12 @@ pub use self::format::FdGroupError;
 /// How old a sample may be.
 pub(crate) const SAMPLED_EVERY: Duration = Duration::from_secs(1);
 
+/// Where the words of a group are in the data of a format.
+type Map = (Arc<Format>, Arc<[Place]>);
+
 /// Where the words of one group are in the data of each format: found once for each.
 #[derive(Debug, Default)]
-pub(crate) struct Maps(RwLock<Vec<(Arc<Format>, Arc<[Place]>)>>);
+pub(crate) struct Maps(RwLock<Vec<Map>>);
 
 impl Maps {
     fn of(&self, format: &Arc<Format>, group: &GroupDescriptor) -> Arc<[Place]> {

@@ -351,11 +351,14 @@ impl Server {
         // What was read before a place where it is renewed, it goes with.
         let begin = usize::try_from(offset).unwrap_or(usize::MAX);
         let before = file.rendering().filter(|_| offset != 0);
-        let before = before.and_then(|before| Some(before.bytes().get(..begin)?.to_vec()));
         // The old content goes first: a large one must not have to fit twice.
         file.set_rendering(None);
         let rendering = self.render(file).and_then(|rendering| match before {
-            Some(before) if !rendering.bytes().starts_with(&before) => Err(Errno(libc::ESTALE)),
+            Some(before) if before.bytes().get(..begin) != rendering.bytes().get(..begin) => {
+                // It is so until the beginning is read again.
+                file.set_rendering(Some(before));
+                Err(Errno(libc::ESTALE))
+            }
             _ => Ok(rendering),
         });
         match rendering {

@@ -78,6 +78,11 @@ impl BlockRef {
         self.is_accumulator
     }
 
+    /// Whether its cells are sampled from a descriptor.
+    pub(crate) fn is_sampled(&self) -> bool {
+        self.fd_group != 0
+    }
+
     /// Number of words that [`Process::read`] fills: one for each cell of the group.
     pub fn words(&self) -> usize {
         self.plan.words()
@@ -329,6 +334,11 @@ impl Process {
         self.unsettled
             || protocol::acquire(first, header::CHANGES) != self.changes
             || protocol::acquire(first, header::FOLDS) != self.folds
+    }
+
+    /// Whether descriptors came that were not looked at yet.
+    pub(crate) fn has_new_descriptors(&self) -> bool {
+        self.fd_groups.came() != self.fd_groups_came
     }
 
     /// Whether no fold came since the last refresh: what was read in between adds up.

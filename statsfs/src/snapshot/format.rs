@@ -47,7 +47,7 @@
 //!
 //! * **Cells** are those of one source, by the group's values in their order; a histogram has its sum, if it has one,
 //!   and its buckets. Signed ones are in two's complement of 64 bits. What they show of a cumulative value is what came since
-//!   the baseline, modulo the width of a narrow type and else never less than 0, else they show what they are.
+//!   the baseline, modulo the width of the type, else they show what they are.
 //! * Cells with the flag *departed* are what sources left here, what the files in `.departed` show: sums of 64 bits, so
 //!   what they show is what came since the baseline, modulo 2^64. Only cumulative values are in there, the
 //!   others are 0. They are in sums and in no other aggregate.

@@ -179,10 +179,11 @@ pub(super) fn shown<'a>(
     };
     let shown = words.iter().zip(baseline).map(|(raw, baseline)| match account {
         Account::Live(_) => since(value.ty, *raw, *baseline),
-        _ if value.ty.width() == 8 => since(value.ty, *raw, *baseline),
         // A narrow cell that is still counted in and wraps leaves less than its baseline.
-        Account::Departed(_) => (raw.wrapping_sub(*baseline) as i64).max(0) as u64,
-        Account::Left(_) => raw.wrapping_sub(*baseline),
+        Account::Departed(_) if value.ty.width() < 8 => {
+            (raw.wrapping_sub(*baseline) as i64).max(0) as u64
+        }
+        Account::Departed(_) | Account::Left(_) => raw.wrapping_sub(*baseline),
     });
     Cow::Owned(shown.collect())
 }
@@ -308,10 +309,7 @@ impl State {
             let before = self.baseline(cells).map(|baseline| &baseline[range.clone()]);
             let shown = shown(cells.account, descriptor, raw, before).into_owned();
             let baseline = self.baselines.entry(cells.account, cells.group, group.words());
-            for (baseline, raw) in baseline[range].iter_mut().zip(raw) {
-                // An older sample is of what was cleared already.
-                *baseline = if descriptor.ty.width() == 8 { (*baseline).max(*raw) } else { *raw };
-            }
+            baseline[range].copy_from_slice(raw);
             let mut take = |name: String, taken: u64| {
                 let total = cleared.0.entry(name).or_default();
                 *total = total.wrapping_add(taken);

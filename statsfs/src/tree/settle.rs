@@ -20,6 +20,7 @@ use crate::value::Descriptor;
 struct Read {
     source: SourceKey,
     is_accumulator: bool,
+    is_sampled: bool,
     group: GroupId,
     value: Option<usize>,
     words: Vec<u64>,
@@ -41,8 +42,12 @@ impl State {
         self.refresh(|process| processes.contains(&process));
         let asked_for: HashSet<_> = self.sources_in(request).into_iter().collect();
         let mut accounts: BTreeMap<(Account, GroupId), Vec<u64>> = BTreeMap::new();
-        for read in all {
+        for mut read in all {
             let account = self.account(read.source, &above[&read.source], read.is_accumulator);
+            if read.is_sampled {
+                // It is the only one of its group there.
+                self.not_before_cleared(account, read.group, read.value, &mut read.words);
+            }
             if !account.key().is_some_and(|key| asked_for.contains(&key)) {
                 continue;
             }
@@ -117,6 +122,7 @@ impl State {
                 all.push(Read {
                     source: (id, block.source()),
                     is_accumulator: block.is_accumulator(),
+                    is_sampled: block.is_sampled(),
                     group: step.group,
                     value: step.value,
                     words,

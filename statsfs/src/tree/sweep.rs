@@ -11,6 +11,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
+use super::clear::word_range;
 use super::dirs::ROOT_DIR;
 use super::files::IdentityId;
 use super::inode::DirId;
@@ -447,8 +448,9 @@ impl State {
         if departed {
             words.fill(0);
         }
-        let (mut found, mut outdated) = (false, false);
+        let (mut found, mut outdated, mut is_sampled) = (false, false, false);
         for (n, block) in blocks.iter().enumerate() {
+            is_sampled |= block.is_sampled();
             // What is alone on its account is read where it stays.
             let alone = !found && !departed;
             if !alone {
@@ -483,10 +485,31 @@ impl State {
                 Reading::Gone => outdated = true,
             }
         }
+        if is_sampled {
+            self.not_before_cleared(step.account, step.group, value, words);
+        }
         if outdated {
             out.is_outdated_by(step.process);
         }
         found
+    }
+
+    /// What is sampled, and was read at its source when it was cleared, may be older than that where it can not be
+    /// read there any more: nothing has come since then. What is counted by the process itself never is.
+    #[cold]
+    pub(super) fn not_before_cleared(
+        &self,
+        account: Account,
+        group: GroupId,
+        value: Option<usize>,
+        words: &mut [u64],
+    ) {
+        let Account::Live(_) = account else { return };
+        let Some(baseline) = self.baselines.get(account, group) else { return };
+        let begin = value.map_or(0, |value| word_range(&self.groups[group], value).start);
+        for (word, baseline) in words.iter_mut().zip(&baseline[begin..]) {
+            *word = (*word).max(*baseline);
+        }
     }
 }
 

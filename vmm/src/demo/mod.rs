@@ -52,8 +52,8 @@ pub struct Options {
 pub enum Place {
     /// To a mount of our own.
     Mount(PathBuf),
-    /// To the server at this socket if there is one, or else to a mount of our own.
-    HostOrMount(Option<PathBuf>, PathBuf),
+    /// To the server at this socket if there is one, or else to a mount of our own, if there is a place for it.
+    HostOrMount(Option<PathBuf>, Option<PathBuf>),
 }
 
 /// How long a server may take to answer until the demo mounts by itself.
@@ -70,7 +70,7 @@ fn publish(registry: &Registry, options: &Options) -> Result<(Published, PathBuf
             {
                 return Ok((Published::Host(publisher), mount, false));
             }
-            mount
+            mount.as_ref().ok_or(RunError::NoMountPoint)?
         }
     };
     let mounted = Mounted::new(registry, mount)?;

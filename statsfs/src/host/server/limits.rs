@@ -158,6 +158,14 @@ pub enum Exceeded {
         /// How much is allowed.
         limit: u64,
     },
+    /// By all users together: the server can not have more open.
+    #[error(
+        "all users together have reached the limit of {limit} statistics descriptors (raise the server's limit of open files, `ulimit -n`)"
+    )]
+    Descriptors {
+        /// How many there may be.
+        limit: u64,
+    },
     /// By the server: it can not map more.
     #[error(
         "the server has reached its limit of {limit} segments (raise `sysctl vm.max_map_count`)"
@@ -184,16 +192,22 @@ pub(super) fn mappable() -> u64 {
 pub(super) struct Accounts {
     limits: Amounts,
     host_limits: HostLimits,
-    /// Segments that all users together may have.
+    /// Segments that all users together may have, and descriptors of what the kernel counts.
     most_segments: u64,
+    most_descriptors: u64,
     all: Amounts,
     used: HashMap<u32, Amounts>,
 }
 
 impl Accounts {
-    pub(super) fn new(limits: Amounts, host_limits: HostLimits, most_segments: u64) -> Self {
+    pub(super) fn new(
+        limits: Amounts,
+        host_limits: HostLimits,
+        most_segments: u64,
+        most_descriptors: u64,
+    ) -> Self {
         let (all, used) = (Amounts::default(), HashMap::new());
-        Self { limits, host_limits, most_segments, all, used }
+        Self { limits, host_limits, most_segments, most_descriptors, all, used }
     }
 
     /// Replaces what one of a user's processes had by what it has: all of it, or nothing.
@@ -221,6 +235,11 @@ impl Accounts {
             if let Some(limit) = self.host_limits.of(what).filter(others) {
                 return Err(Exceeded::Host { what, limit });
             }
+        }
+        let limit = self.most_descriptors;
+        let own = self.limits.descriptors.min(limit) / HostLimits::PART_OF_EACH;
+        if grows(&Limited::Descriptors) && all.descriptors > limit && used.descriptors > own {
+            return Err(Exceeded::Descriptors { limit });
         }
         if grows(&Limited::Segments) && all.segments > self.most_segments {
             return Err(Exceeded::Mappings { limit: self.most_segments });
@@ -262,7 +281,7 @@ mod tests {
 
     #[test]
     fn all_users_together_have_limits_too() {
-        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10);
+        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10, 100);
         let (mut a, mut b) = Default::default();
         let of = |sources, bytes| Amounts { sources, bytes, ..Amounts::default() };
         accounts.change(7, &mut a, of(5, 100)).unwrap();
@@ -286,7 +305,7 @@ mod tests {
     fn others_leave_each_user_something() {
         let limits = Amounts { sources: 160, ..LIMITS };
         let host_limits = HostLimits { sources: 320, ..HOST_LIMITS };
-        let mut accounts = Accounts::new(limits, host_limits, 10);
+        let mut accounts = Accounts::new(limits, host_limits, 10, 100);
         let of = |sources| Amounts { sources, ..Amounts::default() };
         for uid in 7..9 {
             accounts.change(uid, &mut Amounts::default(), of(160)).unwrap();
@@ -298,8 +317,23 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_all_descriptors_leaves_others_some() {
+        let limits = Amounts { descriptors: 64, ..LIMITS };
+        let mut accounts = Accounts::new(limits, HOST_LIMITS, 10, 32);
+        let of = |descriptors| Amounts { descriptors, ..Amounts::default() };
+        let (mut a, mut b) = Default::default();
+        accounts.change(7, &mut a, of(32)).unwrap();
+        let exceeded = accounts.change(7, &mut a, of(33)).unwrap_err();
+        assert_eq!(exceeded, Exceeded::Descriptors { limit: 32 });
+        accounts.change(8, &mut b, of(2)).unwrap();
+        assert_eq!(accounts.change(8, &mut b, of(3)), Err(exceeded));
+        accounts.release(7, &mut a);
+        accounts.change(8, &mut b, of(32)).unwrap();
+    }
+
+    #[test]
     fn each_user_has_limits_of_their_own() {
-        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10);
+        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10, 100);
         let one = Amounts { connections: 1, segments: 6, bytes: 1, sources: 1, descriptors: 2 };
         let (mut a, mut b, mut c) = Default::default();
         accounts.change(7, &mut a, one).unwrap();
@@ -324,7 +358,7 @@ mod tests {
 
     #[test]
     fn what_is_there_is_not_held_against_what_does_not_grow() {
-        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10);
+        let mut accounts = Accounts::new(LIMITS, HOST_LIMITS, 10, 100);
         let (mut a, mut b) = Default::default();
         accounts
             .change(7, &mut a, Amounts { connections: 1, sources: 5, ..Amounts::default() })

@@ -159,7 +159,9 @@ impl Server {
         let metrics = metrics.transpose()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(wait_error)?;
         let mappable = limits::mappable();
-        let accounts = Accounts::new(options.limits, options.host_limits, mappable);
+        let most_descriptors = most_open() / 2;
+        let accounts =
+            Accounts::new(options.limits, options.host_limits, mappable, most_descriptors);
         let mut server = Self {
             listening,
             worker,
@@ -667,10 +669,15 @@ pub(super) fn full(new: &impl AsFd, room: u64) -> Option<String> {
     is_beyond(new, |limit| limit - room.min(limit / 4))
 }
 
+/// Descriptors that this process may have.
+fn most_open() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+}
+
 /// Why a new descriptor is one too many, if it is not among so many as that of those that there may be.
 pub(super) fn is_beyond(new: &impl AsFd, most: impl Fn(u64) -> u64) -> Option<String> {
     // The kernel gives the lowest one that is free.
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let limit = most_open();
     let new = new.as_fd().as_raw_fd().unsigned_abs();
     (u64::from(new) >= most(limit)).then(|| {
         format!("the server has too many files open: raise its limit of {limit} (`ulimit -n`)")

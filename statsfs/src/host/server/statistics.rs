@@ -98,9 +98,8 @@ impl Server {
             closer.close(uid, vec![fd]);
             Err(why)
         };
-        // No more than half of what there may be: the rest is for what no client can do without.
-        if is_beyond(&fd, |limit| limit / 2).is_some() {
-            let why = "half of the files that the server may have open are such descriptors, or others: raise its limit (`ulimit -n`)".to_owned();
+        // The rest is for what no client can do without, whatever the shares of users are.
+        if let Some(why) = is_beyond(&fd, |limit| limit / 4 * 3) {
             return leave_out(fd, why);
         }
         let descriptors = received.fd_groups().len() as u64 + 1;

@@ -71,9 +71,11 @@ impl Process {
         }
         self.select();
         let is_whole = !self.unsettled && self.segments.len() >= self.segments_expected();
-        if (self.fd_group_went || came > self.fd_groups_came) && is_whole {
+        let went = self.fd_group_went || came > self.fd_groups_came;
+        self.fd_groups_came = came;
+        self.fd_group_went = went && !is_whole;
+        if went && is_whole {
             // A block is published before its descriptor is sent, so one without a block has lost it.
-            (self.fd_group_went, self.fd_groups_came) = (false, came);
             let numbers = self.fd_group_blocks.keys().copied().collect();
             self.fd_groups.keep_only(came, &numbers);
         }
