@@ -61,6 +61,11 @@ impl Host {
         wait_until("the server", || ask_status(&self.socket(), Duration::from_secs(60)).ok());
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it is mounted.
     pub fn mount(&self) -> PathBuf {
         self.directory.path().join("mount")

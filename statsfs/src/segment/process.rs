@@ -328,17 +328,13 @@ impl Process {
         protocol::acquire(&self.first().region, header::FOLDS)
     }
 
-    /// Whether the structure changed since it was last read.
+    /// Whether the structure changed since it was last read, or descriptors came.
     pub fn is_stale(&self) -> bool {
         let first = &self.first().region;
         self.unsettled
+            || self.fd_groups.came() != self.fd_groups_came
             || protocol::acquire(first, header::CHANGES) != self.changes
             || protocol::acquire(first, header::FOLDS) != self.folds
-    }
-
-    /// Whether descriptors came that were not looked at yet.
-    pub(crate) fn has_new_descriptors(&self) -> bool {
-        self.fd_groups.came() != self.fd_groups_came
     }
 
     /// Whether no fold came since the last refresh: what was read in between adds up.

@@ -191,7 +191,6 @@ impl Member {
         let something = self.incomplete
             || !self.pending.is_empty()
             || self.process.is_stale()
-            || self.process.has_new_descriptors()
             || self.may_have_numbers();
         something && !self.has_spent_its_budget()
     }
