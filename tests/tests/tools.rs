@@ -2,13 +2,13 @@
 //! are known, what they say when something is missing, and what they say of what comes and goes meanwhile.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
 use serde_json::Value as Json;
 use tests::binary;
+use tests::command::{Watch, complains, json, said, statsfs, tool};
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
 use tests::namespace::{mount, private};
@@ -17,44 +17,6 @@ use tests::vmm::Vmm;
 
 /// Somebody who is in no group.
 const OTHER: u32 = 20_004;
-
-/// A command that looks at this mount.
-fn tool(program: &Path, mount: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.args(args).arg("--mount").arg(mount);
-    command
-}
-
-fn statsfs(mount: &Path, args: &[&str]) -> Command {
-    tool(binary::statsfs(), mount, args)
-}
-
-/// What a command says that succeeds and complains about nothing.
-#[track_caller]
-fn said(mut command: Command) -> String {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let complaints = String::from_utf8_lossy(&stderr);
-    assert!(status.success() && complaints.is_empty(), "{command:?}: {status}: {complaints}");
-    String::from_utf8(stdout).unwrap()
-}
-
-/// The only line that a command says that ends with this status.
-#[track_caller]
-fn complains(mut command: Command, code: i32) -> String {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let complaint = String::from_utf8(stderr).unwrap();
-    assert_eq!(status.code(), Some(code), "{command:?}: {complaint}");
-    assert!(stdout.is_empty(), "{command:?}");
-    let line = complaint.strip_suffix('\n').unwrap_or(&complaint).to_owned();
-    assert!(!line.contains('\n') && !line.is_empty(), "one line: {complaint}");
-    line
-}
-
-fn json(command: Command) -> Json {
-    let text = said(command);
-    assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
 
 /// Writes that each vCPU of each guest makes.
 const WRITES: u32 = 700;
@@ -261,33 +223,6 @@ fn diff_has_exactly_what_came_between_two_snapshots() {
     finish(&host, stays);
 }
 
-/// A command that goes on until it is told to end, and its lines.
-struct Watch(Child, BufReader<std::process::ChildStdout>);
-
-impl Watch {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Self(child, lines)
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.1.read_line(&mut line).unwrap();
-        line
-    }
-
-    /// Its status when it has ended by itself, and what it complained of.
-    fn end(mut self) -> (Option<i32>, String) {
-        // So that it has somebody to tell until then.
-        drop(self.1);
-        let status = wait_until("it ends", || self.0.try_wait().unwrap());
-        let mut complaint = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
-        (status.code(), complaint)
-    }
-}
-
 #[test]
 fn watched_rates_add_up_to_what_was_counted_whatever_comes_goes_and_is_cleared() {
     let host = Host::start();
@@ -362,8 +297,7 @@ fn a_guest_that_ends_while_it_is_watched_is_said_to_be_gone() {
     assert_eq!(watch.line().trim_end(), machine);
     while !watch.line().ends_with(" s later\n") {}
     finish(&host, running);
-    let mut rest = String::new();
-    watch.1.read_to_string(&mut rest).unwrap();
+    let rest = watch.rest();
     let row = rest.lines().find(|line| line.contains("bus_unclaimed_io_writes")).unwrap();
     assert_eq!(row.split_whitespace().skip(1).collect::<Vec<_>>(), ["0/s", "1,400"]);
     let (status, complaint) = watch.end();
