@@ -78,6 +78,7 @@
 //! | [`fs`], [`Embedded`] | the FUSE file system and its mount |
 //! | [`host`] | one tree for all processes of a host |
 //! | [`snapshot`] | reading all of a tree at once, in another process |
+//! | [`tools`] | what commands that look at a mount have in common |
 // The expansions of `stats!` name this crate; inside it they must find it too.
 extern crate self as statsfs;
 
@@ -92,6 +93,7 @@ pub mod fs;
 pub mod host;
 pub mod limits;
 mod pages;
+mod people;
 mod registry;
 mod repeats;
 pub mod segment;
@@ -100,6 +102,7 @@ mod slot;
 pub mod snapshot;
 mod source;
 mod threads;
+pub mod tools;
 pub mod tree;
 mod turns;
 pub mod value;

@@ -122,6 +122,18 @@ pub enum BaseUnit {
     Cycles,
 }
 
+impl BaseUnit {
+    /// Its name, as `.stats/schema` has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Bytes => "bytes",
+            Self::Seconds => "seconds",
+            Self::Cycles => "cycles",
+        }
+    }
+}
+
 /// A unit: a base and a power of ten (`Seconds` with −9 are nanoseconds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Unit {

@@ -26,6 +26,7 @@ const GUESTS: Suite = Suite {
         ("tests", "fs_tree"),
         ("tests", "demo"),
         ("tests", "host"),
+        ("tests", "tools"),
         ("tests", "limits"),
         ("tests", "unheard"),
         ("tests", "memory"),

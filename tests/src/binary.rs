@@ -41,11 +41,16 @@ fn command(name: &str) -> PathBuf {
 
 /// Copies the `vmm` command into a directory: the target directory may be closed to other users.
 pub fn copy_vmm(directory: &Path) -> PathBuf {
-    let copy = directory.join("vmm");
+    copy(vmm(), directory)
+}
+
+/// Copies a command into a directory, for other users.
+pub fn copy(command: &Path, directory: &Path) -> PathBuf {
+    let copy = directory.join(command.file_name().expect("a command has a name"));
     // By a process of its own: if this one had it open for writing, a child that another thread starts at
     // that moment would have so too for a while, and nobody could execute it.
-    let copied = Command::new("install").args(["-m", "755"]).arg(vmm()).arg(&copy).status();
-    assert!(copied.is_ok_and(|status| status.success()), "{} can not be copied", vmm().display());
+    let copied = Command::new("install").args(["-m", "755"]).arg(command).arg(&copy).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{} can not be copied", command.display());
     copy
 }
 

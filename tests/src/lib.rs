@@ -10,6 +10,7 @@
 //! * [`kvm_stats`] reads what KVM itself counts, from the descriptors that they have of it.
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
+//! * [`command`] runs the tools that look at a mount, and takes what they say.
 //! * [`http`] asks for what is served to others.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
@@ -25,6 +26,7 @@
 
 pub mod binary;
 pub mod bulk;
+pub mod command;
 pub mod flat;
 pub mod fs_matrix;
 pub mod guest;

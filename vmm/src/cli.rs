@@ -14,6 +14,7 @@ use crate::demo;
 use crate::flat::{Entry, FlatProgram};
 use crate::kernel::{Kernel, cmdline};
 use crate::limits;
+use crate::list::{self, ListArgs};
 use crate::message::tell;
 use crate::publish::{Publish, StatsOut};
 use crate::run::{Outcome, RunError, run};
@@ -44,12 +45,14 @@ Examples:
   vmm run --kernel /boot/vmlinuz --initrd initrd.img --mount /run/stats
                                                boot Linux, its statistics below /run/stats
   vmm run --flat guest.bin --mount /run/stats  run a program without an operating system
+  vmm list                                     the guests that run, and how busy they are
 
 Exit status:
   0      Linux powered its machine off, or rebooted it
   0-123  what a flat guest wrote to port 0xf4
   124    the guest crashed: Linux panicked, a flat guest had a triple fault
   125    the VMM failed
+  1      `vmm list` could not list them
   130    SIGINT, or Ctrl-A x on the console (129 SIGHUP, 131 SIGQUIT, 143 SIGTERM)
   2      the command line is wrong";
 
@@ -60,6 +63,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Show live statistics of built-in guests
     Demo(DemoArgs),
+    /// List the guests that run on this host
+    List(ListArgs),
 }
 
 const RUN_HELP: &str = "\
@@ -295,6 +300,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run_command(*args, start),
         Command::Demo(args) => demo_command(args),
+        Command::List(args) => return list::main(&args),
     };
     match result {
         Ok(status) => ExitCode::from(status),

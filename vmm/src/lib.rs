@@ -24,6 +24,7 @@ pub mod kernel_stats;
 pub mod kick;
 pub mod lifecycle;
 pub mod limits;
+pub mod list;
 pub mod message;
 pub mod publish;
 pub mod run;

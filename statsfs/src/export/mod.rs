@@ -4,7 +4,7 @@ mod flat;
 mod json;
 mod kvm_binary;
 mod metrics;
-mod schema;
+pub(crate) mod schema;
 mod snapshot;
 mod summary;
 

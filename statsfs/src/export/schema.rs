@@ -11,7 +11,7 @@ use crate::aggregate::Buckets;
 use crate::tree::files::{File, Files, IdentityId, file_mode, is_own};
 use crate::tree::inode::{Field, Part};
 use crate::tree::subtree::Subtree;
-use crate::value::{Aggregations, BaseUnit, Descriptor, Semantics, ValueType};
+use crate::value::{Aggregations, Descriptor, Semantics, ValueType};
 
 /// Grows when something means another thing than before, not when something is added.
 const VERSION: u32 = 1;
@@ -145,7 +145,7 @@ pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result
         path: subtree.root(),
         histogram: Field::ALL.map(histogram_file),
         groups,
-        values: List(|| values.iter().map(|file| value(file))),
+        values: List(|| values.iter().map(|file| value(file.group.name(), &file.value))),
         kinds: List(|| {
             kinds.iter().map(|(files, dirs)| Kind {
                 files: List(|| {
@@ -181,19 +181,14 @@ fn histogram_file(field: Field) -> HistogramFile {
     HistogramFile { name: field.name(), semantics, needs_sum: !field.without_sum() }
 }
 
-fn value(file: &File) -> Value<'_> {
-    let value: &Descriptor = &file.value;
+/// What is said of a value that was declared in this group.
+pub(crate) fn value<'a>(group: &'a str, value: &'a Descriptor) -> impl Serialize + use<'a> {
     let label = value.label.as_ref().map(|(key, value)| BTreeMap::from([(&**key, &**value)]));
     Value {
         name: &value.name,
-        group: file.group.name(),
+        group,
         r#type: type_name(value.ty),
-        unit: match value.unit.base {
-            BaseUnit::None => "none",
-            BaseUnit::Bytes => "bytes",
-            BaseUnit::Seconds => "seconds",
-            BaseUnit::Cycles => "cycles",
-        },
+        unit: value.unit.base.name(),
         exponent: value.unit.exponent,
         semantics: semantics_name(value.semantics),
         aggregations: KINDS

@@ -47,11 +47,14 @@
 //! [`mod@format`] is what is in the file. It has what its reader may see; what they may not is in totals only, which are
 //! what the files show all the same.
 
+mod changes;
 pub mod format;
 mod parse;
 mod read;
+mod shown;
 mod totals;
 mod value;
+mod what;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -65,9 +68,11 @@ use crate::segment::layout::split_pair;
 use crate::tree::nodes::DEPARTED;
 use crate::value::Descriptor;
 
+pub use self::changes::{Change, Changes, ChangesError};
 pub use self::parse::SnapshotError;
 pub use self::read::ReadError;
 pub use self::value::{Histogram, Value};
+pub use self::what::What;
 
 /// Everything in and below a directory, as one sweep found it.
 #[derive(Clone, Debug)]
@@ -124,6 +129,14 @@ impl Snapshot {
     /// [`ReadError`] says what is missing, and what to do.
     pub fn read(dir: impl AsRef<Path>) -> Result<Self, ReadError> {
         read::read(dir.as_ref())
+    }
+
+    /// Reads a snapshot that was saved: a copy of a `.stats/snapshot`.
+    ///
+    /// # Errors
+    /// [`ReadError`] says what is wrong with it.
+    pub fn load(file: impl AsRef<Path>) -> Result<Self, ReadError> {
+        read::load(file.as_ref())
     }
 
     /// The path of the directory that it is of, from the root of the mount; empty if it is that.

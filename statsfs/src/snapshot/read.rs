@@ -52,23 +52,36 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// What it means that reading a file in the `.stats` of a directory failed so.
+    pub fn new(dir: &Path, error: io::Error) -> Self {
+        let path = dir.to_owned();
+        match error.raw_os_error() {
+            Some(libc::ENOENT) if dir.is_dir() => Self::NotMounted(path),
+            Some(libc::ENOENT) => Self::Missing(path),
+            Some(libc::ENOTDIR) => Self::NotMounted(path),
+            Some(libc::EACCES | libc::EPERM) => Self::Denied(path),
+            Some(libc::ENOTCONN | libc::ECONNABORTED) => Self::Dead(path),
+            Some(libc::ESTALE | libc::ENODEV) => Self::Restarted(path),
+            Some(libc::ENOMEM | libc::EFBIG) => Self::TooLarge(path),
+            _ => Self::Io { path, error },
+        }
+    }
+}
+
 /// Longer than any that there is room for.
 const MAX_LENGTH: u64 = 64 << 30;
 
 pub(super) fn read(dir: &Path) -> Result<Snapshot, ReadError> {
-    let path = || dir.to_owned();
-    let (words, len) =
-        read_words(&dir.join(".stats/snapshot")).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOENT) if dir.is_dir() => ReadError::NotMounted(path()),
-            Some(libc::ENOENT) => ReadError::Missing(path()),
-            Some(libc::ENOTDIR) => ReadError::NotMounted(path()),
-            Some(libc::EACCES | libc::EPERM) => ReadError::Denied(path()),
-            Some(libc::ENOTCONN | libc::ECONNABORTED) => ReadError::Dead(path()),
-            Some(libc::ESTALE | libc::ENODEV) => ReadError::Restarted(path()),
-            Some(libc::ENOMEM | libc::EFBIG) => ReadError::TooLarge(path()),
-            _ => ReadError::Io { path: path(), error },
-        })?;
-    parse::check(words, len).map_err(|error| ReadError::Invalid { path: path(), error })
+    let read = read_words(&dir.join(".stats/snapshot"));
+    let (words, len) = read.map_err(|error| ReadError::new(dir, error))?;
+    parse::check(words, len).map_err(|error| ReadError::Invalid { path: dir.to_owned(), error })
+}
+
+pub(super) fn load(path: &Path) -> Result<Snapshot, ReadError> {
+    let owned = || path.to_owned();
+    let bytes = std::fs::read(path).map_err(|error| ReadError::Io { path: owned(), error })?;
+    Snapshot::parse(&bytes).map_err(|error| ReadError::Invalid { path: owned(), error })
 }
 
 /// Reads a file of words, and answers its length. It says itself how long it is: the size of the file is not known before it is read.

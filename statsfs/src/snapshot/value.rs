@@ -71,17 +71,22 @@ impl<'a> Value<'a> {
     /// a histogram by how many. None if it is no [count](Self::is_cumulative), or became less, which it does only if a process
     /// was let go of. A count of fewer than 64 bits may wrap once in between.
     pub fn increase_since(&self, earlier: &Value<'_>) -> Option<u64> {
-        let count = |value: &Value<'_>| match &value.raw {
-            Total::Scalar(_) => value.raw_number().map(|number| number as u64),
-            Total::Histogram(_) => value.raw_histogram().map(|histogram| histogram.count()),
-        };
-        let (old, new) = (count(earlier)?, count(self)?);
+        let (old, new) = (earlier.raw_count()?, self.raw_count()?);
         let ty = self.descriptor.ty;
         match new.checked_sub(old) {
-            _ if !self.is_cumulative() || ty != earlier.descriptor.ty => None,
+            _ if ty != earlier.descriptor.ty => None,
             // What a sum of them lost is as many times what one has room for.
             None if !ty.is_histogram() && ty.width() < 8 => Some(since(ty, new, old)),
             grown => grown,
+        }
+    }
+
+    /// What was counted, whatever was cleared: of a histogram, how many. None if it is no [count](Self::is_cumulative).
+    pub fn raw_count(&self) -> Option<u64> {
+        match &self.raw {
+            _ if !self.is_cumulative() => None,
+            Total::Scalar(_) => self.raw_number().map(|number| number as u64),
+            Total::Histogram(_) => self.raw_histogram().map(|histogram| histogram.count()),
         }
     }
 

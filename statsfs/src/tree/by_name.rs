@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::inode::DirId;
 
 /// The name of the directory of links.
-pub(super) const BY_NAME: &str = "by-name";
+pub(crate) const BY_NAME: &str = "by-name";
 
 /// The links.
 #[derive(Debug, Default)]

@@ -24,7 +24,7 @@
 
 mod access;
 mod budget;
-mod by_name;
+pub(crate) mod by_name;
 mod clashes;
 mod clear;
 mod dirs;

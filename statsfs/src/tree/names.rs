@@ -9,7 +9,14 @@ use thiserror::Error;
 use crate::value::{BaseUnit, Descriptor};
 
 /// The top-level directory whose sources are machines.
-pub(super) const MACHINES: &str = "kvm";
+pub(crate) const MACHINES: &str = "kvm";
+
+/// The number of a vCPU whose directory, in its machine's, is called this; none of any other.
+pub(crate) fn vcpu_number(name: &str) -> Option<&str> {
+    let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    name.strip_prefix("vcpu").filter(is_number)
+}
+
 /// Names of what exports say that is no value's.
 pub(super) const RESERVED: [&str; 4] =
     ["kvm_vms", "kvm_vm", "statsfs_build", "statsfs_export_left_out"];

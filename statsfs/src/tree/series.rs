@@ -15,6 +15,7 @@ use super::GroupId;
 use super::dirs::HOST_NAME;
 use super::names::{
     MACHINES, MetricName, RESERVED, base_name, claim, is_prefix, label_name, label_value,
+    vcpu_number,
 };
 use super::nodes::DEPARTED;
 use super::render::{Shown, Total};
@@ -136,10 +137,9 @@ impl<'a> Way<'a> {
         if entity.is_none() {
             return Self { top, entity: Some((bare, pid)), vcpu, device };
         }
-        let number = name.strip_prefix("vcpu").filter(|number| {
-            !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
-        });
-        match number.filter(|_| top == Some(MACHINES) && vcpu.is_none() && device.is_none()) {
+        match vcpu_number(name)
+            .filter(|_| top == Some(MACHINES) && vcpu.is_none() && device.is_none())
+        {
             Some(number) => Self { top, entity, vcpu: Some(number), device },
             None => {
                 let device = device.map_or_else(|| name.to_owned(), |above| above + "/" + name);

@@ -1,22 +1,32 @@
-//! The command `statsfs`: the server of a host's statistics, and what is said of it.
+//! The command `statsfs`: the server of a host's statistics, what is said of it, and tools that look at a mount.
 
 // Both panic where they can not write.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
+mod common;
+mod describe;
+mod diff;
+mod dump;
+mod ls;
 mod serve;
 mod status;
 
+use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use statsfs::tools::told;
 
 const EXAMPLES: &str = "\
 Examples:
   statsfs serve                                one mount for all processes of this host
   statsfs serve --mount /tmp/s --socket /tmp/s.sock --state /tmp/s.state
   statsfs status                               what is connected, and what was refused and why
+  statsfs ls kvm                               the guests, their vCPUs and devices
+  statsfs dump kvm --watch 1                   what was counted, and how much a second
+  statsfs describe user_exits                  what a value is
 
 Exit status: 0; 1 if it could not be done, with a line that says why; 2 if asked wrongly.";
 
@@ -34,17 +44,29 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Say what is connected to the server, and what was refused and why
     Status(status::Args),
+    /// List what there is: guests, vCPUs, devices and other sources
+    Ls(ls::Args),
+    /// Show what was counted, once or again and again with rates
+    Dump(dump::Args),
+    /// Say what a value means
+    Describe(describe::Args),
+    /// Show what came between two saved snapshots
+    Diff(diff::Args),
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result: Result<(), Box<dyn Error>> = match Cli::parse().command {
         Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Dump(args) => dump::run(&args),
+        Command::Describe(args) => describe::run(&args),
+        Command::Diff(args) => diff::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(error);
+            tell(told(&*error));
             ExitCode::FAILURE
         }
     }

@@ -1,12 +1,12 @@
 //! `statsfs status`.
 
 use std::error::Error;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use statsfs::host::server::{ClientState, Status};
 use statsfs::host::{PublishOptions, ask_status};
+use statsfs::tools::say;
 
 /// What to say.
 #[derive(Debug, clap::Args)]
@@ -25,13 +25,12 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let socket = PublishOptions { socket: args.socket.clone(), ..Default::default() }.socket();
     let text = ask_status(&socket, TIMEOUT)?;
-    let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{text}")?;
+        say(&(text + "\n"))?;
         return Ok(());
     }
     let status: Status = serde_json::from_str(&text)?;
-    write!(out, "{}", Text(&status))?;
+    say(&Text(&status).to_string())?;
     Ok(())
 }
 
