@@ -49,6 +49,7 @@ const GUESTS: Suite = Suite {
     ],
     whole: &["tests", "vmm"],
     left_out: &[
+        ("tests", "bulk", MINUTES),
         ("tests", "kvm_stat", NOT_THERE),
         ("tests", "metrics", NOT_THERE),
         ("tests", "node_exporter", NOT_THERE),
