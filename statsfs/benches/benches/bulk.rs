@@ -117,10 +117,6 @@ fn measure(size: Size, options: Options) {
     c.case("the file's content", |n| {
         timed(|| (0..n).for_each(|_| escape(&*render(&tree, &[".stats", "snapshot"]))))
     });
-    if title == "large" {
-        // Of a small host most of it is names and descriptions.
-        c.budget(5.0);
-    }
     c.case("checked by the library's reader", |n| {
         timed(|| (0..n).for_each(|_| escape(&Snapshot::parse(&bytes).expect("ours"))))
     });
