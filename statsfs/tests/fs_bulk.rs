@@ -11,23 +11,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use statsfs::fs::MountOptions;
-use statsfs::{Embedded, LabelSet, Registry, Slot, Source, stats};
-use support::{Tick, Work};
+use statsfs::{Embedded, Registry, Slot, Source, stats};
+use support::{Phase, Tick, Work};
 use user::as_user;
 
 /// In no group.
 const A: u32 = 20_001;
-
-#[derive(Clone, Copy, LabelSet)]
-#[labels(key = "phase")]
-#[allow(dead_code, reason = "all that is wanted of it is its names")]
-enum Phase {
-    /// it begins
-    Begun,
-    /// it has ended
-    #[label("over")]
-    Ended,
-}
 
 stats! {
     /// What becomes of something.

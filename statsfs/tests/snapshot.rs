@@ -17,21 +17,10 @@ use statsfs::fs::{MountOptions, Nodes, ROOT};
 use statsfs::snapshot::{ReadError, Snapshot, SnapshotError, format};
 use statsfs::tree::{Identity, Owner, Tree, TreeOptions};
 use statsfs::value::{Aggregations, Group, Unit};
-use statsfs::{Embedded, LabelSet, Registry, Slot, Source, stats};
+use statsfs::{Embedded, Registry, Slot, Source, stats};
 use user::as_user;
 
-use support::{Random, StopAtEnd, Tick, Work, below, rounds, seed};
-
-#[derive(Clone, Copy, LabelSet)]
-#[labels(key = "phase")]
-#[allow(dead_code, reason = "all that is wanted of it is its names")]
-enum Phase {
-    /// it begins
-    Begun,
-    /// it has ended
-    #[label("over")]
-    Ended,
-}
+use support::{Phase, Random, StopAtEnd, Tick, Work, below, rounds, seed};
 
 stats! {
     /// What is narrow, signed, or both.

@@ -2,8 +2,6 @@
 
 use std::ffi::c_ulong;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{KVM_CAP_BINARY_STATS_FD, KVMIO};
 use kvm_ioctls::Kvm;
@@ -12,7 +10,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{_IOC_NONE, ioctl, ioctl_expr};
 
 use crate::limits;
-use crate::message::tell;
+use crate::message::Missing;
 
 /// `KVM_GET_STATS_FD`, of both VMs' and vCPUs' files: `_IO(KVMIO, 0xce)` in Linux' `include/uapi/linux/kvm.h`.
 const KVM_GET_STATS_FD: c_ulong = ioctl_expr(_IOC_NONE, KVMIO, 0xce, 0);
@@ -38,11 +36,7 @@ impl Of {
 
 /// Adds what KVM counts to the sources of a process's machines. Machines run as well without.
 #[derive(Debug, Default)]
-pub struct KernelStats {
-    /// The first reason why something is missing.
-    missing: OnceLock<String>,
-    told: AtomicBool,
-}
+pub struct KernelStats(Missing);
 
 impl KernelStats {
     /// Adds what KVM counts of a machine or vCPU to its source. To be called before a vCPU runs: while it does, KVM
@@ -80,15 +74,12 @@ impl KernelStats {
     }
 
     fn is_missing(&self, why: impl FnOnce() -> String) {
-        self.missing.get_or_init(why);
+        self.0.note(|| format!("KVM's own statistics are missing: {}", why()));
     }
 
     /// Says once what is missing.
     pub fn tell(&self) {
-        let Some(why) = self.missing.get() else { return };
-        if !self.told.swap(true, Ordering::Relaxed) {
-            tell(format_args!("KVM's own statistics are missing: {why}"));
-        }
+        self.0.tell();
     }
 }
 

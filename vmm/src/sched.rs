@@ -13,14 +13,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use statsfs::{Slot, Source, SourceError};
 
 use crate::limits::told;
-use crate::message::tell;
+use crate::message::Missing;
 use crate::stats::SchedStats;
 
 /// How often the first vCPUs of a process are sampled.
@@ -119,24 +118,10 @@ fn run_ns_now() -> Option<u64> {
     (got == 0).then(|| time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
-/// Why the numbers of a process are not there, as far as they are not.
-#[derive(Debug, Default)]
-struct Missing {
-    /// The first reason.
-    error: OnceLock<io::Error>,
-    told: AtomicBool,
-}
-
-impl Missing {
-    /// Says it once.
-    fn tell(&self) {
-        let Some(error) = self.error.get() else { return };
-        if !self.told.swap(true, Ordering::Relaxed) {
-            let gone = error.kind() == io::ErrorKind::NotFound;
-            let hint = if gone { " (is /proc mounted?)" } else { "" };
-            tell(format_args!("the scheduler's statistics of vCPUs are missing, {error}{hint}"));
-        }
-    }
+/// What is to be told where the numbers of a vCPU are not there.
+fn missing_because(error: &io::Error) -> String {
+    let hint = if error.kind() == io::ErrorKind::NotFound { " (is /proc mounted?)" } else { "" };
+    format!("the scheduler's statistics of vCPUs are missing, {error}{hint}")
 }
 
 /// The vCPUs of a process that are sampled.
@@ -153,7 +138,7 @@ impl Sampled {
     pub fn none() -> Self {
         let readable = ThreadFiles::of_this_thread().and_then(|mut files| files.read());
         let missing = Missing::default();
-        let readable = readable.map_err(|error| missing.error.set(error)).is_ok();
+        let readable = readable.map_err(|error| missing.note(|| missing_because(&error))).is_ok();
         Self { count: Arc::default(), readable, missing: Arc::new(missing) }
     }
 
@@ -258,7 +243,7 @@ impl VcpuSched {
         match ThreadFiles::of_this_thread() {
             Ok(files) => self.shared.lock().files = Some(files),
             // The first reason is enough.
-            Err(error) => drop(self.missing.error.set(error)),
+            Err(error) => self.missing.note(|| missing_because(&error)),
         }
         Watched { sched: self, on_this_thread: std::marker::PhantomData }
     }

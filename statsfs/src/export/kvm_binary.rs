@@ -27,6 +27,10 @@ use zerocopy::IntoBytes;
 
 use super::{Full, fits, schema};
 use crate::aggregate::Buckets;
+use crate::fd_groups::format::{
+    DESCRIPTOR, HEADER, TYPE_CUMULATIVE, TYPE_INSTANT, TYPE_LOG_HIST, TYPE_PEAK, UNIT_BOOLEAN,
+    UNIT_BYTES, UNIT_CYCLES, UNIT_NONE, UNIT_SECONDS, UNIT_SHIFT,
+};
 use crate::tree::files::File;
 use crate::tree::inode::Part;
 use crate::tree::render::Total;
@@ -36,21 +40,6 @@ use crate::value::{Aggregations, BaseUnit, Semantics, Unit, ValueType};
 
 /// Room for the longest name, with the zero at its end.
 const NAME_SIZE: usize = 64;
-/// `sizeof(struct kvm_stats_header)`, and of `struct kvm_stats_desc` without the name.
-const HEADER_SIZE: usize = 24;
-const DESC_SIZE: usize = 16;
-
-// KVM_STATS_TYPE_*, KVM_STATS_UNIT_*; the base is always KVM_STATS_BASE_POW10, which is 0.
-const CUMULATIVE: u32 = 0;
-const INSTANT: u32 = 1;
-const PEAK: u32 = 2;
-const LOG_HIST: u32 = 4;
-const UNIT_NONE: u32 = 0;
-const UNIT_BYTES: u32 = 1 << 4;
-const UNIT_SECONDS: u32 = 2 << 4;
-const UNIT_CYCLES: u32 = 3 << 4;
-const UNIT_BOOLEAN: u32 = 4 << 4;
-
 /// What every id begins with.
 const ID: &str = "kvm-statsfs";
 
@@ -81,13 +70,18 @@ impl Statistics {
         match total {
             Total::Histogram(cells) => {
                 let buckets = Buckets::new(value.ty, cells);
-                self.push(&file.name, LOG_HIST | unit, exponent, buckets.counts());
+                self.push(
+                    &file.name,
+                    TYPE_LOG_HIST | unit << UNIT_SHIFT,
+                    exponent,
+                    buckets.counts(),
+                );
                 if let Some(sum) = buckets.sum() {
                     let mut name = format!("{}_sum", file.name);
                     if is_taken(&name) {
                         name = format!("{}.sum", file.name);
                     }
-                    self.push(&name, CUMULATIVE | unit, exponent, &[sum]);
+                    self.push(&name, TYPE_CUMULATIVE | unit << UNIT_SHIFT, exponent, &[sum]);
                 }
             }
             Total::Scalar(_) => {
@@ -96,9 +90,9 @@ impl Statistics {
                     _ => None,
                 };
                 let ty = match schema::semantics(value, kind) {
-                    Semantics::Cumulative => CUMULATIVE,
-                    Semantics::Floating => INSTANT,
-                    Semantics::Peak => PEAK,
+                    Semantics::Cumulative => TYPE_CUMULATIVE,
+                    Semantics::Floating => TYPE_INSTANT,
+                    Semantics::Peak => TYPE_PEAK,
                 };
                 let counts = Aggregations::COUNT_ZERO | Aggregations::COUNT_NONZERO;
                 let (unit, exponent) = match kind {
@@ -109,7 +103,7 @@ impl Statistics {
                 };
                 // The low 64 bits are two's complement, if it is signed.
                 let number = total.number(value, file.part).exact() as u64;
-                self.push(&file.name, ty | unit, exponent, &[number]);
+                self.push(&file.name, ty | unit << UNIT_SHIFT, exponent, &[number]);
             }
         }
     }
@@ -142,7 +136,7 @@ fn unit_of(unit: Unit) -> (u32, i8) {
 
 /// Where the data begin in statistics.
 pub(super) fn data_offset(statistics: &[u8]) -> Option<u64> {
-    let offset = statistics.get(HEADER_SIZE - 4..HEADER_SIZE)?;
+    let offset = statistics.get(HEADER - 4..HEADER)?;
     Some(u32::from_le_bytes(*offset.first_chunk()?).into())
 }
 
@@ -168,10 +162,9 @@ pub(super) fn write(subtree: &Subtree, most: usize, out: &mut Vec<u8>) -> Result
         all.file(file, total, is_taken);
         fits(all.descriptors.len() + all.data.len() * 8, most)
     })?;
-    let descriptors = HEADER_SIZE + NAME_SIZE;
-    let data = descriptors + all.count as usize * (DESC_SIZE + NAME_SIZE);
-    let header =
-        [0, NAME_SIZE as u32, all.count, HEADER_SIZE as u32, descriptors as u32, data as u32];
+    let descriptors = HEADER + NAME_SIZE;
+    let data = descriptors + all.count as usize * (DESCRIPTOR + NAME_SIZE);
+    let header = [0, NAME_SIZE as u32, all.count, HEADER as u32, descriptors as u32, data as u32];
     out.extend_from_slice(header.as_bytes());
     push_text(&id(subtree.root()), out);
     out.extend_from_slice(&all.descriptors);

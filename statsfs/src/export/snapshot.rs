@@ -12,13 +12,13 @@ use zerocopy::IntoBytes;
 use super::{Full, fits};
 use crate::pages::will_be_filled;
 use crate::segment::layout::pair;
-use crate::segment::schema::type_code;
+use crate::segment::schema::{base_code, semantics_code, type_code};
 use crate::snapshot::format::{MAGIC, VERSION, flag, header, section};
 use crate::tree::files::{File, Files, IdentityId, is_own};
 use crate::tree::inode::Part;
 use crate::tree::render::{Shown, Total};
 use crate::tree::subtree::{Place, Subtree};
-use crate::value::{Aggregations, BaseUnit, Descriptor, GroupDescriptor, Semantics};
+use crate::value::{Aggregations, Descriptor, GroupDescriptor};
 
 /// None of what is numbered.
 const NONE: u32 = u32::MAX;
@@ -150,9 +150,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Bytes so far.
-    fn len(&self) -> usize {
-        let sections = [
+    /// The sections of records, in their order.
+    fn sections(&self) -> [&Vec<u64>; 8] {
+        [
             &self.directories,
             &self.labels,
             &self.kinds,
@@ -161,8 +161,13 @@ impl<'a> Writer<'a> {
             &self.values,
             &self.cells,
             &self.parts,
-        ];
-        let words = header::WORDS + self.words + sections.iter().map(|s| s.len()).sum::<usize>();
+        ]
+    }
+
+    /// Bytes so far.
+    fn len(&self) -> usize {
+        let records = self.sections().iter().map(|section| section.len()).sum::<usize>();
+        let words = header::WORDS + self.words + records;
         let texts = self.texts.0.len() + self.subtree.root().len();
         words * 8 + texts.next_multiple_of(8)
     }
@@ -255,17 +260,7 @@ impl<'a> Writer<'a> {
 
     fn value(&mut self, value: &Descriptor, identity: IdentityId, group: u32) -> u32 {
         let (code, buckets, sum) = type_code(value.ty);
-        let base = match value.unit.base {
-            BaseUnit::None => 0,
-            BaseUnit::Bytes => 1,
-            BaseUnit::Seconds => 2,
-            BaseUnit::Cycles => 3,
-        };
-        let semantics = match value.semantics {
-            Semantics::Cumulative => 0,
-            Semantics::Floating => 1,
-            Semantics::Peak => 2,
-        };
+        let (base, semantics) = (base_code(value.unit.base), semantics_code(value.semantics));
         let bits = value.aggregations.bits();
         let exponent = value.unit.exponent as u8;
         let what = [code, buckets, sum, base, exponent, semantics, bits, 0];
@@ -471,20 +466,12 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes it all.
-    fn finish(self, out: &mut Vec<u8>) -> Result<(), Full> {
+    fn finish(mut self, out: &mut Vec<u8>) -> Result<(), Full> {
         let len = self.len();
         fits(out.len() + len, self.most)?;
         let start = out.len();
-        let sections = [
-            &self.directories,
-            &self.labels,
-            &self.kinds,
-            &self.files,
-            &self.groups,
-            &self.values,
-            &self.cells,
-            &self.parts,
-        ];
+        let mut texts = std::mem::take(&mut self.texts);
+        let sections = self.sections();
         let mut head = vec![0; header::WORDS];
         let taken = self.subtree.taken();
         let path = self.subtree.root();
@@ -492,7 +479,6 @@ impl<'a> Writer<'a> {
         head[header::VERSION] = pair(VERSION, header::WORDS as u32 * 8);
         head[header::LENGTH] = len as u64;
         (head[header::REALTIME], head[header::MONOTONIC]) = (taken.realtime, taken.monotonic);
-        let mut texts = self.texts;
         head[header::PATH] = texts.add(path);
         out.reserve_exact(len);
         will_be_filled(out.spare_capacity_mut());

@@ -32,23 +32,26 @@ use crate::value::{
     MAX_VALUES, Semantics, Unit, ValueType, is_value_name,
 };
 
-const HEADER: usize = 24;
-const DESCRIPTOR: usize = 16;
+/// `sizeof(struct kvm_stats_header)`, and of `struct kvm_stats_desc` without the name.
+pub(crate) const HEADER: usize = 24;
+pub(crate) const DESCRIPTOR: usize = 16;
+/// Where the unit begins in the flags of a descriptor, after the type.
+pub(crate) const UNIT_SHIFT: u32 = 4;
 /// Names of more bytes than this, and data of more, have never been.
 const MAX_NAME: usize = 256;
 const MAX_DATA: usize = 64 << 10;
 
-const TYPE_CUMULATIVE: u32 = 0;
-const TYPE_INSTANT: u32 = 1;
-const TYPE_PEAK: u32 = 2;
+pub(crate) const TYPE_CUMULATIVE: u32 = 0;
+pub(crate) const TYPE_INSTANT: u32 = 1;
+pub(crate) const TYPE_PEAK: u32 = 2;
 const TYPE_LINEAR_HIST: u32 = 3;
-const TYPE_LOG_HIST: u32 = 4;
+pub(crate) const TYPE_LOG_HIST: u32 = 4;
 
-const UNIT_NONE: u32 = 0;
-const UNIT_BYTES: u32 = 1;
-const UNIT_SECONDS: u32 = 2;
-const UNIT_CYCLES: u32 = 3;
-const UNIT_BOOLEAN: u32 = 4;
+pub(crate) const UNIT_NONE: u32 = 0;
+pub(crate) const UNIT_BYTES: u32 = 1;
+pub(crate) const UNIT_SECONDS: u32 = 2;
+pub(crate) const UNIT_CYCLES: u32 = 3;
+pub(crate) const UNIT_BOOLEAN: u32 = 4;
 
 const BASE_POW10: u32 = 0;
 
@@ -196,7 +199,7 @@ fn values_of(
     len: usize,
     bucket_size: u32,
 ) -> Vec<Descriptor> {
-    let (ty, unit, base) = (flags & 0xf, flags >> 4 & 0xf, flags >> 8 & 0xf);
+    let (ty, unit, base) = (flags & 0xf, flags >> UNIT_SHIFT & 0xf, flags >> 8 & 0xf);
     let is_linear = ty == TYPE_LINEAR_HIST;
     if !is_value_name(name, MAX_VALUE_NAME) || len == 0 || is_linear && bucket_size == 0 {
         return Vec::new();

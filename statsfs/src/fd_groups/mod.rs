@@ -16,7 +16,7 @@
 //! A reader that has lost the descriptor falls back on the last sample, and so may show less than before until it has
 //! it again: up to a second of counts, or what came since a process was stopped.
 
-mod format;
+pub(crate) mod format;
 
 use std::cell::RefCell;
 use std::collections::btree_map::Entry;
@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -207,6 +208,8 @@ pub(crate) struct FdGroups {
     /// Whether nobody else takes them out again.
     is_received: bool,
     all: RwLock<All>,
+    /// How many came so far: asked whenever somebody looks whether something has changed.
+    came: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -219,8 +222,7 @@ struct All {
     groups: Vec<Arc<GroupDescriptor>>,
     /// Numbers given so far.
     numbers: u32,
-    /// How many came so far, and how often one came or went.
-    came: u64,
+    /// How often one came or went.
     changes: u64,
     /// What is to be closed by somebody who may be kept waiting.
     gone: Vec<Arc<FdGroup>>,
@@ -264,10 +266,20 @@ impl FdGroups {
             }
         };
         let counts = Counts { last: vec![0; format.words()].into(), lost: None };
-        all.put(
-            number,
-            Arc::new(FdGroup { file, id: description.id, format, counts: Mutex::new(counts) }),
-        );
+        let counts = Mutex::new(counts);
+        let group = Arc::new(FdGroup { file, id: description.id, format, counts });
+        self.put(&mut all, number, group);
+    }
+
+    fn put(&self, all: &mut All, number: u32, group: Arc<FdGroup>) {
+        match all.by_number.entry(number) {
+            Entry::Vacant(entry) => {
+                all.changes += 1;
+                entry.insert((self.came.fetch_add(1, Ordering::AcqRel) + 1, group));
+            }
+            // Of a connection before this one: it is the same, and knows what was read of it.
+            Entry::Occupied(_) => all.gone.push(group),
+        }
     }
 
     /// Takes one away, which is closed when nobody reads it any more.
@@ -279,7 +291,7 @@ impl FdGroups {
 
     /// How many came so far: what comes from now on is later.
     pub(crate) fn came(&self) -> u64 {
-        self.all().came
+        self.came.load(Ordering::Acquire)
     }
 
     /// Takes those away that had come by then and have none of these numbers: their sources are gone. The writer sees
@@ -332,7 +344,9 @@ impl FdGroups {
     pub(crate) fn take_over(&self, other: &Self) {
         let theirs = std::mem::take(&mut *other.all_to_change());
         let mut all = self.all_to_change();
-        theirs.by_number.into_iter().for_each(|(number, (_, group))| all.put(number, group));
+        for (number, (_, group)) in theirs.by_number {
+            self.put(&mut all, number, group);
+        }
         all.gone.extend(theirs.gone);
     }
 
@@ -359,20 +373,6 @@ impl Opened {
     /// Whose it is: `kvm-<pid>` or `kvm-<pid>/vcpu-<n>`.
     pub(crate) fn id(&self) -> &str {
         &self.description.id
-    }
-}
-
-impl All {
-    fn put(&mut self, number: u32, group: Arc<FdGroup>) {
-        match self.by_number.entry(number) {
-            Entry::Vacant(entry) => {
-                self.changes += 1;
-                self.came += 1;
-                entry.insert((self.came, group));
-            }
-            // Of a connection before this one: it is the same, and knows what was read of it.
-            Entry::Occupied(_) => self.gone.push(group),
-        }
     }
 }
 

@@ -394,7 +394,7 @@ impl Process {
     #[inline]
     pub fn read(&self, block: &BlockRef, out: &mut [u64]) -> Reading {
         let out = &mut out[..block.plan.words()];
-        let read = |out: &mut [u64]| {
+        self.read_fresh(block, 0..out.len(), out, |out| {
             self.read_with(block, |region, selected, tries| match selected {
                 None => block.plan.copy(region, block.offset as usize, out, tries),
                 Some(cells) => {
@@ -402,12 +402,7 @@ impl Process {
                     true
                 }
             })
-        };
-        let reading = read(out);
-        if block.fd_group != 0 && self.read_fd_group(block, reading, 0..out.len(), out) {
-            return read(out);
-        }
-        reading
+        })
     }
 
     /// Copies the cells of one value of a block, number `value` of its group, to the beginning of
@@ -418,7 +413,7 @@ impl Process {
     pub fn read_value(&self, block: &BlockRef, value: usize, out: &mut [u64]) -> Reading {
         let words = block.plan.value_words(value);
         let out = &mut out[..words.len()];
-        let read = |out: &mut [u64]| {
+        self.read_fresh(block, words.clone(), out, |out| {
             self.read_with(block, |region, selected, tries| match selected {
                 None => block.plan.copy_value(region, block.offset as usize, value, out, tries),
                 Some(cells) => {
@@ -426,9 +421,20 @@ impl Process {
                     true
                 }
             })
-        };
+        })
+    }
+
+    /// Reads these words of a block as `read` does, and what is sampled as it is now.
+    #[inline]
+    fn read_fresh(
+        &self,
+        block: &BlockRef,
+        words: Range<usize>,
+        out: &mut [u64],
+        read: impl Fn(&mut [u64]) -> Reading,
+    ) -> Reading {
         let reading = read(out);
-        if block.fd_group != 0 && self.read_fd_group(block, reading, words.clone(), out) {
+        if block.is_sampled() && self.read_fd_group(block, reading, words, out) {
             return read(out);
         }
         reading

@@ -68,6 +68,42 @@ pub(crate) fn type_of(code: u8, buckets: u8, sum: u8) -> Option<ValueType> {
     })
 }
 
+pub(crate) fn base_code(base: BaseUnit) -> u8 {
+    match base {
+        BaseUnit::None => 0,
+        BaseUnit::Bytes => 1,
+        BaseUnit::Seconds => 2,
+        BaseUnit::Cycles => 3,
+    }
+}
+
+pub(crate) fn base_of(code: u8) -> Option<BaseUnit> {
+    Some(match code {
+        0 => BaseUnit::None,
+        1 => BaseUnit::Bytes,
+        2 => BaseUnit::Seconds,
+        3 => BaseUnit::Cycles,
+        _ => return None,
+    })
+}
+
+pub(crate) fn semantics_code(semantics: Semantics) -> u8 {
+    match semantics {
+        Semantics::Cumulative => 0,
+        Semantics::Floating => 1,
+        Semantics::Peak => 2,
+    }
+}
+
+pub(crate) fn semantics_of(code: u8) -> Option<Semantics> {
+    Some(match code {
+        0 => Semantics::Cumulative,
+        1 => Semantics::Floating,
+        2 => Semantics::Peak,
+        _ => return None,
+    })
+}
+
 /// The words of a group's record from the head on; a multiple of a unit, less the generation.
 pub(crate) fn encode(group: &GroupDescriptor) -> Vec<u64> {
     let mut values = Vec::with_capacity(group.values().len() * VALUE_RECORD);
@@ -81,17 +117,7 @@ pub(crate) fn encode(group: &GroupDescriptor) -> Vec<u64> {
         let states = value.states.join(",");
         let texts = [&*value.name, family, key, label, &*value.help, &*states];
         let (code, buckets, sum) = type_code(value.ty);
-        let base = match value.unit.base {
-            BaseUnit::None => 0,
-            BaseUnit::Bytes => 1,
-            BaseUnit::Seconds => 2,
-            BaseUnit::Cycles => 3,
-        };
-        let semantics = match value.semantics {
-            Semantics::Cumulative => 0,
-            Semantics::Floating => 1,
-            Semantics::Peak => 2,
-        };
+        let (base, semantics) = (base_code(value.unit.base), semantics_code(value.semantics));
         let area = u8::from(place.area == Area::Plain);
         values.extend_from_slice(&[code, buckets, sum, base, value.unit.exponent as u8]);
         values.extend_from_slice(&[semantics, value.aggregations.bits(), area]);
@@ -158,19 +184,8 @@ pub(crate) fn decode(words: &[u64]) -> Result<GroupDescriptor, SchemaError> {
         let number = |at: usize| {
             u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
         };
-        let base = match record[3] {
-            0 => BaseUnit::None,
-            1 => BaseUnit::Bytes,
-            2 => BaseUnit::Seconds,
-            3 => BaseUnit::Cycles,
-            _ => return Err(SchemaError::Code("unit")),
-        };
-        let semantics = match record[5] {
-            0 => Semantics::Cumulative,
-            1 => Semantics::Floating,
-            2 => Semantics::Peak,
-            _ => return Err(SchemaError::Code("semantics")),
-        };
+        let base = base_of(record[3]).ok_or(SchemaError::Code("unit"))?;
+        let semantics = semantics_of(record[5]).ok_or(SchemaError::Code("semantics"))?;
         let area = match record[7] {
             0 => Area::Latched,
             1 => Area::Plain,

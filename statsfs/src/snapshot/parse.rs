@@ -13,11 +13,11 @@ use super::format::{MAGIC, VERSION, flag, header, section};
 use super::{Section, Snapshot, Valued};
 use crate::aggregate::Scalar;
 use crate::segment::layout::{MAX_DEPTH, MAX_LABELS, MAX_SOURCE_NAME, split_pair};
-use crate::segment::schema::type_of;
+use crate::segment::schema::{base_of, semantics_of, type_of};
 use crate::tree::nodes::DEPARTED;
 use crate::value::{
-    Aggregations, BaseUnit, Descriptor, GroupError, MAX_GROUP_NAME, MAX_LABEL_KEY, MAX_LABEL_VALUE,
-    Semantics, Unit, check_value, default_mode, is_line, is_value_name,
+    Aggregations, Descriptor, GroupError, MAX_GROUP_NAME, MAX_LABEL_KEY, MAX_LABEL_VALUE, Unit,
+    check_value, default_mode, is_line, is_value_name,
 };
 
 /// Longest name of a directory: a process, a dash and what its program calls it.
@@ -264,23 +264,12 @@ impl Checker {
             self.text(text, ("value", n), |text| text.len() <= 255)?;
         }
         let [code, buckets, sum, base, exponent, semantics, bits, _] = what.to_le_bytes();
-        let ty = type_of(code, buckets, sum);
-        let base = match base {
-            0 => Some(BaseUnit::None),
-            1 => Some(BaseUnit::Bytes),
-            2 => Some(BaseUnit::Seconds),
-            3 => Some(BaseUnit::Cycles),
-            _ => None,
-        };
-        let semantics = match semantics {
-            0 => Some(Semantics::Cumulative),
-            1 => Some(Semantics::Floating),
-            2 => Some(Semantics::Peak),
-            _ => None,
-        };
-        let (Some(ty), Some(base), Some(semantics), Some(aggregations)) =
-            (ty, base, semantics, Aggregations::from_bits(bits))
-        else {
+        let (Some(ty), Some(base), Some(semantics), Some(aggregations)) = (
+            type_of(code, buckets, sum),
+            base_of(base),
+            semantics_of(semantics),
+            Aggregations::from_bits(bits),
+        ) else {
             return bad(
                 "value",
                 n,

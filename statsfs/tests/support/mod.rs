@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use statsfs::fs::{Caller, Errno, Ino, Nodes, ROOT};
 use statsfs::tree::Tree;
-use statsfs::{Registry, Source, stats};
+use statsfs::{LabelSet, Registry, Source, stats};
 
 stats! {
     /// What a worker counts.
@@ -28,6 +28,18 @@ stats! {
         /// Whether it runs.
         work_running: Flag { aggregate: nonzero },
     }
+}
+
+/// What something is at.
+#[derive(Clone, Copy, LabelSet)]
+#[labels(key = "phase")]
+#[allow(dead_code, reason = "all that is wanted of it is its names")]
+pub enum Phase {
+    /// it begins
+    Begun,
+    /// it has ended
+    #[label("over")]
+    Ended,
 }
 
 stats! {

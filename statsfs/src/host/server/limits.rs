@@ -235,11 +235,9 @@ impl Accounts {
             if let Some(limit) = self.host_limits.of(what).filter(others) {
                 return Err(Exceeded::Host { what, limit });
             }
-        }
-        let limit = self.most_descriptors;
-        let own = self.limits.descriptors.min(limit) / HostLimits::PART_OF_EACH;
-        if grows(&Limited::Descriptors) && all.descriptors > limit && used.descriptors > own {
-            return Err(Exceeded::Descriptors { limit });
+            if what == Limited::Descriptors && others(&self.most_descriptors) {
+                return Err(Exceeded::Descriptors { limit: self.most_descriptors });
+            }
         }
         if grows(&Limited::Segments) && all.segments > self.most_segments {
             return Err(Exceeded::Mappings { limit: self.most_segments });

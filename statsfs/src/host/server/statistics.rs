@@ -40,11 +40,15 @@ fn check_kind(fd: &impl AsFd) -> Result<(), String> {
 /// The inode of the initial process id namespace: `PROC_PID_INIT_INO` in Linux' `include/linux/proc_ns.h`.
 const INITIAL: u64 = 0xefff_fffc;
 
-/// Whether an id, `kvm-<tid>` or `kvm-<tid>/vcpu-<n>`, is of this process: the thread that made the VM is one of its.
-/// That is told as the initial process id namespace has it, so whoever is in another one can not say.
+/// The thread that made the VM, by an id: `kvm-<tid>` or `kvm-<tid>/vcpu-<n>`.
+fn maker(id: &str) -> Option<u32> {
+    id.strip_prefix("kvm-")?.split('/').next()?.parse().ok()
+}
+
+/// Whether an id is of this process: the thread that made the VM is one of its. That is told as the initial process id
+/// namespace has it, so whoever is in another one can not say.
 fn is_of(id: &str, pid: u32) -> bool {
-    let of = id.strip_prefix("kvm-").and_then(|rest| rest.split('/').next());
-    let Some(tid) = of.and_then(|of| of.parse::<u32>().ok()) else { return false };
+    let Some(tid) = maker(id) else { return false };
     let is_elsewhere = || {
         let namespace = std::fs::metadata("/proc/self/ns/pid");
         namespace.is_ok_and(|namespace| namespace.ino() != INITIAL)
@@ -130,20 +134,23 @@ mod tests {
 
     #[test]
     fn the_kernel_says_whose_they_are() {
-        for (id, pid, is) in [
-            ("kvm-42", 42, true),
-            ("kvm-42/vcpu-7", 42, true),
-            ("kvm-421", 42, false),
-            ("kvm-4", 42, false),
-            ("kvm-/vcpu-42", 42, false),
-            ("kvm-42-1", 42, false),
-            ("42", 42, false),
-            ("", 42, false),
+        for (id, tid) in [
+            ("kvm-42", Some(42)),
+            ("kvm-42/vcpu-7", Some(42)),
+            ("kvm-421", Some(421)),
+            ("kvm-4", Some(4)),
+            ("kvm-/vcpu-42", None),
+            ("kvm-42-1", None),
+            ("42", None),
+            ("", None),
         ] {
-            // In another namespace it can not be told.
-            let is = is || is_of("kvm-1", 42) && id.starts_with("kvm-4");
-            assert_eq!(is_of(id, pid), is, "{id}");
+            assert_eq!(maker(id), tid, "{id}");
         }
+        let pid = std::process::id();
+        assert!(is_of(&format!("kvm-{pid}/vcpu-0"), pid) && !is_of("kvm", pid));
+        // SAFETY: no arguments and no effects.
+        let tid = unsafe { libc::gettid() };
+        assert!(is_of(&format!("kvm-{tid}"), pid), "this test's thread is one of the process");
     }
 
     #[test]
