@@ -42,12 +42,14 @@ fn root_is_told_of_limits_that_have_been_reached() {
     let state = other.publisher.wait_tried(support::PATIENCE);
     let PublishState::Refused { reason, again: true } = state else { panic!("{state:?}") };
     assert!(reason.contains("the limit of 1 connections"), "{reason}");
+    // Nor is one a client that has not said yet that it wants to publish, as the other does again and again.
+    let silent = Hostile::connect(&server);
     for _ in 0..20 {
         let status = server.status();
         assert_eq!((status.clients.len(), status.used.connections), (1, 1));
         assert!(status.refused.iter().any(|refusal| refusal.text == reason), "{status:?}");
     }
-    drop((one, other));
+    drop((one, other, silent));
 }
 
 #[test]

@@ -168,7 +168,11 @@ impl Server {
     /// What a user may know who asks over this connection.
     pub(super) fn status(&self, asks: ClientId, uid: u32) -> Status {
         let may = |of: u32| uid == 0 || uid == of;
-        let clients = self.clients.iter().filter(|(id, client)| *id != asks && may(client.who.uid));
+        // Those that have no place among their user's connections can be nobody but askers.
+        let is_shown = |id: ClientId, client: &Client| {
+            id != asks && client.only_asks.is_none() && may(client.who.uid)
+        };
+        let clients = self.clients.iter().filter(|(id, client)| is_shown(*id, client));
         let mut clients: Vec<_> = clients.map(|(_, client)| ClientStatus::of(client)).collect();
         clients.sort_by_key(|client| client.pid);
         let mut refused: Vec<_> = self.refusals.last().cloned().collect();
