@@ -20,8 +20,9 @@ pub enum ThreadKind {
     /// Of a mount, `fuser-0`, one for each session: answers requests. Calls the hook before its first answer, not when it starts:
     /// until then it only waits.
     Request,
-    /// Of a mount, `statsfs-bulk-N`: renders bulk files and sends them. Opens `/proc/PID/status` of who reads one, for
-    /// its groups. `statsfs-total-0` does the same with totals over many sources, and opens nothing.
+    /// Of a mount, `statsfs-bulk-N`, and `statsfs-small-0` for those of few sources: renders bulk files and sends them.
+    /// Opens `/proc/PID/status` of who reads one, for its groups. `statsfs-total-0` does the same with totals over many
+    /// sources, and opens nothing.
     Bulk,
     /// Of a [publisher](crate::host::Publisher), `statsfs-publish`: connects to the host's server, sends it
     /// the segments, and waits for changes and for what the server says.

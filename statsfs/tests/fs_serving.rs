@@ -354,25 +354,31 @@ fn bulk_files() {
 }
 
 #[test]
-fn a_total_is_behind_no_bulk_file() {
+fn nothing_that_takes_less_is_behind_bulk_files_of_much() {
     let (tree, _) = Tree::sample();
     tree.held(ROOT, "held");
     tree.total(ROOT, "total");
+    tree.bulk(ROOT, "small", 1, Duration::ZERO);
     let (_dir, mount) = mounted_with(&tree, MountOptions::new().bulk(1, 8));
     let before = tree.rendered.load(Relaxed);
     std::thread::scope(|scope| {
         let readers: Vec<_> =
             (0..3).map(|_| scope.spawn(|| read(&mount.path().join("held")))).collect();
         eventually("a worker is at it", || tree.rendered.load(Relaxed) > before);
-        let total = scope.spawn(|| read(&mount.path().join("total")));
+        let others = [("total", "5\n"), ("small", "0 a line\n")].map(|(name, text)| {
+            let path = mount.path().join(name);
+            (scope.spawn(move || read(&path)), name, text)
+        });
         let end = Instant::now() + Duration::from_secs(60);
-        while !total.is_finished() && Instant::now() < end {
+        while others.iter().any(|(other, ..)| !other.is_finished()) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let in_time = total.is_finished();
+        let in_time = others.each_ref().map(|(other, ..)| other.is_finished());
         tree.let_go();
-        assert_eq!(total.join().unwrap().unwrap(), "5\n");
-        assert!(in_time, "it waited for bulk files");
+        for ((other, name, text), in_time) in others.into_iter().zip(in_time) {
+            assert_eq!(other.join().unwrap().unwrap(), text);
+            assert!(in_time, "{name} waited for bulk files");
+        }
         readers.into_iter().for_each(|reader| assert!(reader.join().unwrap().is_ok()));
     });
 }

@@ -81,6 +81,7 @@ fn every_thread_calls_the_hook() {
         ("statsfs-bulk-0", ThreadKind::Bulk),
         ("statsfs-bulk-1", ThreadKind::Bulk),
         ("statsfs-bulk-2", ThreadKind::Bulk),
+        ("statsfs-small-0", ThreadKind::Bulk),
         ("statsfs-total-0", ThreadKind::Bulk),
         ("statsfs-inval", ThreadKind::Invalidation),
     ];

@@ -14,7 +14,7 @@ use tests::running::{PATIENCE, Running, wait_until};
 use tests::vmm::{Vmm, end_with_test};
 
 /// The threads of a `vmm` with two vCPUs and a mount, by name: two are called `fuser-0`.
-const THREADS: [&str; 11] = [
+const THREADS: [&str; 12] = [
     "vmm",
     "vcpu0",
     "vcpu1",
@@ -24,6 +24,7 @@ const THREADS: [&str; 11] = [
     "statsfs-inval",
     "statsfs-bulk-0",
     "statsfs-bulk-1",
+    "statsfs-small-0",
     "statsfs-total-0",
     "fuser-0",
 ];

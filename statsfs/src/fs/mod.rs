@@ -101,6 +101,17 @@ pub struct Caller {
     pub pid: u32,
 }
 
+/// What rendering a file takes, so that nothing that is quick waits behind what is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Less than it takes to have another thread do it: it holds up other requests.
+    Little,
+    /// A worker renders it, and the reader alone waits.
+    Some,
+    /// Perhaps seconds: other workers render such files.
+    Much,
+}
+
 /// An error number for the caller, such as `libc::ENOENT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
@@ -166,10 +177,9 @@ pub trait Nodes: Send + Sync + 'static {
     /// it the end of a mount takes up to the time that `wait_gone` was told to wait (250 ms).
     fn interrupt_wait(&self) {}
 
-    /// Whether rendering this file may take long now, so that it must not hold up other requests: then a
-    /// worker renders it, and the reader alone waits. Asked before each rendering, so it has to be quick.
-    fn is_slow(&self, _ino: Ino) -> bool {
-        false
+    /// What rendering this file takes now. Asked before each rendering, so it has to be quick.
+    fn effort(&self, _ino: Ino) -> Effort {
+        Effort::Little
     }
 
     /// Where else than at its beginning a read makes this file's content anew, of which this is what was made

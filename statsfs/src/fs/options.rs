@@ -99,8 +99,8 @@ impl MountOptions {
     }
 
     /// Threads that render bulk files, at least 1, and how many reads may wait for them: a further one gives
-    /// `EAGAIN`. For totals over many sources there is one thread more, for which as many may wait: whatever is
-    /// made of a tree, a total is behind no bulk file.
+    /// `EAGAIN`. For bulk files of few sources there is one thread more, and one for totals over many, and as many may
+    /// wait for each: whatever is made of a tree, neither is behind a bulk file of much.
     #[must_use]
     pub fn bulk(mut self, threads: usize, queue: usize) -> Self {
         self.bulk_threads = threads.max(1);

@@ -11,7 +11,7 @@ use super::events::{Answered, Exceeded, Limit, MountEvents, Operation};
 use super::files::{Budget, Most, OpenFile, OpenFiles, Rendering};
 use super::options::MountOptions;
 use super::workers::{Go, Threads, Workers};
-use super::{Attr, Caller, Entry, Errno, Ino, Kind, Nodes};
+use super::{Attr, Caller, Effort, Entry, Errno, Ino, Kind, Nodes};
 use crate::repeats::Repeats;
 
 /// The longest write that can mean something: a zero in any notation, with white space.
@@ -57,9 +57,10 @@ pub(super) struct Server {
     nodes: Arc<dyn Nodes>,
     files: OpenFiles,
     budget: Arc<Budget>,
-    /// Who renders bulk files, and who renders totals over many sources: what one user has rendered may take so long
-    /// that nobody would wait for a number behind it.
+    /// Who renders bulk files of much and of little, and who renders totals over many sources: what one user has
+    /// rendered may take so long that nobody would wait for a number behind it.
     bulk: Workers,
+    small: Workers,
     totals: Workers,
     ending: AtomicBool,
     /// We unmount, or try to.
@@ -114,6 +115,7 @@ impl Server {
             files: OpenFiles::new(files, owner),
             budget: Budget::new(bytes),
             bulk: start("bulk", options.bulk_threads)?,
+            small: start("small", 1)?,
             totals: start("total", 1)?,
             ending: AtomicBool::new(false),
             unmounting: AtomicBool::new(false),
@@ -129,6 +131,7 @@ impl Server {
         if is_first {
             self.nodes.interrupt_wait();
             self.bulk.close();
+            self.small.close();
             self.totals.close();
         }
         is_first
@@ -310,12 +313,17 @@ impl Server {
             }
         }
         // What can not be told is left to a worker.
-        if !guarded(|| Ok(self.nodes.is_slow(file.ino))).unwrap_or(true) {
+        let effort = guarded(|| Ok(self.nodes.effort(file.ino))).unwrap_or(Effort::Much);
+        if effort == Effort::Little {
             return self.render_and_give(asked, &file, offset, size, reply);
         }
         asked.operation = Operation::ReadBulk;
         let (server, uid, is_exempt) = (Arc::clone(self), file.caller.uid, file.user.is_exempt);
-        let is_openers = file.is_openers;
+        let workers = match effort {
+            Effort::Little | Effort::Some => &self.small,
+            Effort::Much if file.is_openers => &self.bulk,
+            Effort::Much => &self.totals,
+        };
         let job = move |go| match go {
             Go::Work if !server.is_ending() => {
                 server.render_and_give(asked, &file, offset, size, reply);
@@ -326,7 +334,6 @@ impl Server {
                 server.give(asked, Err(errno), reply);
             }
         };
-        let workers = if is_openers { &self.bulk } else { &self.totals };
         workers.submit(uid, is_exempt, Box::new(job));
     }
 

@@ -9,10 +9,10 @@ use super::files::{File, Files, file_mode};
 use super::inode::{Bulk, DirId, Field, Node, Part};
 use super::membership::Look;
 use super::subtree::{Subtree, View};
-use super::sweep::Sweep;
+use super::sweep::{Request, Sweep};
 use super::{Cleared, State, Tree};
 use crate::export::{self, Full};
-use crate::fs::{Attr, Caller, Entry, Errno, Ino, Kind, Nodes};
+use crate::fs::{Attr, Caller, Effort, Entry, Errno, Ino, Kind, Nodes};
 
 pub(crate) const DEPARTED: &str = ".departed";
 const STATS: &str = ".stats";
@@ -415,15 +415,19 @@ impl Nodes for Tree {
         self.interrupt();
     }
 
-    fn is_slow(&self, ino: Ino) -> bool {
+    fn effort(&self, ino: Ino) -> Effort {
         match Node::of(ino) {
-            Some(Node::Bulk(..)) => true,
+            Some(Node::Bulk(dir, ..)) => {
+                let request = Request { dir, ..Request::WHOLE };
+                let state = self.lock_to_read();
+                if state.reads_many(request, FEW_SOURCES) { Effort::Much } else { Effort::Some }
+            }
             Some(Node::Value(dir, departed, identity, part)) => {
                 let state = self.lock_to_read();
                 let request = state.value_request(dir, departed, identity, part);
-                state.reads_many(request, FEW_SOURCES)
+                if state.reads_many(request, FEW_SOURCES) { Effort::Much } else { Effort::Little }
             }
-            _ => false,
+            _ => Effort::Little,
         }
     }
 

@@ -260,6 +260,10 @@ impl State {
     /// values as well, and those that departed. Takes no longer than to look at a few.
     pub(super) fn reads_many(&self, request: Request, few: usize) -> bool {
         let Some(dir) = self.dirs.get(&request.dir) else { return false };
+        if request.below && request.dir == ROOT_DIR {
+            return self.processes.iter().map(|(_, process)| process.source_count()).sum::<usize>()
+                > few;
+        }
         if dir.members.len() > few {
             return true;
         }

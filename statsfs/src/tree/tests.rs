@@ -10,7 +10,7 @@ use super::inode::Bulk;
 use super::sweep::{Request, Sweep};
 use super::{Access, Identity, Owner, Subtree, Tree, TreeOptions, View};
 use crate::export;
-use crate::fs::{Caller, Errno, Nodes, ROOT};
+use crate::fs::{Caller, Effort, Errno, Nodes, ROOT};
 use crate::share::Share;
 use crate::value::{
     Aggregations, Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType,
@@ -724,7 +724,7 @@ fn how_to_read_a_process_is_kept_until_its_own_structure_changes() {
 }
 
 #[test]
-fn what_looks_at_many_sources_is_slow_and_nothing_else() {
+fn what_looks_at_many_sources_takes_much_and_nothing_else() {
     let registry = Registry::new().unwrap();
     let kvm = top(&registry);
     let of = group("vm", &[counter("n", ValueType::U64).aggregate(Aggregations::SUM)]);
@@ -765,21 +765,26 @@ fn what_looks_at_many_sources_is_slow_and_nothing_else() {
     let tree = tree(&[&registry]);
     let ino =
         |path: &str| path.split('/').fold(ROOT, |ino, name| tree.lookup(ino, name).unwrap().ino);
-    for (path, is_slow) in [
-        ("kvm/n", true),
-        ("kvm/own", false),
-        ("kvm/many/n", true),
-        ("kvm/few/n", false),
-        ("kvm/empty/n", true),
-        ("kvm/departed/n", true),
-        ("kvm/slots/n", true),
-        ("kvm/many/vcpu7/n", false),
-        ("kvm/empty/vcpu/n", false),
-        ("kvm/few/.stats/flat", true),
-        ("kvm/few/.stats/schema", true),
+    use Effort::{Little, Much, Some};
+    for (path, effort) in [
+        ("kvm/n", Much),
+        ("kvm/own", Little),
+        ("kvm/many/n", Much),
+        ("kvm/few/n", Little),
+        ("kvm/empty/n", Much),
+        ("kvm/departed/n", Much),
+        ("kvm/slots/n", Much),
+        ("kvm/many/vcpu7/n", Little),
+        ("kvm/empty/vcpu/n", Little),
+        ("kvm/few/.stats/flat", Some),
+        ("kvm/few/.stats/schema", Some),
+        ("kvm/many/.stats/flat", Much),
+        ("kvm/many/vcpu7/.stats/flat", Some),
+        ("kvm/.stats/flat", Much),
+        (".stats/flat", Much),
     ] {
-        assert_eq!(tree.is_slow(ino(path)), is_slow, "{path}");
-        // What is slow for another reason can be carried on with by the next server.
+        assert_eq!(tree.effort(ino(path)), effort, "{path}");
+        // What takes much for another reason can be carried on with by the next server.
         assert_eq!(tree.depends_on_opener(ino(path)), path.contains(".stats"), "{path}");
     }
 }

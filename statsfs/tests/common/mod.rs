@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use statsfs::fs::{Attr, Caller, Entry, Errno, Ino, Kind, Mount, MountOptions, Nodes, ROOT};
+use statsfs::fs::{
+    Attr, Caller, Effort, Entry, Errno, Ino, Kind, Mount, MountOptions, Nodes, ROOT,
+};
 
 /// A node of the tree.
 enum Node {
@@ -316,11 +318,13 @@ impl Nodes for Tree {
         self.wake.notify_all();
     }
 
-    fn is_slow(&self, ino: Ino) -> bool {
-        self.with(ino, 0, |placed| {
-            matches!(placed.node, Node::Bulk { .. } | Node::Held | Node::Total)
-        })
-        .unwrap_or(false)
+    fn effort(&self, ino: Ino) -> Effort {
+        let effort = self.with(ino, 0, |placed| match placed.node {
+            Node::Bulk { time, .. } if time.is_zero() => Effort::Some,
+            Node::Bulk { .. } | Node::Held | Node::Total => Effort::Much,
+            _ => Effort::Little,
+        });
+        effort.unwrap_or(Effort::Little)
     }
 
     fn depends_on_opener(&self, ino: Ino) -> bool {
