@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use heap::{IN_USE, MOST};
 use statsfs::fs::{Caller, Errno, Nodes, ROOT};
-use statsfs::tree::Tree;
+use statsfs::tree::{Exposition, Tree};
 use statsfs::value::{Aggregations, Descriptor, GroupBuilder, Semantics, ValueType};
 use statsfs::{DynSlot, Registry, RegistryOptions, Source};
 
@@ -127,4 +127,74 @@ fn paths_and_labels_are_written_and_not_gathered() {
     let (result, part, memory) = read(&tree, "schema", 64 << 10);
     assert_eq!(result, Err(Errno(libc::EFBIG)));
     assert!(part.len() <= 64 << 10 && memory < 4 << 20, "{memory} B");
+}
+
+#[test]
+fn metrics_that_do_not_fit_are_without_series_of_who_has_most() {
+    let _alone = alone();
+    let registry = registry();
+    let top = registry.create_source("kvm").unwrap();
+    top.register().unwrap();
+    let value =
+        Descriptor::new("n", ValueType::Histogram { buckets: 8, sum: true }, Semantics::Cumulative);
+    let group = GroupBuilder::new("g").value(value.aggregate(Aggregations::SUM)).build().unwrap();
+    let machine = |name: &str, devices| {
+        let machine = registry.source(name).label("k", "v").create().unwrap();
+        top.add_subordinate(&machine).unwrap();
+        let device = |n| {
+            let device = registry.create_source(&format!("device{n}")).unwrap();
+            machine.add_subordinate(&device).unwrap();
+            let slot = device.add_group(&group).unwrap();
+            slot.record(0, n);
+            (device, slot)
+        };
+        (machine.clone(), (0..devices).map(device).collect::<Vec<_>>())
+    };
+    let machines = [("small", 1), ("middle", 10), ("large", 500)];
+    let _all = machines.map(|(name, devices)| machine(name, devices));
+    let tree = registry.tree().unwrap();
+    for format in [Exposition::Prometheus, Exposition::OpenMetrics] {
+        let expose = |most| {
+            let mut out = Vec::new();
+            let before = IN_USE.load(SeqCst);
+            MOST.store(before, SeqCst);
+            let result = tree.expose(format, true, most, &mut out);
+            let memory = MOST.load(SeqCst) - before;
+            result.map(|left_out| (left_out, String::from_utf8(out).unwrap(), memory))
+        };
+        let (left_out, all, _) = expose(usize::MAX).unwrap();
+        assert_eq!(left_out, 0);
+        let mut seen = Vec::new();
+        let mut most = all.len();
+        while let Ok((left_out, text, memory)) = expose(most) {
+            assert!(text.len() <= most, "{} B of {most}", text.len());
+            // Its own, and the text as it grows.
+            assert!(memory < (1 << 20) + 4 * most, "{memory} B for {most}");
+            let shown = machines.map(|(name, devices)| {
+                let label = format!("vm=\"{name}\"");
+                let is_of = |line: &&str| line.contains(&label);
+                // Each with nine lines and a count and a sum, and that of the machine's labels.
+                let lines = text.lines().filter(is_of).count();
+                assert!(
+                    [0, devices as usize * 10 + 1].contains(&lines),
+                    "{lines} of {name}: {text}"
+                );
+                lines > 0
+            });
+            assert_eq!(shown.iter().filter(|is| !**is).count(), left_out);
+            let said = format!("\nstatsfs_export_left_out{{what=\"source\"}} {left_out}\n");
+            assert!(text.contains(&said), "{text}");
+            let total = text.lines().find(|line| line.starts_with("kvm_host_n_count"));
+            assert_eq!(total, Some("kvm_host_n_count 511"));
+            assert!(text.contains("\nkvm_vms 3\n"));
+            seen.push(shown);
+            most -= 1 + most / 10;
+        }
+        // Not even totals fit.
+        assert!(most > 500, "{most}");
+        seen.dedup();
+        let [all, but_large, small, none] =
+            [[true; 3], [true, true, false], [true, false, false], [false; 3]];
+        assert_eq!(seen, [all, but_large, small, none]);
+    }
 }

@@ -1,12 +1,15 @@
 //! A real Prometheus collects from the server's `/metrics` while guests come, go and are cleared.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::SystemTime;
 
+use statsfs::Registry;
+use statsfs::host::PublishOptions;
+use statsfs::value::{Aggregations, Descriptor, GroupBuilder, Semantics, ValueType};
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
 use tests::http::{ask, try_ask};
@@ -167,11 +170,74 @@ fn metrics_are_in_the_format_that_is_asked_for_and_nothing_else_is_served() {
 fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
     let metrics = host.metrics();
-    let silent: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(&metrics)).collect();
-    // Some of them have been hung up on, and the others are in time.
+    let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(&metrics).unwrap()).collect();
+    let are_open = || {
+        silent.iter().filter(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            let read = stream.peek(&mut [0]);
+            read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        })
+    };
+    // There is not room for all of them.
+    wait_until("some to be hung up on", || (are_open().count() <= 8).then_some(()));
+    assert_eq!(are_open().count(), 8);
     let url = format!("http://{metrics}/metrics");
     wait_until("an answer", || try_ask(&url, "*/*").ok());
-    drop(silent);
+    // One of them gave way, and the others' time is not up.
+    let open = are_open().count();
+    assert!((1..8).contains(&open), "{open} are connected");
+}
+
+#[test]
+fn who_publishes_very_much_is_in_totals_only() {
+    let host = Host::with(&["--listen", "127.0.0.1:0"]);
+    let histogram = ValueType::Histogram { buckets: 64, sum: true };
+    let values = ["one", "two", "three"].map(|name| {
+        let value = Descriptor::new(name, histogram, Semantics::Cumulative);
+        value.aggregate(Aggregations::SUM)
+    });
+    let group = values.into_iter().fold(GroupBuilder::new("much"), GroupBuilder::value);
+    let group = group.build().unwrap();
+    let registry = Registry::new().unwrap();
+    let [kvm, machine] = ["kvm", "large"].map(|name| registry.create_source(name).unwrap());
+    kvm.register().unwrap();
+    kvm.add_subordinate(&machine).unwrap();
+    // Of each some 17 kB.
+    let device = |n| {
+        let device = registry.create_source(&format!("device-with-a-name-{n}")).unwrap();
+        machine.add_subordinate(&device).unwrap();
+        let slot = device.add_group(&group).unwrap();
+        slot.record(0, 1);
+        (device, slot)
+    };
+    let _devices: Vec<_> = (0..4500).map(device).collect();
+    let options =
+        PublishOptions { socket: Some(host.socket()), public: true, ..Default::default() };
+    let _publisher = registry.publish(options).unwrap();
+    let steps = [Step::new(Op::In8, 5, NO_PORT), park(), end(0)];
+    let vmm = Vmm::new(Mode::Real, &steps).args(["--public"]).published_to(&host);
+    let guest = vmm.blocked_console().start();
+    wait_until("all of it", || {
+        let there = host.value("kvm/user_exit_io_in") == Some(5)
+            && host.value("kvm/one/count") == Some(4500);
+        there.then_some(())
+    });
+    let answer = ask(&format!("http://{}/metrics", host.metrics()), "*/*");
+    let has = |line: &str| answer.text.lines().any(|of| of == line);
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let of_guest = format!("vm=\"test\",pid=\"{}\"", guest.pid());
+    for line in [
+        &*format!("kvm_user_exits_total{{{of_guest},reason=\"io_in\"}} 5"),
+        &format!("kvm_vm_info{{{of_guest}}} 1"),
+        "kvm_host_one_count 4500",
+        "kvm_vms 2",
+        "statsfs_export_left_out{what=\"source\"} 1",
+    ] {
+        assert!(has(line), "no {line} in {}", answer.text);
+    }
+    assert!(!answer.text.contains("vm=\"large\""), "it is shown after all");
+    assert!(host.log().contains("1 machines or other sources are in totals only"));
+    guest.kill_and_wait();
 }
 
 #[test]

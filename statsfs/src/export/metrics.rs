@@ -3,15 +3,16 @@
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/>,
 //! <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 
+use super::ration::{self, LeftOut};
 use super::{Full, fits};
 use crate::aggregate::Buckets;
 use crate::tree::inode::Part;
 use crate::tree::names::{label_name, label_value};
 use crate::tree::render::Total;
-use crate::tree::series::{self, About, Detail, Family, Kind, Series};
+use crate::tree::series::{self, About, Detail, Family, Info, Kind, Series};
 use crate::tree::subtree::Subtree;
 use crate::value::Unit;
 
@@ -32,13 +33,109 @@ pub(super) fn write(
     most: usize,
     out: &mut Vec<u8>,
 ) -> Result<(), Full> {
-    let mut text = Text { format, most, out };
-    let about = series::write(subtree, detail, &mut text)?;
-    text.about(&about);
-    if format == Format::OpenMetrics {
-        text.out.extend_from_slice(b"# EOF\n");
+    write_but(subtree, format, detail, &LeftOut::new(), most, out)
+}
+
+/// Appends the families of a subtree, of which there may be `most` bytes: where there are more, without series of those
+/// who have more than their part of that. Totals are always there. Answers how many have none.
+///
+/// # Errors
+/// [`Full`] if there is not even room for these.
+pub(super) fn write_what_fits(
+    subtree: &Subtree,
+    format: Format,
+    detail: Detail<'_>,
+    most: usize,
+    out: &mut Vec<u8>,
+) -> Result<usize, Full> {
+    let before = out.len();
+    if write(subtree, format, detail, most, out).is_ok() {
+        return Ok(0);
     }
+    out.truncate(before);
+    let (sizes, rest) = sizes(subtree, format, detail);
+    let room = most.checked_sub(before + rest).ok_or(Full)?;
+    let left_out = ration::beyond(subtree, &sizes, room);
+    write_but(subtree, format, detail, &left_out, most, out)?;
+    Ok(left_out.len())
+}
+
+/// Appends all families of a subtree, but for series of what is to be left out. Stops after the series with which there
+/// are more than `most` bytes.
+fn write_but(
+    subtree: &Subtree,
+    format: Format,
+    detail: Detail<'_>,
+    left_out: &LeftOut,
+    most: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), Full> {
+    let mut text = Text { format, most, out };
+    let about = series::write(subtree, detail, left_out, &mut text)?;
+    text.about(&about);
     fits(text.out.len(), most)
+}
+
+/// What the series take of each directory right below the top level that can be left out, and all else.
+fn sizes(subtree: &Subtree, format: Format, detail: Detail<'_>) -> (BTreeMap<usize, usize>, usize) {
+    let mut out = Vec::new();
+    let text = Text { format, most: usize::MAX, out: &mut out };
+    let mut sizes = Sizes { text, of: BTreeMap::new(), rest: 0 };
+    // It never fails: what it writes it forgets.
+    let Ok(about) = series::write(subtree, detail, &LeftOut::new(), &mut sizes) else {
+        return (sizes.of, usize::MAX);
+    };
+    for info in &about.infos {
+        sizes.text.info(info);
+        sizes.take(Some(info.entity));
+    }
+    sizes.text.about(&About { infos: Vec::new(), sources_left_out: usize::MAX, ..about });
+    // What infos begin with.
+    sizes.text.begin_infos();
+    sizes.take(None);
+    (sizes.of, sizes.rest)
+}
+
+/// Writes series to know how long they are.
+struct Sizes<'a> {
+    text: Text<'a>,
+    of: BTreeMap<usize, usize>,
+    rest: usize,
+}
+
+impl Sizes<'_> {
+    /// Adds what was written since.
+    fn take(&mut self, entity: Option<usize>) {
+        let len = self.text.out.len();
+        self.text.out.clear();
+        // The first one is what is looked at itself.
+        match entity.filter(|entity| *entity > 0) {
+            Some(entity) => *self.of.entry(entity).or_default() += len,
+            None => self.rest += len,
+        }
+    }
+}
+
+impl Series for Sizes<'_> {
+    type Error = Full;
+
+    fn family(&mut self, family: &Family<'_>) -> Result<(), Full> {
+        let result = self.text.family(family);
+        self.take(None);
+        result
+    }
+
+    fn series(
+        &mut self,
+        family: &Family<'_>,
+        entity: Option<usize>,
+        labels: &str,
+        total: &Total,
+    ) -> Result<(), Full> {
+        let result = self.text.series(family, entity, labels, total);
+        self.take(entity);
+        result
+    }
 }
 
 struct Text<'a> {
@@ -108,7 +205,7 @@ impl Text<'_> {
         }
     }
 
-    /// What is no value's.
+    /// What is no value's, and the end.
     fn about(&mut self, about: &About) {
         if let Some(machines) = about.machines {
             self.begin(
@@ -119,20 +216,15 @@ impl Text<'_> {
             self.sample("kvm_vms", "", "", machines as i128, Unit::NONE);
         }
         if !about.infos.is_empty() {
-            self.begin_info("kvm_vm", "A virtual machine, and the labels that it was given.");
+            self.begin_infos();
         }
-        for (labels, more) in &about.infos {
-            let (mut labels, mut known) = (labels.clone(), HashSet::new());
-            for (key, value) in more {
-                let (key, value) = (label_name(key), label_value(value));
-                if known.insert(key.clone()) {
-                    labels += &format!(",{key}=\"{value}\"");
-                }
-            }
-            self.sample("kvm_vm", "_info", &labels, 1, Unit::NONE);
-        }
-        self.begin("statsfs_export_left_out", "gauge", "What is not shown one by one here: vCPUs, which are added up, and values of the name of another of another kind.");
-        let left_out = [("vcpu", about.vcpus_left_out), ("value", about.values_left_out)];
+        about.infos.iter().for_each(|info| self.info(info));
+        self.begin("statsfs_export_left_out", "gauge", "What is not shown one by one here: vCPUs, which are added up, values of the name of another of another kind, and machines and other sources for which there is no room.");
+        let left_out = [
+            ("vcpu", about.vcpus_left_out),
+            ("value", about.values_left_out),
+            ("source", about.sources_left_out),
+        ];
         for (what, n) in left_out {
             let labels = format!("what=\"{what}\"");
             self.sample("statsfs_export_left_out", "", &labels, n as i128, Unit::NONE);
@@ -140,6 +232,24 @@ impl Text<'_> {
         self.begin_info("statsfs_build", "What made this.");
         let version = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
         self.sample("statsfs_build", "_info", &version, 1, Unit::NONE);
+        if self.format == Format::OpenMetrics {
+            self.out.extend_from_slice(b"# EOF\n");
+        }
+    }
+
+    fn begin_infos(&mut self) {
+        self.begin_info("kvm_vm", "A virtual machine, and the labels that it was given.");
+    }
+
+    fn info(&mut self, Info { labels, own, .. }: &Info) {
+        let (mut labels, mut known) = (labels.clone(), HashSet::new());
+        for (key, value) in own {
+            let (key, value) = (label_name(key), label_value(value));
+            if known.insert(key.clone()) {
+                labels += &format!(",{key}=\"{value}\"");
+            }
+        }
+        self.sample("kvm_vm", "_info", &labels, 1, Unit::NONE);
     }
 
     /// Begins a family of what is always 1.
@@ -166,7 +276,13 @@ impl Series for Text<'_> {
         fits(self.out.len(), self.most)
     }
 
-    fn series(&mut self, family: &Family<'_>, labels: &str, total: &Total) -> Result<(), Full> {
+    fn series(
+        &mut self,
+        family: &Family<'_>,
+        _entity: Option<usize>,
+        labels: &str,
+        total: &Total,
+    ) -> Result<(), Full> {
         let value = family.value;
         match total {
             Total::Histogram(cells) => self.histogram(family, labels, cells),

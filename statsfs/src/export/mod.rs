@@ -4,15 +4,16 @@ mod flat;
 mod json;
 mod kvm_binary;
 mod metrics;
+mod ration;
 pub(crate) mod schema;
 mod snapshot;
 mod summary;
 
 use self::metrics::Format;
-use crate::tree::MetricName;
 use crate::tree::inode::Bulk;
 use crate::tree::series::Detail;
 use crate::tree::subtree::Subtree;
+use crate::tree::{Exposition, MetricName};
 
 /// There is more than there is room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,26 @@ fn fits(len: usize, most: usize) -> Result<(), Full> {
 /// Where else than at its beginning a read makes a bulk file anew, of which this is the content.
 pub(crate) fn renewed_at(bulk: Bulk, content: &[u8]) -> Option<u64> {
     (bulk == Bulk::Binary).then(|| kvm_binary::data_offset(content))?
+}
+
+/// Appends what `/metrics` shows: the content of a bulk file, of which there may be `most` bytes. Where there are more,
+/// those who have more than their part of that are shown in totals only; answers how many machines and other sources
+/// these are.
+///
+/// # Errors
+/// [`Full`] if there is no room for totals either.
+pub(crate) fn expose(
+    format: Exposition,
+    subtree: &Subtree,
+    vcpus: &[MetricName],
+    most: usize,
+    out: &mut Vec<u8>,
+) -> Result<usize, Full> {
+    let format = match format {
+        Exposition::Prometheus => Format::Prometheus,
+        Exposition::OpenMetrics => Format::OpenMetrics,
+    };
+    metrics::write_what_fits(subtree, format, Detail::Machines { vcpus }, most, out)
 }
 
 /// Appends a bulk file's content, of which there may be `most` bytes: where there are more, no more are written

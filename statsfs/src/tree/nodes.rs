@@ -158,25 +158,22 @@ impl Tree {
     }
 
     /// Appends what `.stats/prometheus` or `.stats/openmetrics` of the root shows: to somebody who may see everything,
-    /// or what everybody may.
+    /// or what everybody may. Where that is more than `most` bytes, machines and other sources of those users and
+    /// processes that have more than their part of it are in totals only; answers how many these are.
     ///
     /// # Errors
-    /// `EFBIG` if there are more than `most` bytes, or more is to be read than there may be at once.
+    /// `EFBIG` if totals are more than `most` bytes, or more is to be read than there may be at once.
     pub fn expose(
         &self,
         format: Exposition,
         with_private: bool,
         most: usize,
         out: &mut Vec<u8>,
-    ) -> Result<(), Errno> {
+    ) -> Result<usize, Errno> {
         let access = if with_private { Access::all() } else { Access::public() };
-        let bulk = match format {
-            Exposition::Prometheus => Bulk::Prometheus,
-            Exposition::OpenMetrics => Bulk::OpenMetrics,
-        };
         let mut subtree = Subtree::default();
         self.take(View::WHOLE, true, &access, Some(self.options.bulk_bytes), &mut subtree)
-            .and_then(|()| export::write(bulk, &subtree, &self.options.vcpu_metrics, most, out))
+            .and_then(|()| export::expose(format, &subtree, &self.options.vcpu_metrics, most, out))
             .map_err(|Full| Errno(libc::EFBIG))
     }
 

@@ -72,10 +72,12 @@ pub(crate) trait Series {
     /// A family begins.
     fn family(&mut self, family: &Family<'_>) -> Result<(), Self::Error>;
 
-    /// One of its series: its labels, as they are written in exports.
+    /// One of its series: its labels, as they are written in exports, and the directory right below the top level
+    /// that it is of, by its place in the subtree.
     fn series(
         &mut self,
         family: &Family<'_>,
+        entity: Option<usize>,
         labels: &str,
         total: &Total,
     ) -> Result<(), Self::Error>;
@@ -86,12 +88,25 @@ pub(crate) trait Series {
 pub(crate) struct About {
     /// Machines, also those that are not to be seen; none if that is not known of the subtree.
     pub(crate) machines: Option<usize>,
-    /// The labels of each machine that is to be seen, and those that its program has given it.
-    pub(crate) infos: Vec<(String, Vec<(String, String)>)>,
+    /// The machines that are to be seen.
+    pub(crate) infos: Vec<Info>,
+    /// Directories right below the top level that were to be left out.
+    pub(crate) sources_left_out: usize,
     /// vCPUs that were added up, be it in one family only.
     pub(crate) vcpus_left_out: usize,
     /// Values that were left out, since others of the name are of another kind.
     pub(crate) values_left_out: usize,
+}
+
+/// What is said of a machine.
+#[derive(Debug)]
+pub(crate) struct Info {
+    /// Its directory, by its place in the subtree.
+    pub(crate) entity: usize,
+    /// Its labels, as they are written in exports.
+    pub(crate) labels: String,
+    /// Those that its program has given it.
+    pub(crate) own: Vec<(String, String)>,
 }
 
 /// A value of a group, of those of a family.
@@ -204,6 +219,8 @@ fn both(some: &str, more: &str) -> String {
 struct Maker<'a> {
     subtree: &'a Subtree,
     detail: Detail<'a>,
+    /// Directories right below the top level of which nothing is shown by itself.
+    left_out: &'a HashSet<usize>,
     dirs: Vec<Of>,
     /// The top-level directories that there are, by their places in `dirs`, or the one that all is in.
     tops: Vec<&'a str>,
@@ -217,10 +234,11 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(subtree: &'a Subtree, detail: Detail<'a>) -> Self {
+    fn new(subtree: &'a Subtree, detail: Detail<'a>, left_out: &'a HashSet<usize>) -> Self {
         let mut made = Self {
             subtree,
             detail,
+            left_out,
             dirs: Vec::new(),
             tops: Vec::new(),
             labels: Vec::new(),
@@ -276,7 +294,10 @@ impl<'a> Maker<'a> {
                 self.about.machines = Some(dir.children());
             }
             if is_machines && entity == Some(n) && way.vcpu.is_none() && way.device.is_none() {
-                self.about.infos.push((self.labels[of_machine].clone(), dir.labels().to_vec()));
+                if !self.left_out.contains(&n) {
+                    let (labels, own) = (self.labels[of_machine].clone(), dir.labels().to_vec());
+                    self.about.infos.push(Info { entity: n, labels, own });
+                }
             }
             self.dirs.push(Of { top, entity, labels, is_vcpus });
             ways.push(way);
@@ -370,6 +391,7 @@ impl<'a> Maker<'a> {
                 Some(self.dirs[place.dir()].entity)
             });
             let Some(entity) = next.min() else { break };
+            let is_left_out = entity.is_some_and(|entity| self.left_out.contains(&entity));
             let mut shown = Shows::default();
             let cursors = cursors.iter_mut().zip(&own_label_of);
             for ((member, places), (at, own_label)) in members.iter().zip(cursors) {
@@ -389,7 +411,7 @@ impl<'a> Maker<'a> {
                     let is_added_up = of.is_vcpus && !tells_apart;
                     self.are_added_up |= is_added_up;
                     let is_lost = is_added_up && member.value.aggregations.is_empty();
-                    let is_lost = is_lost || place.is_hidden;
+                    let is_lost = is_lost || place.is_hidden || is_left_out;
                     if (entity.is_some() || is_tops_own) && !is_lost {
                         let labels = (of.labels[usize::from(tells_apart)], *own_label);
                         shown.add(labels, &instance, member.value, !place.departed);
@@ -405,7 +427,7 @@ impl<'a> Maker<'a> {
                     has_begun = true;
                 }
                 let labels = both(&self.labels[labels.0], &own_labels[labels.1]);
-                to.series(&own, &labels, &total)?;
+                to.series(&own, entity, &labels, &total)?;
             }
         }
         let is_whole = self.subtree.above().is_empty() || self.is_departed();
@@ -413,7 +435,7 @@ impl<'a> Maker<'a> {
             to.family(&total)?;
             for (label, of) in own_labels.iter().zip(&totals) {
                 if let Some(of) = of {
-                    to.series(&total, label, of)?;
+                    to.series(&total, None, label, of)?;
                 }
             }
         }
@@ -475,16 +497,18 @@ pub(crate) fn aggregate(value: &Descriptor) -> Aggregations {
         .unwrap_or(Aggregations::SUM)
 }
 
-/// Gives all families of a subtree, and their series.
+/// Gives all families of a subtree, and their series, but for those of directories right below the top level that are to
+/// be left out: these are in totals only.
 ///
 /// # Errors
 /// What `to` answers.
 pub(crate) fn write<S: Series>(
     subtree: &Subtree,
     detail: Detail<'_>,
+    left_out: &HashSet<usize>,
     to: &mut S,
 ) -> Result<About, S::Error> {
-    let mut maker = Maker::new(subtree, detail);
+    let mut maker = Maker::new(subtree, detail, left_out);
     let families = maker.families();
     // What exports say beside.
     let mut used = HashSet::new();
@@ -500,5 +524,5 @@ pub(crate) fn write<S: Series>(
         }
     }
     let vcpus_left_out = if maker.are_added_up { maker.vcpus } else { 0 };
-    Ok(About { vcpus_left_out, ..maker.about })
+    Ok(About { vcpus_left_out, sources_left_out: left_out.len(), ..maker.about })
 }

@@ -85,8 +85,9 @@ struct Group {
 #[derive(Clone, Debug)]
 pub(crate) struct Called {
     name: Arc<str>,
-    /// The process whose it is, of one right below the top level.
+    /// The process whose it is, and its user, of one right below the top level.
     pid: Option<u32>,
+    uid: Option<u32>,
     /// Where what its program calls it begins in the name.
     bare: usize,
 }
@@ -105,6 +106,11 @@ impl Called {
     /// The process whose it is, of one right below the top level that one process has.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.pid
+    }
+
+    /// The user of that process.
+    pub(crate) fn uid(&self) -> Option<u32> {
+        self.uid
     }
 }
 
@@ -457,7 +463,7 @@ impl State {
                 id: view.dir,
                 parent: 0,
                 depth: 0,
-                called: Called { name: DEPARTED.into(), pid: None, bare: 0 },
+                called: Called { name: DEPARTED.into(), pid: None, uid: None, bare: 0 },
                 children: 0,
                 files: Arc::new(files),
                 labels: None,
@@ -477,10 +483,11 @@ impl State {
             && self.dirs.get(&dir.parent).is_some_and(|above| above.parent == ROOT_DIR);
         let member = dir.members.first().filter(|_| is_below_top);
         let identity = member.map(|(process, _)| self.processes[*process].identity);
-        let pid = identity.filter(|identity| !identity.is_host).map(|identity| identity.pid);
+        let identity = identity.filter(|identity| !identity.is_host);
+        let (pid, uid) = (identity.map(|of| of.pid), identity.map(|of| of.uid));
         let prefix = pid.filter(|_| self.options.pid_prefix).map(|pid| format!("{pid}-"));
         let bare = prefix.filter(|prefix| dir.name.starts_with(prefix.as_str()));
-        Called { name: dir.name.clone(), pid, bare: bare.map_or(0, |prefix| prefix.len()) }
+        Called { name: dir.name.clone(), pid, uid, bare: bare.map_or(0, |prefix| prefix.len()) }
     }
 
     fn capture_above(&self, view: View, directory: &Dir, to: &mut Subtree) {
