@@ -293,11 +293,11 @@ impl<'a> Maker<'a> {
             if is_machines && way.entity.is_none() && dir.name() == MACHINES {
                 self.about.machines = Some(dir.children());
             }
-            if is_machines && entity == Some(n) && way.vcpu.is_none() && way.device.is_none() {
-                if !self.left_out.contains(&n) {
-                    let (labels, own) = (self.labels[of_machine].clone(), dir.labels().to_vec());
-                    self.about.infos.push(Info { entity: n, labels, own });
-                }
+            let is_machine = is_machines && entity == Some(n);
+            let is_machine = is_machine && way.vcpu.is_none() && way.device.is_none();
+            if is_machine && !self.left_out.contains(&n) {
+                let (labels, own) = (self.labels[of_machine].clone(), dir.labels().to_vec());
+                self.about.infos.push(Info { entity: n, labels, own });
             }
             self.dirs.push(Of { top, entity, labels, is_vcpus });
             ways.push(way);
