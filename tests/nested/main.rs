@@ -51,6 +51,7 @@ const GUESTS: Suite = Suite {
     left_out: &[
         ("tests", "bulk", MINUTES),
         ("tests", "kvm_stat", NOT_THERE),
+        ("tests", "manual", NOT_THERE),
         ("tests", "metrics", NOT_THERE),
         ("tests", "node_exporter", NOT_THERE),
         ("tests", "pcp", NOT_THERE),

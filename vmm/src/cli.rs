@@ -202,8 +202,8 @@ Examples:
   vmm demo --seconds 0 --guests 1 --vcpus 4
   vmm demo --mount /tmp/stats --quiet
 
-Exit status: 0 when the time is over; 125 if it failed, with a line that says why; 129, 130, 131 or 143 after SIGHUP,
-SIGINT, SIGQUIT or SIGTERM; 2 if asked wrongly.";
+Exit status: 0 when the time is over, or with --seconds 0 after SIGINT; 125 if it failed, with a line that says why; 129,
+130, 131 or 143 after SIGHUP, SIGINT, SIGQUIT or SIGTERM; 2 if asked wrongly.";
 
 /// Arguments of `vmm demo`.
 #[derive(Debug, Args)]
