@@ -50,6 +50,7 @@ const GUESTS: Suite = Suite {
     whole: &["tests", "vmm"],
     left_out: &[
         ("tests", "bulk", MINUTES),
+        ("tests", "dashboard", NOT_THERE),
         ("tests", "kvm_stat", NOT_THERE),
         ("tests", "manual", NOT_THERE),
         ("tests", "metrics", NOT_THERE),

@@ -11,7 +11,7 @@
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
 //! * [`command`] runs the tools that look at a mount, and takes what they say.
-//! * [`http`] asks for what is served to others.
+//! * [`http`] asks for what is served to others, and [`prometheus`] is one that collects it.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
 //! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
@@ -42,6 +42,7 @@ pub mod nested;
 pub mod newc;
 pub mod outside;
 pub mod packages;
+pub mod prometheus;
 pub mod running;
 pub mod soak;
 pub mod tap;

@@ -243,6 +243,20 @@ impl Vmm {
         self
     }
 
+    /// Behind everything else that wants to run.
+    #[must_use]
+    pub fn nice(self) -> Self {
+        self.with(|vmm| {
+            // SAFETY: the call is async-signal-safe, and takes no pointer.
+            unsafe {
+                vmm.pre_exec(|| {
+                    libc::nice(10);
+                    Ok(())
+                });
+            }
+        })
+    }
+
     /// The private directory, where the guest's program, the mount and the final statistics are.
     pub fn directory(&self) -> &Path {
         self.directory.path()
