@@ -55,6 +55,7 @@ const GUESTS: Suite = Suite {
         ("tests", "manual", NOT_THERE),
         ("tests", "metrics", NOT_THERE),
         ("tests", "node_exporter", NOT_THERE),
+        ("tests", "package", NOT_THERE),
         ("tests", "pcp", NOT_THERE),
         ("tests", "prometheus", NOT_THERE),
         ("tests", "nested", "it is this one"),

@@ -17,6 +17,7 @@
 //! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
 //! * [`fs_matrix`] is what every call and every usual tool makes of a mounted tree.
 //! * [`tools`] are what others have to look at statistics with.
+//! * [`debs`] are our own packages.
 //!
 //! * [`nested`] runs tests in a Debian host that is emulated, and [`newc`] packs its file system.
 //! * [`packages`] fetches Debian's packages for both.
@@ -27,6 +28,7 @@
 pub mod binary;
 pub mod bulk;
 pub mod command;
+pub mod debs;
 pub mod flat;
 pub mod fs_matrix;
 pub mod guest;
