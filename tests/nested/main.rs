@@ -1,6 +1,7 @@
 //! Tests in stock Debian hosts with a real `kvm_amd`, one of them with a real systemd: see [`tests::nested`].
 
 mod guests;
+mod package;
 mod systemd;
 
 use std::process::ExitCode;
@@ -74,5 +75,5 @@ const GUESTS: Suite = Suite {
 };
 
 fn main() -> ExitCode {
-    nested::main(&[GUESTS, systemd::SUITE])
+    nested::main(&[GUESTS, systemd::SUITE, package::SUITE])
 }
