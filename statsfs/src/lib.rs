@@ -79,6 +79,7 @@
 //! | [`host`] | one tree for all processes of a host |
 //! | [`snapshot`] | reading all of a tree at once, in another process |
 //! | [`tools`] | what commands that look at a mount have in common |
+//! | `manual` | their manual pages and completions (feature `manual`) |
 // The expansions of `stats!` name this crate; inside it they must find it too.
 extern crate self as statsfs;
 
@@ -92,6 +93,8 @@ mod fork;
 pub mod fs;
 pub mod host;
 pub mod limits;
+#[cfg(feature = "manual")]
+pub mod manual;
 mod pages;
 mod people;
 mod registry;

@@ -1,6 +1,7 @@
 //! Tests in stock Debian hosts with a real `kvm_amd`, one of them with a real systemd: see [`tests::nested`].
 
 mod guests;
+mod package;
 mod systemd;
 
 use std::process::ExitCode;
@@ -50,9 +51,12 @@ const GUESTS: Suite = Suite {
     whole: &["tests", "vmm"],
     left_out: &[
         ("tests", "bulk", MINUTES),
+        ("tests", "dashboard", NOT_THERE),
         ("tests", "kvm_stat", NOT_THERE),
+        ("tests", "manual", NOT_THERE),
         ("tests", "metrics", NOT_THERE),
         ("tests", "node_exporter", NOT_THERE),
+        ("tests", "package", NOT_THERE),
         ("tests", "pcp", NOT_THERE),
         ("tests", "prometheus", NOT_THERE),
         ("tests", "nested", "it is this one"),
@@ -71,5 +75,5 @@ const GUESTS: Suite = Suite {
 };
 
 fn main() -> ExitCode {
-    nested::main(&[GUESTS, systemd::SUITE])
+    nested::main(&[GUESTS, systemd::SUITE, package::SUITE])
 }

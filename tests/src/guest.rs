@@ -1,11 +1,12 @@
 //! Guests that do what a table of steps says: see `guests/exits64.s` and `exits16.s`. And one that sends
 //! back what it receives: `guests/echo64.s`. And a kernel that uses and abuses virtio devices:
-//! `guests/virtio64.s`.
+//! `guests/virtio64.s`. And one that reads its disk all the time: `guests/disk64.s`.
 
 std::arch::global_asm!(include_str!("../guests/exits16.s"));
 std::arch::global_asm!(include_str!("../guests/exits64.s"));
 std::arch::global_asm!(include_str!("../guests/echo64.s"));
 std::arch::global_asm!(include_str!("../guests/virtio64.s"));
+std::arch::global_asm!(include_str!("../guests/disk64.s"));
 
 unsafe extern "C" {
     static tests_guest_exits16_start: u8;
@@ -16,6 +17,8 @@ unsafe extern "C" {
     static tests_guest_echo64_end: u8;
     static tests_guest_virtio64_start: u8;
     static tests_guest_virtio64_end: u8;
+    static tests_guest_disk64_start: u8;
+    static tests_guest_disk64_end: u8;
 }
 
 /// The mode that a guest is entered in.
@@ -180,6 +183,17 @@ pub fn virtio_kernel(passes: u32, requests: u32) -> Vec<u8> {
         between(&raw const tests_guest_virtio64_start, &raw const tests_guest_virtio64_end);
     code.extend(passes.to_le_bytes());
     code.extend(requests.to_le_bytes());
+    elf(&code)
+}
+
+/// An ELF kernel that reads the first 4 KiB of its first disk, one request after the other, until it is killed. After each it
+/// writes to a port where nothing is.
+pub fn disk_kernel() -> Vec<u8> {
+    elf(&between(&raw const tests_guest_disk64_start, &raw const tests_guest_disk64_end))
+}
+
+/// A kernel of this code.
+fn elf(code: &[u8]) -> Vec<u8> {
     let size = code.len() as u64;
     // One segment, right behind the headers of 64 and 56 bytes: an executable for x86-64.
     let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 62, 0];

@@ -1,16 +1,8 @@
 //! Asks for what is served over HTTP.
 
-use std::process::Command;
-
-/// Asks for a URL: status, content type and text, a line between each two.
-const ASK: &str = "\
-import sys, urllib.request
-request = urllib.request.Request(sys.argv[1], headers={'Accept': sys.argv[2]})
-try:
-    answer = urllib.request.urlopen(request, timeout=30)
-except urllib.error.HTTPError as error:
-    answer = error
-print(answer.status, answer.headers['Content-Type'], answer.read().decode(), sep='\\n', end='')";
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +15,9 @@ pub struct Answer {
     pub text: String,
 }
 
+/// How long one that answers may be silent.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// Asks for a URL in the format that is accepted.
 ///
 /// # Panics
@@ -34,15 +29,30 @@ pub fn ask(url: &str, accept: &str) -> Answer {
 /// As [`ask`], and says why there is no answer.
 ///
 /// # Errors
-/// What Python says.
-pub fn try_ask(url: &str, accept: &str) -> Result<Answer, String> {
-    let output = Command::new("python3").args(["-c", ASK, url, accept]).output();
-    let output = output.expect("`apt-get install -y python3`");
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-    }
-    let said = String::from_utf8(output.stdout).expect("metrics are text");
-    let mut parts = said.splitn(3, '\n').map(str::to_owned);
-    let mut next = || parts.next().expect("three parts");
-    Ok(Answer { status: next().parse().expect("a number"), kind: next(), text: next() })
+/// If nobody answers, or what is answered is not HTTP.
+///
+/// # Panics
+/// If the URL is none of a host, a port and a path.
+pub fn try_ask(url: &str, accept: &str) -> io::Result<Answer> {
+    let of = url.strip_prefix("http://").and_then(|url| url.split_at_checked(url.find('/')?));
+    let (address, path) = of.expect("http://ADDRESS:PORT/PATH");
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    // Of this version the text is all that comes until the connection ends, and not in pieces.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: {accept}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let parsed = || {
+        let (head, text) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let fields = head.lines().skip(1).filter_map(|line| line.split_once(": "));
+        let field = |name: &str| {
+            fields.clone().find(|(is, _)| is.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        };
+        // Of one that was cut off there would be a part.
+        let length = field("content-length").map_or(Some(text.len()), |n| n.parse().ok())?;
+        let kind = field("content-type").unwrap_or_default().to_owned();
+        (text.len() == length).then(|| Answer { status, kind, text: text.to_owned() })
+    };
+    parsed().ok_or_else(|| io::Error::other(format!("this is no answer: {answer:?}")))
 }

@@ -11,12 +11,13 @@
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
 //! * [`command`] runs the tools that look at a mount, and takes what they say.
-//! * [`http`] asks for what is served to others.
+//! * [`http`] asks for what is served to others, and [`prometheus`] is one that collects it.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
 //! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
 //! * [`fs_matrix`] is what every call and every usual tool makes of a mounted tree.
 //! * [`tools`] are what others have to look at statistics with.
+//! * [`debs`] are our own packages.
 //!
 //! * [`nested`] runs tests in a Debian host that is emulated, and [`newc`] packs its file system.
 //! * [`packages`] fetches Debian's packages for both.
@@ -27,6 +28,7 @@
 pub mod binary;
 pub mod bulk;
 pub mod command;
+pub mod debs;
 pub mod flat;
 pub mod fs_matrix;
 pub mod guest;
@@ -42,6 +44,7 @@ pub mod nested;
 pub mod newc;
 pub mod outside;
 pub mod packages;
+pub mod prometheus;
 pub mod running;
 pub mod soak;
 pub mod tap;

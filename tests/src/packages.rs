@@ -36,6 +36,9 @@ fn output(command: &mut Command, fix: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Where dpkg keeps what is installed. In what is unpacked here it says that all of that is.
+pub const STATUS: &str = "var/lib/dpkg/status";
+
 const UPDATE: &str = "`apt-get update` may help";
 
 /// An unpacked kernel.
@@ -260,7 +263,7 @@ fn unpacked(cache: &Path, what: &str, fetch: impl FnOnce(&Path) -> Result<()>) -
     let (root, packages) = (cache.join(name), cache.join(format!("{name}.packages")));
     // It is written last.
     let done = cache.join(format!("{name}.done"));
-    if fs::read_to_string(&done).is_ok_and(|text| text == what) {
+    if fs::read_to_string(&done).is_ok_and(|text| text == what) && root.join(STATUS).exists() {
         return Ok(root);
     }
     let _ = fs::remove_file(&done);
@@ -271,17 +274,22 @@ fn unpacked(cache: &Path, what: &str, fetch: impl FnOnce(&Path) -> Result<()>) -
     }
     fetch(&packages)
         .with_context(|| format!("Debian's packages for {what:?} can not be fetched"))?;
-    let mut count = 0;
+    let (mut count, mut status) = (0, String::new());
     for entry in fs::read_dir(&packages)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             let mut unpack = Command::new("dpkg");
             output(unpack.arg("-x").arg(&path).arg(&root), "`apt-get install -y dpkg`")?;
+            let control = output(Command::new("dpkg-deb").arg("--field").arg(&path), UPDATE)?;
+            status += &format!("{}\nStatus: install ok installed\n\n", control.trim_end());
             count += 1;
         }
     }
     ensure!(count > 0, "apt fetched nothing for {what:?}: {UPDATE}");
     fs::remove_dir_all(&packages)?;
+    let database = root.join(STATUS);
+    fs::create_dir_all(database.parent().context("it is in a directory")?)?;
+    fs::write(&database, status)?;
     fs::write(&done, what)?;
     Ok(root)
 }

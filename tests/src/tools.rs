@@ -13,7 +13,7 @@ use crate::binary::Cargo;
 use crate::packages;
 
 /// Runs `fetch` with the directory in which they are kept, while no other test does.
-fn kept<T>(fetch: impl FnOnce(&Path) -> Result<T>) -> T {
+pub(crate) fn kept<T>(fetch: impl FnOnce(&Path) -> Result<T>) -> T {
     let directory = Cargo::of_this_test().target().join("tools");
     let fetched = || {
         fs::create_dir_all(&directory)?;
@@ -72,6 +72,39 @@ fn archive(directory: &Path) -> Result<PathBuf> {
 /// If it can not be fetched.
 pub fn pcp() -> PathBuf {
     kept(|directory| packages::beside(directory, "pcp"))
+}
+
+/// The directory of the command `cargo-deb`, which cargo builds, since Debian does not have it.
+///
+/// # Panics
+/// If it can not be built.
+pub fn cargo_deb() -> PathBuf {
+    const VERSION: &str = "3.8.0";
+    kept(|directory| {
+        let root = directory.join(format!("cargo-deb-{VERSION}"));
+        let bin = root.join("bin");
+        if bin.join("cargo-deb").exists() {
+            return Ok(bin);
+        }
+        writeln!(std::io::stderr(), "building cargo-deb {VERSION}; this is done once")?;
+        let target = directory.join("cargo-deb.target");
+        let mut cargo = Command::new("cargo");
+        // It has little to do: what is built fast is fast enough.
+        cargo.args([
+            "install",
+            "cargo-deb",
+            "--version",
+            VERSION,
+            "--locked",
+            "--debug",
+            "--quiet",
+        ]);
+        cargo.arg("--root").arg(&root).arg("--target-dir").arg(&target);
+        let status = cargo.status().context("cargo can not be started")?;
+        ensure!(status.success(), "{cargo:?}: {status}");
+        fs::remove_dir_all(&target)?;
+        Ok(bin)
+    })
 }
 
 /// `prometheus-node-exporter`.

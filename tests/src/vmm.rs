@@ -46,6 +46,18 @@ pub fn end_with_test(command: &mut Command) {
     }
 }
 
+/// Has what the command starts take SIGHUP as usual: if the tests were started by nohup(1), the VMM would rightly ignore
+/// it too.
+pub fn hear_hangup(command: &mut Command) {
+    // SAFETY: the call is async-signal-safe, takes no pointer and installs no code.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+}
+
 /// A `vmm run` to be started.
 #[derive(Debug)]
 pub struct Vmm {
@@ -231,6 +243,20 @@ impl Vmm {
         self
     }
 
+    /// Behind everything else that wants to run.
+    #[must_use]
+    pub fn nice(self) -> Self {
+        self.with(|vmm| {
+            // SAFETY: the call is async-signal-safe, and takes no pointer.
+            unsafe {
+                vmm.pre_exec(|| {
+                    libc::nice(10);
+                    Ok(())
+                });
+            }
+        })
+    }
+
     /// The private directory, where the guest's program, the mount and the final statistics are.
     pub fn directory(&self) -> &Path {
         self.directory.path()
@@ -259,14 +285,7 @@ impl Vmm {
         };
         let stdout = if deaf { Stdout::Deaf } else { Stdout::Held(reader, blocked) };
         end_with_test(&mut command);
-        // SAFETY: the call is async-signal-safe, takes no pointer and installs no code.
-        unsafe {
-            command.pre_exec(|| {
-                // If the tests were started by nohup(1), the VMM would rightly ignore it too.
-                libc::signal(libc::SIGHUP, libc::SIG_DFL);
-                Ok(())
-            });
-        }
+        hear_hangup(&mut command);
         let mounts_before = namespace::mounted_at(&mount).len();
         let mut child = command.spawn().expect("the command was built");
         // With it go the write ends of the pipe that are ours.

@@ -1,10 +1,9 @@
 //! A real Prometheus collects from the server's `/metrics` while guests come, go and are cleared.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::SystemTime;
 
 use statsfs::Registry;
@@ -13,78 +12,15 @@ use statsfs::value::{Aggregations, Descriptor, GroupBuilder, Semantics, ValueTyp
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
 use tests::http::{ask, try_ask};
+use tests::prometheus::{Prometheus, collecting_from};
 use tests::running::{Running, wait_until};
 use tests::vmm::Vmm;
-
-/// A Prometheus that collects from one place. Ended when dropped.
-struct Prometheus {
-    child: Child,
-    address: String,
-}
-
-impl Prometheus {
-    fn start(directory: &Path, collect_from: &str) -> Self {
-        std::fs::create_dir(directory).unwrap();
-        let config = directory.join("config.yml");
-        let text = format!(
-            "global: {{ scrape_interval: 1s, scrape_timeout: 1s }}\n\
-             scrape_configs: [{{ job_name: host, static_configs: [{{ targets: ['{collect_from}'] }}] }}]\n"
-        );
-        std::fs::write(&config, text).unwrap();
-        // A port that was free just now.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let log = std::fs::File::create(directory.join("log")).unwrap();
-        let mut command = Command::new("prometheus");
-        command.arg(format!("--config.file={}", config.display()));
-        command.arg(format!("--storage.tsdb.path={}", directory.join("data").display()));
-        command.arg(format!("--web.listen-address={address}"));
-        tests::vmm::end_with_test(&mut command);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-        let child = child.expect("`apt-get install -y --no-install-recommends prometheus`");
-        let prometheus = Self { child, address };
-        wait_until("Prometheus", || prometheus.number("up").filter(|up| *up == 1.0));
-        prometheus
-    }
-
-    /// What it answers to a query: samples, each with when it was made.
-    fn query(&self, query: &str) -> Vec<(f64, f64)> {
-        let script = format!(
-            "{}\nimport json, urllib.parse\n",
-            "import sys, urllib.request, urllib.parse, json"
-        ) + "url = sys.argv[1] + urllib.parse.quote(sys.argv[2])\n\
-             try:\n    answer = json.load(urllib.request.urlopen(url, timeout=30))\n\
-             except OSError:\n    sys.exit(0)\n\
-             for series in answer['data']['result']:\n\
-             \x20   for at, number in series.get('values') or [series['value']]:\n        print(at, number)";
-        let url = format!("http://{}/api/v1/query?query=", self.address);
-        let output = Command::new("python3").args(["-c", &script, &url, query]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let said = String::from_utf8(output.stdout).unwrap();
-        let numbers = said.lines().map(|line| line.split_once(' ').unwrap());
-        numbers.map(|(at, number)| (at.parse().unwrap(), number.parse().unwrap())).collect()
-    }
-
-    /// The number that a query has one of.
-    fn number(&self, query: &str) -> Option<f64> {
-        match self.query(query)[..] {
-            [(_, number)] => Some(number),
-            _ => None,
-        }
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
     let metrics = host.metrics();
-    let prometheus = Prometheus::start(&host.beside("prometheus"), &metrics);
+    let prometheus = Prometheus::start(&host.beside("prometheus"), &collecting_from(&metrics));
     let start = |reads: u32, public: bool| {
         let steps = [Step::new(Op::In8, reads, NO_PORT), park(), end(0)];
         let vmm = Vmm::new(Mode::Long, &steps).published_to(&host).blocked_console();

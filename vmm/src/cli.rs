@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use statsfs::manual;
 
 use crate::accounting::Detail;
 use crate::arch::x86_64::layout::MAX_VCPUS;
@@ -48,12 +49,15 @@ Examples:
   vmm list                                     the guests that run, and how busy they are
 
 Exit status:
-  0      Linux powered its machine off, or rebooted it
+  0      what was asked for is done; a guest that runs Linux was powered off, or rebooted
   0-123  what a flat guest wrote to port 0xf4
   124    the guest crashed: Linux panicked, a flat guest had a triple fault
-  125    the VMM failed
-  1      `vmm list` could not list them
-  130    SIGINT, or Ctrl-A x on the console (129 SIGHUP, 131 SIGQUIT, 143 SIGTERM)
+  125    the VMM failed, with a line that says why
+  1      `vmm list` could not list them, with a line that says why
+  129    SIGHUP
+  130    SIGINT, or Ctrl-A x on the console
+  131    SIGQUIT
+  143    SIGTERM
   2      the command line is wrong";
 
 /// The commands.
@@ -101,7 +105,18 @@ Examples:
   vmm run --kernel vmlinuz --initrd initrd.img --cmdline root=/dev/vda1 \\
       --disk debian.img --disk data.img,ro --net tap=tap0
   vmm run --flat guest.bin --cpus 4 --memory 1G --name web1 --mount /run/stats
-  vmm run --flat boot.img --entry real --no-publish --stats-out stats.txt";
+  vmm run --flat boot.img --entry real --no-publish --stats-out stats.txt
+
+Exit status:
+  0      the guest was powered off, or rebooted
+  0-123  what a flat guest wrote to port 0xf4
+  124    the guest crashed: Linux panicked, a flat guest had a triple fault
+  125    the VMM failed, or the final statistics could not be written; a line says why
+  129    SIGHUP
+  130    SIGINT, or Ctrl-A x on the console
+  131    SIGQUIT
+  143    SIGTERM
+  2      the command line is wrong";
 
 /// Memory of a guest, unless said.
 const DEFAULT_MEMORY_KERNEL: u64 = 512 << 20;
@@ -185,7 +200,10 @@ one reason alone was, EXITS is no longer the sum of its parts. Without
 Examples:
   vmm demo
   vmm demo --seconds 0 --guests 1 --vcpus 4
-  vmm demo --mount /tmp/stats --quiet";
+  vmm demo --mount /tmp/stats --quiet
+
+Exit status: 0 when the time is over, or with --seconds 0 after SIGINT; 125 if it failed, with a line that says why; 129,
+130, 131 or 143 after SIGHUP, SIGINT, SIGQUIT or SIGTERM; 2 if asked wrongly.";
 
 /// Arguments of `vmm demo`.
 #[derive(Debug, Args)]
@@ -297,7 +315,7 @@ fn parse_name(text: &str) -> Result<String, String> {
 /// Runs the command line. Every failure is one line on standard error.
 pub fn main() -> ExitCode {
     let start = Moment::now();
-    let result = match Cli::parse().command {
+    let result = match manual::parse::<Cli>().command {
         Command::Run(args) => run_command(*args, start),
         Command::Demo(args) => demo_command(args),
         Command::List(args) => return list::main(&args),

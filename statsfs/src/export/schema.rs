@@ -14,7 +14,7 @@ use crate::tree::subtree::Subtree;
 use crate::value::{Aggregations, Descriptor, Semantics, ValueType};
 
 /// Grows when something means another thing than before, not when something is added.
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 #[derive(Serialize)]
 struct Schema<'a, V, K, L> {

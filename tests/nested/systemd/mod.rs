@@ -4,7 +4,7 @@ mod killed;
 mod limits;
 mod stopped;
 mod textfile;
-mod unit;
+pub mod unit;
 
 use tests::nested::{Init, Suite};
 

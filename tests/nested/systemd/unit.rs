@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -109,16 +108,8 @@ pub fn parked() -> Running {
 }
 
 fn guest(steps: &[Step]) -> Vmm {
-    Vmm::new(Mode::Long, steps).args(["--memory", "2M"]).published().with(|vmm| {
-        // An emulated CPU has not much left for systemd otherwise.
-        // SAFETY: the call is async-signal-safe, and takes no pointer.
-        unsafe {
-            vmm.pre_exec(|| {
-                libc::nice(10);
-                Ok(())
-            });
-        }
-    })
+    // An emulated CPU has not much left for systemd otherwise.
+    Vmm::new(Mode::Long, steps).args(["--memory", "2M"]).published().nice()
 }
 
 /// Waits until a guest can be seen, and has made exits.

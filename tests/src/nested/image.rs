@@ -1,6 +1,7 @@
 //! The host's file system: Debian's userland, the kernel's modules, what is tested, and what is to be run.
 //! All of it is an initial RAM file system.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -8,8 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{BIN, GUEST, Init, LINUX, PLAN, Plan, Suite, TESTS, agent};
+use super::{BIN, DEBS, GUEST, Init, LINUX, PLAN, Plan, Suite, TESTS, agent};
 use crate::binary::Executable;
+use crate::debs::Debs;
 use crate::newc::Archive;
 use crate::packages::{self, Kernel};
 
@@ -119,8 +121,13 @@ impl Image {
         fs::create_dir_all(&stripped)?;
         let mut image = Self { kernel, archive, stripped };
         image.executable("init", &std::env::current_exe()?)?;
+        let mut status = fs::read_to_string(root.join(packages::STATUS))?;
         if !suite.packages.is_empty() {
-            image.packages(cache, suite.packages)?;
+            let root = image.packages(cache, suite.packages)?;
+            status += &fs::read_to_string(root.join(packages::STATUS))?;
+        }
+        if suite.debs {
+            image.debs(&status);
         }
         for (path, contents) in suite.files {
             image.archive.bytes(path, 0o644, *contents);
@@ -175,9 +182,26 @@ impl Image {
     }
 
     /// Adds more of Debian's packages, which are fetched and kept in this directory.
-    fn packages(&mut self, cache: &Path, packages: &[&str]) -> Result<()> {
+    fn packages(&mut self, cache: &Path, packages: &[&str]) -> Result<PathBuf> {
         let root = packages::userland(cache, packages[0], packages)?;
-        Ok(self.archive.tree(&root, &|path| place(path))?)
+        self.archive.tree(&root, &|path| place(path))?;
+        Ok(root)
+    }
+
+    /// Adds our own packages, and what dpkg keeps, by which all others are installed that are there.
+    fn debs(&mut self, status: &str) {
+        let debs = Debs::build();
+        for (name, deb) in [("statsfs.deb", &debs.statsfs), ("statsfs-vmm.deb", &debs.vmm)] {
+            let bytes = fs::read(deb).expect("it was built just now");
+            self.archive.bytes(Path::new(DEBS).join(name), 0o644, bytes);
+        }
+        // One that two depend on is there twice.
+        let packages: BTreeSet<_> = status.split_inclusive("\n\n").collect();
+        self.archive.bytes(packages::STATUS, 0o644, packages.into_iter().collect::<String>());
+        for directory in ["info", "updates", "triggers"] {
+            self.archive.directory(format!("var/lib/dpkg/{directory}"), 0o755);
+        }
+        self.archive.directory("var/log", 0o755);
     }
 
     /// Writes it, with what is to be run in it.

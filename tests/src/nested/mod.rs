@@ -57,6 +57,8 @@ pub struct Suite {
     pub files: &'static [(&'static str, &'static str)],
     /// Symbolic links that are there: path and target.
     pub links: &'static [(&'static str, &'static str)],
+    /// Whether our own packages are there, in [`DEBS`], and dpkg knows of all others that are.
+    pub debs: bool,
     /// Whether what they print goes to the terminal, and arguments alone say what is run: for measurements.
     pub live: bool,
     /// Whether to run them in one host after the other, with nothing beside it.
@@ -77,6 +79,7 @@ impl Suite {
         packages: &[],
         files: &[],
         links: &[],
+        debs: false,
         live: false,
         alone: false,
     };
@@ -89,6 +92,8 @@ pub type Function = (&'static str, fn());
 pub const BIN: &str = "/nested/bin";
 /// Where test programs are, by package.
 pub const TESTS: &str = "/nested/tests";
+/// Where our own packages are, if they are there.
+pub const DEBS: &str = "/nested/debs";
 /// What guests are made of: `modules`, in files whose names say their order.
 pub const GUEST: &str = "/nested/guest";
 /// The kernel's image, for guests.

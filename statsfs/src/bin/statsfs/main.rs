@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use statsfs::manual;
 use statsfs::tools::told;
 
 const EXAMPLES: &str = "\
@@ -27,6 +28,7 @@ Examples:
   statsfs ls kvm                               the guests, their vCPUs and devices
   statsfs dump kvm --watch 1                   what was counted, and how much a second
   statsfs describe user_exits                  what a value is
+  statsfs diff before after                    what came between two saved snapshots
 
 Exit status: 0; 1 if it could not be done, with a line that says why; 2 if asked wrongly.";
 
@@ -55,7 +57,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result: Result<(), Box<dyn Error>> = match Cli::parse().command {
+    let result: Result<(), Box<dyn Error>> = match manual::parse::<Cli>().command {
         Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),

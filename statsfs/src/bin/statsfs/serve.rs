@@ -20,7 +20,12 @@ What a process publishes is in a directory of its own, which only its user and t
 Totals are for all to see.
 
 A limit that a user, or that all users together, have reached is named in the refusal, in the log and in `statsfs status`. What one user may
-have open in the mount, root may exceed.";
+have open in the mount, root may exceed.
+
+What is logged, to standard error, is what RUST_LOG says: error, warn, info (unless set), debug or trace.
+
+Exit status: 0 when it was told to end (SIGTERM, SIGINT, SIGHUP, SIGQUIT); 1 if it could not serve, with a line that says why; 2 if
+asked wrongly.";
 
 /// How to serve.
 #[derive(Debug, clap::Args)]

@@ -8,8 +8,11 @@ use statsfs::host::server::{ClientState, Status};
 use statsfs::host::{PublishOptions, ask_status};
 use statsfs::tools::say;
 
+use crate::common::EXIT_STATUS;
+
 /// What to say.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_STATUS)]
 pub struct Args {
     /// The server's socket [default: what STATSFS_SOCKET says, or else /run/statsfs.sock]
     #[arg(long, value_name = "PATH")]

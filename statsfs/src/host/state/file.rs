@@ -42,7 +42,8 @@ use super::{CommitError, HostState, MAX_PAYLOAD, Saved, State, StateError, Store
 
 /// `STATSFSH`, as a little-endian number.
 const MAGIC: u64 = u64::from_le_bytes(*b"STATSFSH");
-const VERSION: u32 = 1;
+/// Version of the format.
+pub const VERSION: u32 = 1;
 const HEADER: usize = 80;
 /// Alignment of what is in the file.
 const PAGE: u64 = 4096;

@@ -49,7 +49,7 @@ pub use crate::tree::{Left, Saved, SavedAccount, SavedDirectory};
 pub use error::{CommitError, StateError, StoreError};
 #[cfg(fuzzing)]
 pub use file::fuzz_file;
-pub use file::{Found, Step, Store};
+pub use file::{Found, Step, Store, VERSION};
 
 /// Most bytes of a payload: what the tree lets its users have of it, and what else there can be.
 pub const MAX_PAYLOAD: usize = TreeOptions::KEPT_BYTES;
