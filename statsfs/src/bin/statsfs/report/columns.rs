@@ -78,25 +78,35 @@ impl Line {
             .collect();
     }
 
-    /// Of what is sampled every `most` seconds: what is found came since it was found the last time.
+    /// Of what is sampled at times, at most so many seconds apart: what is found came since it was found the last time. Of what is found
+    /// first, that is if it goes back to before the first column, the part that came before is left out.
     pub fn spread(&self, columns: &[Column], most: f64) -> Self {
         let mut spread = Self(vec![0; columns.len()]);
+        let found: Vec<_> = (0..columns.len()).filter(|n| self.at(*n) > 0).collect();
         let mut first = 0;
-        for (last, column) in columns.iter().enumerate() {
-            while columns[first].start < column.end - most && first < last {
+        for (n, &last) in found.iter().enumerate() {
+            let end = columns[last].end;
+            while first < last && columns[first].start < end - most {
                 first += 1;
             }
             let mut left = self.at(last);
-            if left == 0 {
-                continue;
-            }
             let mut seconds: f64 = columns[first..=last].iter().map(Column::seconds).sum();
-            for n in first..=last {
-                let part = if seconds > 0.0 { columns[n].seconds() / seconds } else { 1.0 };
-                let part = if n == last { left } else { (left as f64 * part) as u64 }.min(left);
-                spread.0[n] += part;
+            if n == 0
+                && first == 0
+                && let Some(next) = found.get(1)
+            {
+                // It is as old as the next one will be.
+                let age = columns[*next].end - end;
+                if age > seconds && age <= most {
+                    left = (left as f64 * seconds / age) as u64;
+                }
+            }
+            for at in first..=last {
+                let part = if seconds > 0.0 { columns[at].seconds() / seconds } else { 1.0 };
+                let part = if at == last { left } else { (left as f64 * part) as u64 };
+                spread.0[at] += part;
                 left -= part;
-                seconds -= columns[n].seconds();
+                seconds -= columns[at].seconds();
             }
             first = last + 1;
         }
@@ -139,6 +149,8 @@ mod tests {
         let sampled = line(&[0, 10, 0, 21, 0, 0, 0, 8]);
         let spread = sampled.spread(&all, 1.1);
         assert_eq!(spread.numbers(8), [5, 5, 10, 11, 0, 0, 4, 4]);
+        // The first was found half a second after the beginning, and is of a second.
+        assert_eq!(line(&[10, 0, 12]).spread(&all, 1.1).numbers(3), [5, 6, 6]);
         assert_eq!(line(&[3, 4, 5]).spread(&columns(3), 1.1).numbers(3), [3, 4, 5]);
     }
 }

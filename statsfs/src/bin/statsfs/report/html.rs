@@ -49,55 +49,55 @@ pub enum Key {
 
 /// A table whose columns can be sorted by.
 pub struct Table {
-    html: String,
-    is_open: bool,
+    begin: String,
+    headings: Vec<String>,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    /// What it is of; none at the foot.
+    part: Option<usize>,
+    /// Each, and whether there is nothing in it.
+    cells: Vec<(String, bool)>,
 }
 
 impl Table {
     /// With these headings, and what they mean. Those of numbers are marked by `#`.
     pub fn new(id: &str, caption: &str, headings: &[(&str, &str)]) -> Self {
-        let mut html =
-            format!("<table id=\"{id}\"><caption>{}</caption><thead><tr>", escape(caption));
-        for (name, help) in headings {
+        let begin = format!("<table id=\"{id}\"><caption>{}</caption>", escape(caption));
+        let heading = |(name, help): &(&str, &str)| {
             let (name, class) = match name.strip_prefix('#') {
                 Some(name) => (name, " class=\"n\""),
                 None => (*name, ""),
             };
-            let (name, help) = (escape(name), escape(help));
-            let _ = write!(html, "<th scope=\"col\"{class} title=\"{help}\">{name}</th>");
-        }
-        html += "</tr></thead><tbody>";
-        Self { html, is_open: false }
+            format!("<th scope=\"col\"{class}{}>{}</th>", title(help), escape(name))
+        };
+        Self { begin, headings: headings.iter().map(heading).collect(), rows: Vec::new() }
     }
 
     /// Begins a row, of this part.
     pub fn row(&mut self, part: usize) -> &mut Self {
-        self.close();
-        self.is_open = true;
-        let _ = write!(self.html, "\n<tr data-part=\"{part}\">");
+        self.rows.push(Row { part: Some(part), cells: Vec::new() });
         self
     }
 
-    /// Begins the row at the foot.
+    /// Begins the row at the foot, which is the last.
     pub fn foot(&mut self) -> &mut Self {
-        self.close();
-        self.is_open = true;
-        self.html += "</tbody><tfoot><tr>";
+        self.rows.push(Row { part: None, cells: Vec::new() });
         self
     }
 
-    fn close(&mut self) {
-        if std::mem::take(&mut self.is_open) {
-            self.html += "</tr>";
+    fn cell(&mut self, attributes: &str, text: &str) -> &mut Self {
+        let cell = format!("<td{attributes}>{}</td>", escape(text));
+        if let Some(row) = self.rows.last_mut() {
+            row.cells.push((cell, text.is_empty()));
         }
+        self
     }
 
     /// A cell of text.
     pub fn text(&mut self, text: &str, help: &str) -> &mut Self {
-        let help =
-            if help.is_empty() { String::new() } else { format!(" title=\"{}\"", escape(help)) };
-        let _ = write!(self.html, "<td{help}>{}</td>", escape(text));
-        self
+        self.cell(&title(help), text)
     }
 
     /// A cell of a number.
@@ -107,17 +107,36 @@ impl Table {
             Key::Count(count) => format!(" data-v=\"{count}\""),
             _ => String::new(),
         };
-        let _ = write!(self.html, "<td class=\"n\"{key}>{}</td>", escape(text));
-        self
+        self.cell(&format!(" class=\"n\"{key}"), text)
     }
 
-    /// The whole of it.
-    pub fn finish(mut self) -> String {
-        self.close();
-        self.html +=
-            if self.html.contains("<tfoot>") { "</tfoot></table>" } else { "</tbody></table>" };
-        self.html
+    /// The whole of it, without columns that have nothing. Nothing if it has no rows.
+    pub fn finish(self) -> String {
+        let Self { mut begin, headings, rows } = self;
+        if rows.is_empty() {
+            return String::new();
+        }
+        let is_used =
+            |n: usize| rows.iter().any(|row| row.cells.get(n).is_some_and(|cell| !cell.1));
+        let used: Vec<_> = (0..headings.len()).filter(|n| is_used(*n)).collect();
+        let heads: String = used.iter().map(|n| &*headings[*n]).collect();
+        let _ = write!(begin, "<thead><tr>{heads}</tr></thead><tbody>");
+        for row in &rows {
+            let _ = match row.part {
+                Some(part) => write!(begin, "\n<tr data-part=\"{part}\">"),
+                None => write!(begin, "</tbody><tfoot><tr>"),
+            };
+            used.iter().filter_map(|n| row.cells.get(*n)).for_each(|(cell, _)| begin += cell);
+            begin += "</tr>";
+        }
+        begin += if rows.iter().any(|row| row.part.is_none()) { "</tfoot>" } else { "</tbody>" };
+        begin + "</table>"
     }
+}
+
+/// An attribute that is shown where the pointer is.
+fn title(help: &str) -> String {
+    if help.is_empty() { String::new() } else { format!(" title=\"{}\"", escape(help)) }
 }
 
 #[cfg(test)]
@@ -137,6 +156,19 @@ mod tests {
         table.row(1).text(evil, evil).number(Key::Number(f64::NAN), evil);
         let html = table.finish();
         assert!(!html.contains("<img") && !html.contains("onerror='"), "{html}");
+    }
+
+    #[test]
+    fn tables_have_the_columns_that_have_something() {
+        let mut table = Table::new("t", "T", &[("a", ""), ("#b", ""), ("#c", "")]);
+        table.row(2).text("x", "").number(Key::Nothing, "").number(Key::Count(7), "7");
+        table.foot().text("", "").number(Key::Nothing, "").number(Key::Count(7), "7");
+        let expected = "<table id=\"t\"><caption>T</caption><thead><tr><th scope=\"col\">a</th>\
+            <th scope=\"col\" class=\"n\">c</th></tr></thead><tbody>\n<tr data-part=\"2\"><td>x</td>\
+            <td class=\"n\" data-v=\"7\">7</td></tr></tbody><tfoot><tr><td></td>\
+            <td class=\"n\" data-v=\"7\">7</td></tr></tfoot></table>";
+        assert_eq!(table.finish(), expected);
+        assert_eq!(Table::new("t", "T", &[("a", "")]).finish(), "");
     }
 
     #[test]

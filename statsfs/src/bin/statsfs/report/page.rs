@@ -62,11 +62,12 @@ fn facts(read: &Read) -> String {
         (0, looks) => format!("{looks}"),
         (_, looks) => format!("{looks}, one every {interval}"),
     };
+    let recorded = if about.dir.is_empty() { shown_path(&read.path) } else { &about.dir };
     let unit = data::unit(series.scope);
     let all = [
         ("host", about.host.clone()),
         ("kernel", about.kernel.clone()),
-        ("recorded", format!("{} of {}", shown_path(&read.path), about.dir)),
+        ("recorded", recorded.to_owned()),
         ("from", utc(read.begin)),
         ("for", format!("{length:.1} s")),
         ("looks", looks),

@@ -194,18 +194,17 @@ pub fn devices(read: &Read) -> String {
         ("#p99", "99 of 100 did"),
     ];
     let mut table = Table::new("devices", "Devices", &headings);
-    let mut is_empty = true;
     for (n, (part, name)) in parts(read).into_iter().zip(&names).enumerate() {
         let seconds = part.seconds(&series.columns);
         for (device, did) in part.devices.iter().filter(|(_, device)| !device.is_idle()) {
-            is_empty = false;
             let cell = |io, cell: &dyn Fn(u64) -> (Key, String)| {
                 did.count(io).map_or((Key::Nothing, String::new()), cell)
             };
             let bytes = |n: u64| (Key::Count(n), in_unit(n.into(), Unit::BYTES));
             let bytes_s = |n| rate(n, seconds, Unit::BYTES);
             let times_s = |n| rate(n, seconds, Unit::NONE);
-            let [p50, p99] = percentiles(did.time.as_ref());
+            let took = did.time.as_ref().filter(|time| time.histogram().count() > 0);
+            let [p50, p99] = percentiles(took);
             table.row(n).text(name, &about(part)).text(device, "");
             put(
                 &mut table,
@@ -219,15 +218,11 @@ pub fn devices(read: &Read) -> String {
                     cell(Io::Notifications, &times_s),
                     cell(Io::Interrupts, &times_s),
                     cell(Io::Errors, &count),
-                    time(p50.filter(|_| {
-                        did.time.as_ref().is_some_and(|time| time.histogram().count() > 0)
-                    })),
-                    time(p99.filter(|_| {
-                        did.time.as_ref().is_some_and(|time| time.histogram().count() > 0)
-                    })),
+                    time(p50),
+                    time(p99),
                 ],
             );
         }
     }
-    if is_empty { String::new() } else { table.finish() }
+    table.finish()
 }

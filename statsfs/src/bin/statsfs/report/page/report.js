@@ -263,7 +263,7 @@ function tiles(part) {
   if (part.vcpus) all.push(["vCPUs", thousands(part.vcpus)]);
   for (const [name, title] of [["guest", "In the guest"], ["handling", "Handling exits"], ["waiting", "Steal"], ["halted", "Halted"]])
     if (part.cpu[name]) all.push([title, cpus(mean(part.cpu[name], 1e-9))]);
-  if (part.p50 != null) all.push(["Handled in, half", time(part.p50)], ["... 99 of 100", time(part.p99)]);
+  if (part.p50 != null) all.push(["Handling, p50", time(part.p50)], ["Handling, p99", time(part.p99)]);
   $("tiles").replaceChildren(...all.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
 function draw() {
