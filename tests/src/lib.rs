@@ -11,6 +11,7 @@
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
 //! * [`command`] runs the tools that look at a mount, and takes what they say.
+//! * [`record`] has them record and report, and takes the numbers out of a report; [`chromium`] shows it.
 //! * [`http`] asks for what is served to others.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
@@ -26,6 +27,7 @@
 
 pub mod binary;
 pub mod bulk;
+pub mod chromium;
 pub mod command;
 pub mod flat;
 pub mod fs_matrix;
@@ -42,6 +44,7 @@ pub mod nested;
 pub mod newc;
 pub mod outside;
 pub mod packages;
+pub mod record;
 pub mod running;
 pub mod soak;
 pub mod tap;

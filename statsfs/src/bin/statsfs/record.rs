@@ -20,7 +20,7 @@ const HELP: &str = "\
 Show it with `statsfs report FILE -o report.html`; `statsfs dump FILE` has what was counted at its end, and `statsfs diff FILE`
 what came between its beginning and its end.
 
-Ctrl-C and SIGTERM end a recording as --seconds does. One that is killed is whole up to its last look. Where there is nothing to be
+Ctrl-C and SIGTERM end a recording as --seconds does, with a last look. One that is killed is whole up to its last look. Where there is nothing to be
 seen for a while (the server is being started again, the guest has gone), it has a gap, and goes on.";
 
 /// What to record.
@@ -70,11 +70,12 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
             break;
         }
         let next = until_next(begin.elapsed(), args.interval);
-        if ends.within(left.map_or(next, |left| left.min(next))) {
-            break;
-        }
+        let is_end = ends.within(left.map_or(next, |left| left.min(next)));
         recording.take(look(&dir).map_err(|error| told(&error)))?;
         progress.show(&recording);
+        if is_end {
+            break;
+        }
     }
     progress.end(&recording);
     recording.end()
