@@ -266,7 +266,9 @@ function tiles(part) {
   if (part.p50 != null) all.push(["Handling, p50", time(part.p50)], ["Handling, p99", time(part.p99)]);
   $("tiles").replaceChildren(...all.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
+let width = 0;
 function draw() {
+  width = $("rates").clientWidth;
   tip.hidden = true;
   const part = parts[state.part], metric = metrics[state.metric];
   tiles(part);
@@ -295,7 +297,7 @@ $("metric").append(...metrics.slice(0, parts.length > 2 ? 4 : 3).map((metric, n)
 }));
 $("part").onchange = (event) => select(+event.target.value);
 select(0);
-let width = innerWidth;
-addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; draw(); } });
+// Also for the scroll bar that comes with the charts.
+new ResizeObserver(() => { if ($("rates").clientWidth !== width) draw(); }).observe($("rates"));
 addEventListener("beforeprint", draw);
 })();
