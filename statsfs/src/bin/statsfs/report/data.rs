@@ -12,8 +12,6 @@ use crate::common::unix_seconds;
 
 /// Reasons that have a colour of their own; the others are together.
 const REASONS: usize = 7;
-/// How long what the scheduler says may be old: a second while a vCPU runs, and some more.
-const SAMPLED: f64 = 2.2;
 
 /// All of it. Numbers are those that came in each column.
 #[derive(Serialize)]
@@ -157,7 +155,7 @@ fn part_data<'a>(
         exits: by_reason(EXIT),
         time: by_reason(TIME),
         kvm: kvm.collect(),
-        cpu: cpu(part, columns)
+        cpu: cpu(part)
             .into_iter()
             .filter_map(|(name, line)| Some((name, numbers(&line)?)))
             .collect(),
@@ -168,11 +166,10 @@ fn part_data<'a>(
 }
 
 /// Where the vCPUs' time went: what is known of it.
-pub fn cpu(part: &Part, columns: &[Column]) -> [(&'static str, Line); 4] {
+pub fn cpu(part: &Part) -> [(&'static str, Line); 4] {
     let line = |name| part.line(name).cloned().unwrap_or_default();
-    let sampled = |name| line(name).spread(columns, SAMPLED);
-    let (handling, halted, waited) = (line(HANDLE), line(HALTED), sampled(WAITED));
-    let on_cpu = sampled(ON_CPU);
+    let (handling, halted, waited) = (line(HANDLE), line(HALTED), line(WAITED));
+    let on_cpu = line(ON_CPU);
     // Without the scheduler's word: what of KVM_RUN was spent otherwise is not known but for halts.
     let guest =
         if on_cpu.sum() > 0 { on_cpu.without(&handling) } else { line(RUN).without(&halted) };

@@ -29,6 +29,10 @@ pub const RUN: &str = "user_run_time";
 pub const ON_CPU: &str = "sched_run_ns";
 pub const WAITED: &str = "sched_wait_ns";
 pub const HALTED: &str = "halt_wait_ns";
+/// What is sampled.
+const SAMPLED: [&str; 2] = [ON_CPU, WAITED];
+/// How old what is sampled may be, in seconds: a second while a vCPU runs, two of one of very many, and some more.
+const AGE: f64 = 2.2;
 
 fn is_counted(name: &str) -> bool {
     KVM.contains(&name)
@@ -192,6 +196,25 @@ impl Part {
     pub fn halve(&mut self) {
         self.lines.values_mut().chain(&mut self.heat).for_each(Line::halve);
         (self.from, self.to) = (self.from / 2, self.to.div_ceil(2));
+    }
+
+    /// Has what is sampled come when it did, and not when it was found.
+    pub fn spread(&mut self, columns: &[Column]) {
+        for name in SAMPLED {
+            if let Some(line) = self.lines.get_mut(name) {
+                *line = line.spread(columns, AGE);
+            }
+        }
+    }
+
+    /// Takes what is sampled from the parts that it is the sum of.
+    pub fn sum_sampled<'p>(&mut self, parts: impl Iterator<Item = &'p Part> + Clone) {
+        for name in SAMPLED {
+            if let Some(line) = self.lines.get_mut(name) {
+                *line = Line::default();
+                parts.clone().filter_map(|part| part.line(name)).for_each(|part| line.join(part));
+            }
+        }
     }
 
     /// What of it is not in others, of which it is the sum. Of times only the lines are known.

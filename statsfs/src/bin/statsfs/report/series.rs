@@ -129,21 +129,28 @@ impl Series {
 
     fn let_go(&mut self) {
         let now = self.columns.len();
-        if self.parts.len() <= MOST_PARTS {
-            return;
+        while self.parts.len() > MOST_PARTS {
+            let gone = self.parts.iter().filter(|(_, part)| part.to < now);
+            let least = gone.min_by_key(|(_, part)| part.weight());
+            let Some(least) = least.map(|(identity, _)| *identity) else { break };
+            self.parts.remove(&least);
         }
-        let gone = self.parts.iter().filter(|(_, part)| part.to < now);
-        let least = gone.min_by_key(|(_, part)| part.weight()).map(|(identity, _)| *identity);
-        least.map(|identity| self.parts.remove(&identity));
     }
 
     /// The whole, the parts that did most, and what is in none of these, if there is any.
     pub fn finish(self, most: usize) -> Finished {
-        let Self { scope, columns, whole, parts, seen, .. } = self;
+        let Self { scope, columns, mut whole, parts, seen, .. } = self;
         let mut parts: Vec<_> = parts.into_values().collect();
         parts.sort_by(|a, b| (b.weight(), &a.path).cmp(&(a.weight(), &b.path)));
         parts.truncate(most);
-        let rest = whole.without(&parts.iter().collect::<Vec<_>>());
+        let mut rest = whole.without(&parts.iter().collect::<Vec<_>>());
+        // Each is sampled at times of its own.
+        if scope == Scope::Vcpu {
+            whole.spread(&columns);
+        } else {
+            parts.iter_mut().chain([&mut rest]).for_each(|part| part.spread(&columns));
+            whole.sum_sampled(parts.iter().chain([&rest]));
+        }
         let rest = Some(rest).filter(|rest| {
             scope != Scope::Vcpu && (seen > parts.len() || rest.sum("user_exits") > 0)
         });

@@ -149,7 +149,7 @@ pub fn overview(read: &Read) -> String {
         let nothing = || (Key::Nothing, String::new());
         let known =
             |n: u64, cell: fn(u64) -> (Key, String)| if n == 0 { nothing() } else { cell(n) };
-        let lines = cpu(part, columns);
+        let lines = cpu(part);
         let cpus = |n: usize| {
             let cpus = lines[n].1.sum() as f64 / 1e9 / seconds.max(1e-9);
             (Key::Number(cpus), format!("{cpus:.2}"))

@@ -258,11 +258,11 @@ document.querySelectorAll("main table").forEach(sortable);
 function tiles(part) {
   const there = seconds.slice(part.from, part.to), whole = sum(there) || 1;
   const mean = (line, scale = 1) => sum(line) * scale / whole;
-  const all = [["Exits/s to user space", thousands(mean(exitsOf(part)))]];
+  const all = [["Exits/s to user", thousands(mean(exitsOf(part)))]];
   if (part.kvm.exits) all.push(["KVM exits/s", thousands(mean(part.kvm.exits))]);
   if (part.vcpus) all.push(["vCPUs", thousands(part.vcpus)]);
-  for (const [name, title] of [["guest", "In the guest"], ["handling", "Handling exits"], ["waiting", "Steal"], ["halted", "Halted"]])
-    if (part.cpu[name]) all.push([title, cpus(mean(part.cpu[name], 1e-9))]);
+  for (const [name, title] of [["guest", "In the guest"], ["handling", "Handling"], ["waiting", "Steal"], ["halted", "Halted"]])
+    if (part.cpu[name]) all.push([`${title}, CPUs`, mean(part.cpu[name], 1e-9).toFixed(2)]);
   if (part.p50 != null) all.push(["Handling, p50", time(part.p50)], ["Handling, p99", time(part.p99)]);
   $("tiles").replaceChildren(...all.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
