@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use statsfs::snapshot::{Changes, Dir, Recorded, What};
+use statsfs::snapshot::{Change, Changes, Dir, Recorded, What};
 
 use super::columns::{Column, Line};
 use super::device::Device;
@@ -102,7 +102,7 @@ impl Part {
         names: &mut Names,
     ) {
         self.to = column + 1;
-        for change in changes.of(dir) {
+        for change in since(changes, dir) {
             let name = change.value.name();
             match name {
                 "vm_vcpus" => self.vcpus = self.vcpus.max(number(change.value.number())),
@@ -150,7 +150,7 @@ impl Part {
 
     pub fn add_devices<'s>(&mut self, changes: &Changes<'s>, dir: Dir<'s>) {
         for device in dir.children().filter(|dir| dir.what() == What::Device) {
-            let changes = changes.of(device);
+            let changes = since(changes, device);
             if let Some(known) = self.devices.get_mut(device.name()) {
                 changes.iter().for_each(|change| known.add(change));
             } else {
@@ -232,6 +232,15 @@ impl Part {
         }
         rest
     }
+}
+
+/// What came in a directory. One that is new has all that it counted: that is in the totals now, and was not before.
+fn since<'s>(changes: &Changes<'s>, dir: Dir<'s>) -> Vec<Change<'s>> {
+    let mut all = changes.of(dir);
+    if changes.earlier(dir).is_none() {
+        all.iter_mut().for_each(|change| change.increase = change.value.raw_count());
+    }
+    all
 }
 
 fn number(number: Option<i128>) -> u64 {
