@@ -58,8 +58,9 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// If it can not be written.
     pub fn gap(&mut self, time: SystemTime, why: &str) -> io::Result<()> {
-        let len = why.floor_char_boundary(MAX_GAP as usize);
-        self.append(kind::GAP, time, why[..len].as_bytes())
+        let most = why.len().min(MAX_GAP as usize);
+        let len = (0..=most).rfind(|len| why.is_char_boundary(*len)).unwrap_or(0);
+        self.append(kind::GAP, time, &why.as_bytes()[..len])
     }
 
     /// Appends that this is the end.
