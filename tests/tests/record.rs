@@ -93,7 +93,7 @@ fn a_report_has_exactly_what_guests_counted_whatever_comes_goes_and_is_cleared()
     assert_eq!((data.exits(old, "io_in"), data.exits(old, "io_out")), (0, 0), "it did nothing");
     assert_adds_up(&data);
     // Each exit was handled in some time, but for the last ones of those that wait.
-    let heat: u64 = whole["heat"].as_object().unwrap().values().map(|line| numbers(line)).sum();
+    let heat: u64 = whole["heat"].as_object().unwrap().values().map(numbers).sum();
     let all = 365 + u64::from(3 * WRITES) + 5;
     assert_eq!(heat, all - 1);
 
