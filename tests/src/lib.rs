@@ -12,6 +12,7 @@
 //! * [`host`] is a server that many of them publish to.
 //! * [`command`] runs the tools that look at a mount, and takes what they say.
 //! * [`http`] asks for what is served to others, and [`prometheus`] is one that collects it.
+//! * [`record`] has them record and report, and takes the numbers out of a report; [`chromium`] shows it.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
 //! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
@@ -27,6 +28,7 @@
 
 pub mod binary;
 pub mod bulk;
+pub mod chromium;
 pub mod command;
 pub mod debs;
 pub mod flat;
@@ -45,6 +47,7 @@ pub mod newc;
 pub mod outside;
 pub mod packages;
 pub mod prometheus;
+pub mod record;
 pub mod running;
 pub mod soak;
 pub mod tap;

@@ -16,6 +16,8 @@ use statsfs::value::{
     Aggregations, Descriptor, GroupBuilder, GroupDescriptor, Semantics, Unit, ValueType,
 };
 use statsfs::fs::{Caller, Nodes, ROOT};
+use statsfs::snapshot::Snapshot;
+use statsfs::snapshot::recording::{About, FRAME_HEADER, Writer};
 use statsfs::{Registry, RegistryOptions};
 use statsfs_fuzz::{SIZE, encode};
 
@@ -177,6 +179,23 @@ fn snapshot(registry: &Registry, uid: u32) -> Vec<u8> {
     input
 }
 
+/// A recording of a snapshot, twice, with a gap in between, as an input; and the content of its first frame as another.
+fn recordings(snapshot: &[u8]) -> [Vec<u8>; 2] {
+    let snapshot = Snapshot::parse(snapshot).expect("a snapshot of ours");
+    let mut all = vec![0];
+    let mut writer = Writer::new(&mut all, &About::default()).expect("memory");
+    let start = 1 + writer.written() as usize + FRAME_HEADER;
+    writer.snapshot(&snapshot).expect("memory");
+    let end = 1 + writer.written() as usize;
+    writer.gap(snapshot.taken(), "nobody is there").expect("memory");
+    writer.snapshot(&snapshot).expect("memory");
+    writer.end(snapshot.taken()).expect("memory");
+    let [a, b] = (snapshot.as_bytes().len() as u16).to_le_bytes();
+    let mut content = vec![1, 1, 0, 0, a, b];
+    content.extend_from_slice(&all[start..end]);
+    [all, content]
+}
+
 fn main() {
     let root = PathBuf::from(std::env::args_os().nth(1).expect("the corpus directory"));
     let write = |path: &Path, bytes: &[u8]| {
@@ -196,6 +215,11 @@ fn main() {
         for (who, uid) in [("owner", 0), ("other", u32::MAX - 1)] {
             let path = root.join(format!("snapshot/{name}-{who}"));
             write(&path, &snapshot(&registry, uid));
+            if (name, who) == ("every", "owner") {
+                let [all, content] = recordings(&snapshot(&registry, uid)[1..]);
+                write(&root.join("recording/all"), &all);
+                write(&root.join("recording/content"), &content);
+            }
         }
         let save = |stage: &str| {
             let content = content(&registry);

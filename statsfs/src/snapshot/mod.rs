@@ -51,6 +51,9 @@ mod changes;
 pub mod format;
 mod parse;
 mod read;
+mod recorded;
+#[cfg(feature = "recording")]
+pub mod recording;
 mod shown;
 mod totals;
 mod value;
@@ -71,6 +74,7 @@ use crate::value::Descriptor;
 pub use self::changes::{Change, Changes, ChangesError};
 pub use self::parse::SnapshotError;
 pub use self::read::ReadError;
+pub use self::recorded::Recorded;
 pub use self::value::{Histogram, Value};
 pub use self::what::What;
 
@@ -137,6 +141,11 @@ impl Snapshot {
     /// [`ReadError`] says what is wrong with it.
     pub fn load(file: impl AsRef<Path>) -> Result<Self, ReadError> {
         read::load(file.as_ref())
+    }
+
+    /// The bytes that it was read of: a copy of the `.stats/snapshot`.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.words.as_bytes()
     }
 
     /// The path of the directory that it is of, from the root of the mount; empty if it is that.

@@ -118,7 +118,7 @@ fn histogram(total: &Total, ty: ValueType) -> Option<Histogram<'_>> {
 
 /// What was recorded, by size.
 #[derive(Clone, Copy, Debug)]
-pub struct Histogram<'a>(Buckets<'a>);
+pub struct Histogram<'a>(pub(super) Buckets<'a>);
 
 impl<'a> Histogram<'a> {
     /// How many there were.

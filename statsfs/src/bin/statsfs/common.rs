@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use statsfs::snapshot::Snapshot;
 use statsfs::tools::{find_mount, look};
 
+use crate::recordings;
+
 /// What the help of each of them ends with.
 pub const EXIT_STATUS: &str =
     "Exit status: 0; 1 if it could not be done, with a line that says why; 2 if asked wrongly.";
@@ -30,10 +32,10 @@ impl Place {
         })
     }
 
-    /// What is in and below a directory of the mount, or in a snapshot that was saved.
+    /// What is in and below a directory of the mount, or in a snapshot that was saved, or was at the end of a recording.
     pub fn look(&self, path: Option<&Path>) -> Result<Snapshot, Box<dyn Error>> {
         let dir = match path {
-            Some(path) if is_saved(path) => return Ok(Snapshot::load(path)?),
+            Some(path) if is_saved(path) => return recordings::last(path),
             path => self.dir(path)?,
         };
         if dir.is_file() {
@@ -44,7 +46,7 @@ impl Place {
     }
 }
 
-/// Whether a path is that of a snapshot that was saved, and of nothing in a mount.
+/// Whether a path is that of a snapshot that was saved, or of a recording, and of nothing in a mount.
 pub fn is_saved(path: &Path) -> bool {
     // What is mounted has no size.
     path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0)
@@ -71,4 +73,11 @@ pub fn parse_seconds(text: &str) -> Result<Duration, String> {
 /// The path of a directory, of which that of the mount has none.
 pub fn shown_path(path: &str) -> &str {
     if path.is_empty() { "." } else { path }
+}
+
+/// Has a write past the largest size that this process's files may have (RLIMIT_FSIZE) fail with EFBIG, and not
+/// end the process by SIGXFSZ: that of a log, of what is kept or recorded.
+pub fn outlive_file_size() {
+    // SAFETY: ignoring a signal installs no code.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

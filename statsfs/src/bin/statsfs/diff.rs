@@ -3,16 +3,19 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use serde::Serialize;
 use statsfs::snapshot::{Change, Changes, Snapshot, Value};
 use statsfs::tools::{Columns, Side, in_unit, per_second, say, thousands};
 use statsfs::value::Unit;
 
 use crate::common::{EXIT_STATUS, shown_path};
+use crate::recordings;
 
 const HELP: &str = "\
 A snapshot is a copy of a `.stats/snapshot`:
   cat /run/statsfs/.stats/snapshot > before
+Of one recording (`statsfs record`) it is what came between its first and its last look.
 
 Increases are those of what was counted, whatever was cleared in between. What counted in between and is gone is in the totals
 of the directory that it was in.";
@@ -21,10 +24,10 @@ of the directory that it was in.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = format!("{HELP}\n\n{EXIT_STATUS}"))]
 pub struct Args {
-    /// The earlier snapshot
+    /// The earlier snapshot, or a recording
     before: PathBuf,
-    /// The later one, of the same directory
-    after: PathBuf,
+    /// The later one, of the same directory [default: the end of the recording]
+    after: Option<PathBuf>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -57,8 +60,15 @@ struct Difference {
 }
 
 pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let [before, after] = [&args.before, &args.after].map(Snapshot::load);
-    let (before, after) = (before?, after?);
+    let (before, after) = match &args.after {
+        Some(after) => (recordings::last(&args.before)?, recordings::last(after)?),
+        None if recordings::is_one(&args.before) => recordings::ends(&args.before)?,
+        None => {
+            let file = args.before.display();
+            let why = format!("{file} is no recording: a later snapshot is needed as well\n");
+            clap::Error::raw(ErrorKind::MissingRequiredArgument, why).exit()
+        }
+    };
     let changes = Changes::between(&before, &after)?;
     let differences = differences(&changes, &after);
     let text =

@@ -31,7 +31,7 @@ source was there before, but not to be seen, its first rate is missing.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = format!("{HELP}\n\n{EXIT_STATUS}"))]
 pub struct Args {
-    /// A directory of the mount or a saved snapshot [default: the whole mount]
+    /// A directory of the mount, a saved snapshot or a recording, of which it is the end [default: the whole mount]
     path: Option<PathBuf>,
     /// How to show it
     #[arg(long, value_enum, default_value_t)]

@@ -14,7 +14,7 @@ use crate::common::{EXIT_STATUS, Place, shown_path};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_STATUS)]
 pub struct Args {
-    /// A directory of the mount or a saved snapshot [default: the whole mount]
+    /// A directory of the mount, a saved snapshot or a recording, of which it is the end [default: the whole mount]
     path: Option<PathBuf>,
     /// As JSON
     #[arg(long)]

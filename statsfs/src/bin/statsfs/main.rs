@@ -8,6 +8,9 @@ mod describe;
 mod diff;
 mod dump;
 mod ls;
+mod record;
+mod recordings;
+mod report;
 mod serve;
 mod status;
 
@@ -29,6 +32,8 @@ Examples:
   statsfs dump kvm --watch 1                   what was counted, and how much a second
   statsfs describe user_exits                  what a value is
   statsfs diff before after                    what came between two saved snapshots
+  statsfs record FILE --seconds 60             a look a second, in one file
+  statsfs report FILE -o report.html           ... as a page with charts and tables
 
 Exit status: 0; 1 if it could not be done, with a line that says why; 2 if asked wrongly.";
 
@@ -52,8 +57,12 @@ enum Command {
     Dump(dump::Args),
     /// Say what a value means
     Describe(describe::Args),
-    /// Show what came between two saved snapshots
+    /// Show what came between two saved snapshots, or between the ends of a recording
     Diff(diff::Args),
+    /// Record what is counted over some time
+    Record(record::Args),
+    /// Make a page of a recording, with charts and tables
+    Report(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +73,8 @@ fn main() -> ExitCode {
         Command::Dump(args) => dump::run(&args),
         Command::Describe(args) => describe::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Record(args) => record::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,6 +14,8 @@ use statsfs::host::{DEFAULT_MOUNT, DEFAULT_SOCKET, DEFAULT_STATE};
 use statsfs::tree::{MetricName, Owner, TreeOptions};
 use tracing_subscriber::EnvFilter;
 
+use crate::common::outlive_file_size;
+
 const HELP: &str = "\
 Whoever may connect to the socket may publish: root, the server's user, and the members of the socket's group.
 What a process publishes is in a directory of its own, which only its user and the readers' group may look into.
@@ -205,13 +207,6 @@ fn log() {
     // would say that there too, and panic.
     let log = log.with_target(false).with_ansi(is_terminal).log_internal_errors(false);
     if is_terminal { log.init() } else { log.without_time().init() }
-}
-
-/// Has a write past the largest size that this process's files may have (RLIMIT_FSIZE) fail with EFBIG, and not
-/// end the process by SIGXFSZ: that of a log, or of what is kept.
-fn outlive_file_size() {
-    // SAFETY: ignoring a signal installs no code.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 fn raise_open_files() {
