@@ -10,6 +10,7 @@ mod dump;
 mod ls;
 mod serve;
 mod status;
+mod top;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -26,6 +27,7 @@ Examples:
   statsfs status                               what is connected, and what was refused and why
   statsfs ls kvm                               the guests, their vCPUs and devices
   statsfs dump kvm --watch 1                   what was counted, and how much a second
+  statsfs top                                  the guests of this host on a full screen
   statsfs describe user_exits                  what a value is
 
 Exit status: 0; 1 if it could not be done, with a line that says why; 2 if asked wrongly.";
@@ -48,6 +50,8 @@ enum Command {
     Ls(ls::Args),
     /// Show what was counted, once or again and again with rates
     Dump(dump::Args),
+    /// Watch the guests on a full screen, or write tables and logs of them
+    Top(Box<top::Args>),
     /// Say what a value means
     Describe(describe::Args),
     /// Show what came between two saved snapshots
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Dump(args) => dump::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Describe(args) => describe::run(&args),
         Command::Diff(args) => diff::run(&args),
     };
