@@ -11,6 +11,7 @@
 //! * [`memory`] looks what of their memory is not the guest's.
 //! * [`host`] is a server that many of them publish to.
 //! * [`command`] runs the tools that look at a mount, and takes what they say.
+//! * [`screen`] is a terminal for those that fill one.
 //! * [`http`] asks for what is served to others.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
@@ -43,6 +44,7 @@ pub mod newc;
 pub mod outside;
 pub mod packages;
 pub mod running;
+pub mod screen;
 pub mod soak;
 pub mod tap;
 pub mod tools;

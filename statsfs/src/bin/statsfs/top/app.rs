@@ -173,7 +173,7 @@ impl App {
     pub fn wanted(&self) -> Wanted {
         let page = self.page();
         let values = page.tab() == Tab::Values;
-        Wanted { place: page.place.clone(), span: self.span, values }
+        Wanted { place: page.place.clone(), span: self.span, values, is_last: false }
     }
 
     /// Takes in what was found.
@@ -210,12 +210,8 @@ impl App {
                 grid::rows(&meant, false)
             }
             (Tab::Vcpus, detail) => grid::rows(detail.map_or(&[], |detail| &detail.vcpus), true),
-            (Tab::Devices, detail) => {
-                grid::devices(detail.map_or(&[], |detail| &detail.devices))
-            }
-            (Tab::Reasons, detail) => {
-                grid::reasons(detail.map_or(&[], |detail| &detail.reasons))
-            }
+            (Tab::Devices, detail) => grid::devices(detail.map_or(&[], |detail| &detail.devices)),
+            (Tab::Reasons, detail) => grid::reasons(detail.map_or(&[], |detail| &detail.reasons)),
             (Tab::Values, Some(detail)) => grid::fields(&detail.fields),
             (Tab::Values, None) => Grid { heads: Vec::new(), lines: Vec::new(), hidden: 0 },
         };
@@ -232,7 +228,8 @@ impl App {
             // Where one was that is gone, the next one is.
             Some(id) => found(id).unwrap_or(page.at).min(len.saturating_sub(1)),
         };
-        let selected = page.selected.as_ref().and_then(|_| lines.get(at)).map(|line| line.id.clone());
+        let selected =
+            page.selected.as_ref().and_then(|_| lines.get(at)).map(|line| line.id.clone());
         let page = self.page_mut();
         (page.at, page.selected) = (at, selected);
         page.first = page.first.clamp((at + 1).saturating_sub(room), at);

@@ -19,7 +19,7 @@ pub fn once(args: &Args, mut looks: Looks) -> Result<(), Box<dyn Error>> {
     looks.model(&Wanted::default());
     sleep(args.interval);
     looks.look()?;
-    say(&text(args, &mut looks))?;
+    say(&text(args, &mut looks, true))?;
     Ok(())
 }
 
@@ -40,7 +40,7 @@ pub fn again_and_again(args: &Args, mut looks: Looks) -> Result<(), Box<dyn Erro
         }
         if missing.is_empty() {
             let is_first = looks.pair().is_none();
-            let text = text(args, &mut looks);
+            let text = text(args, &mut looks, false);
             if !is_first && !say(&(text + "\n"))? {
                 return Ok(());
             }
@@ -50,8 +50,9 @@ pub fn again_and_again(args: &Args, mut looks: Looks) -> Result<(), Box<dyn Erro
 }
 
 /// What came in the last interval.
-fn text(args: &Args, looks: &mut Looks) -> String {
-    let Some(model) = looks.model(&Wanted::default()) else { return String::new() };
+fn text(args: &Args, looks: &mut Looks, is_last: bool) -> String {
+    let wanted = Wanted { is_last, ..Wanted::default() };
+    let Some(model) = looks.model(&wanted) else { return String::new() };
     if args.fields.is_some() {
         return values(args, looks);
     }

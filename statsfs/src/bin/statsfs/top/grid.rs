@@ -90,9 +90,7 @@ impl Cell {
     }
 
     fn time(value: Option<u64>) -> Self {
-        Self::maybe(value, |ns| {
-            Self::number(ns as f64, in_unit(ns.into(), Unit::NANOSECONDS))
-        })
+        Self::maybe(value, |ns| Self::number(ns as f64, in_unit(ns.into(), Unit::NANOSECONDS)))
     }
 
     fn percent(value: Option<f64>, tone: Tone) -> Self {
@@ -217,7 +215,7 @@ pub fn rows(rows: &[Row], is_vcpus: bool) -> Grid {
     if is_vcpus {
         heads.push(head("THREAD", Side::Right, 2));
     } else {
-        heads.extend([head("PID", Side::Right, 3), head("VCPUS", Side::Right, 2)]);
+        heads.extend([head("PID", Side::Right, 2), head("VCPUS", Side::Right, 2)]);
     }
     heads.extend([
         head("EXITS/S", Side::Right, 0),
@@ -231,17 +229,17 @@ pub fn rows(rows: &[Row], is_vcpus: bool) -> Grid {
     if !is_vcpus {
         heads.extend([
             head("IO/S", Side::Right, 1),
-            head("READ/S", Side::Right, 4),
-            head("WRITE/S", Side::Right, 4),
-            head("RX/S", Side::Right, 5),
-            head("TX/S", Side::Right, 5),
+            head("READ/S", Side::Right, 5),
+            head("WRITE/S", Side::Right, 5),
+            head("RX/S", Side::Right, 6),
+            head("TX/S", Side::Right, 6),
         ]);
     }
     heads.extend([
         head("TOTAL", Side::Right, 8),
         head("KVM/S", Side::Right, 7),
-        head("MOST", Side::Left, 6),
-        Head { is_graph: true, ..head("EXITS", Side::Left, 9) },
+        head("MOST", Side::Left, 3),
+        Head { is_graph: true, ..head("LAST", Side::Left, 4) },
     ]);
     let line = |row: &Row| {
         let mut cells = vec![Cell::name(&row.name)];

@@ -38,7 +38,8 @@ impl Log {
             return Ok(Self::Stdout);
         }
         let file = File::options().create(true).append(true).open(path);
-        let file = file.map_err(|error| format!("{} can not be written: {error}", path.display()))?;
+        let file =
+            file.map_err(|error| format!("{} can not be written: {error}", path.display()))?;
         Ok(Self::File(path.to_owned(), file))
     }
 
@@ -183,14 +184,11 @@ fn of_values(args: &Args, looks: &Looks) -> (String, String) {
     columns.iter().for_each(|column| {
         let _ = write!(head, ",{column}");
     });
-    let prefix = format!(
-        "{:.3},{:.6}",
-        unix_seconds(now.taken()),
-        changes.time().as_secs_f64()
-    );
+    let prefix = format!("{:.3},{:.6}", unix_seconds(now.taken()), changes.time().as_secs_f64());
     for dir in args.dirs(now) {
         let cells = cells(&fields(pair, dir, is_wanted));
-        let is_zero = |(_, number): &(String, Option<i128>)| number.is_none_or(|number| number == 0);
+        let is_zero =
+            |(_, number): &(String, Option<i128>)| number.is_none_or(|number| number == 0);
         if args.skip_zero && cells.iter().all(is_zero) {
             continue;
         }

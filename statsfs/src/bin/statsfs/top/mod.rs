@@ -71,9 +71,8 @@ impl Args {
         let kvm = now.dir(KVM);
         let host = kvm.filter(|_| self.guests.is_all());
         let machines = kvm.into_iter().flat_map(Dir::children);
-        let is_meant = |dir: &Dir<'_>| {
-            dir.what() == What::Guest && self.guests.is_meant(&Row::nothing(*dir))
-        };
+        let is_meant =
+            |dir: &Dir<'_>| dir.what() == What::Guest && self.guests.is_meant(&Row::nothing(*dir));
         let each = self.log.is_some() || !self.guests.is_all();
         host.into_iter().chain(machines.filter(|dir| each && is_meant(dir))).collect()
     }
@@ -89,7 +88,9 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         return batch::once(args, looks);
     }
     if !stdout().is_terminal() {
-        return Err("the standard output is no terminal: -1 writes one table, and --log a log".into());
+        return Err(
+            "the standard output is no terminal: -1 writes one table, and --log a log".into()
+        );
     }
     if std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb") {
         return batch::again_and_again(args, looks);

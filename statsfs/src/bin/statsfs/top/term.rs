@@ -34,7 +34,8 @@ impl Terminal {
             std::process::exit(PANICKED);
         }));
         // First of all, so that what is done of the following is undone.
-        let mut terminal = Self { screen: ratatui::Terminal::new(CrosstermBackend::new(stdout()))? };
+        let mut terminal =
+            Self { screen: ratatui::Terminal::new(CrosstermBackend::new(stdout()))? };
         terminal.take()?;
         Ok(terminal)
     }

@@ -32,9 +32,7 @@ pub struct Reason {
     pub total: Option<u64>,
     /// A second.
     pub rate: Option<f64>,
-    /// How many there were in the span.
-    pub count: Option<u64>,
-    /// Which part of all exits of the span that is.
+    /// Which part of all exits of the span those of it are.
     pub part: Option<f64>,
     /// Nanoseconds in which they were handled, in the span.
     pub time: Option<u64>,
@@ -96,9 +94,13 @@ pub struct Field {
 }
 
 pub(super) fn detail<'a>(rows: &mut Rows<'a, '_>, dir: Dir<'a>, wanted: &Wanted) -> Detail {
-    let row = Rows { is_new: false, pair: rows.pair, history: &mut *rows.history }.row(dir);
-    let history = rows.history.of(dir.identity()).last(KEPT);
     let what = dir.what();
+    // What is new of a guest was remembered with the other rows.
+    let is_new = rows.is_new;
+    rows.is_new &= what == What::Vcpu;
+    let row = rows.row(dir);
+    rows.is_new = is_new;
+    let history = rows.history.of(dir.identity()).last(KEPT);
     let (mut vcpus, mut devices) = (Vec::new(), Vec::new());
     if what != What::Top {
         for child in dir.children() {
@@ -161,7 +163,6 @@ fn reasons<'a>(rows: &Rows<'a, '_>, dir: Dir<'a>, span: Span) -> Vec<Reason> {
             name: name.to_owned(),
             total,
             rate: change.increase.zip(seconds).map(|(n, seconds)| n as f64 / seconds),
-            count: exits,
             part: exits.zip(all).map(|(exits, all)| part(exits, all)),
             time,
             time_part: time.zip(all_time).map(|(time, all)| part(time, all)),
@@ -183,7 +184,6 @@ fn reasons<'a>(rows: &Rows<'a, '_>, dir: Dir<'a>, span: Span) -> Vec<Reason> {
                 .and_then(|change| change.increase)
                 .zip(seconds)
                 .map(|(n, seconds)| n as f64 / seconds),
-            count: all,
             part: all.map(|all| part(all, all)),
             time: all_time,
             time_part: all_time.map(|all| part(all, all)),

@@ -1,6 +1,7 @@
 //! What was, of those that are shown: compact, and forgotten a while after they are gone.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::time::Duration;
 
 use statsfs::snapshot::DirIdentity;
@@ -13,10 +14,16 @@ const REMEMBERED: u64 = 120;
 const SAMPLED: Duration = Duration::from_millis(2500);
 
 /// What is remembered of all.
-#[derive(Debug, Default)]
-pub struct History {
+#[derive(Debug)]
+pub struct History<K = DirIdentity> {
     looks: u64,
-    of: HashMap<DirIdentity, Past>,
+    of: HashMap<K, Past>,
+}
+
+impl<K> Default for History<K> {
+    fn default() -> Self {
+        Self { looks: 0, of: HashMap::new() }
+    }
 }
 
 /// What is remembered of one.
@@ -27,7 +34,7 @@ pub struct Past {
     seen: u64,
 }
 
-impl History {
+impl<K: Eq + Hash> History<K> {
     /// Begins a look: those that have not been there for long are forgotten.
     pub fn begin(&mut self) {
         self.looks += 1;
@@ -36,15 +43,10 @@ impl History {
     }
 
     /// What is remembered of one that is there.
-    pub fn of(&mut self, id: DirIdentity) -> &mut Past {
+    pub fn of(&mut self, id: K) -> &mut Past {
         let past = self.of.entry(id).or_default();
         past.seen = self.looks;
         past
-    }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.of.len()
     }
 }
 
@@ -78,32 +80,44 @@ impl Past {
 /// Times that are sampled by somebody else, now and then: how much of each second they are is known from one change to another.
 #[derive(Debug, Default)]
 pub struct Sampled {
+    /// What they are, and since when that is known.
     last: Option<(Duration, [u64; 2])>,
-    changed: Option<Duration>,
+    /// When they were seen to change, in the last seconds, and to what.
+    changes: VecDeque<(Duration, [u64; 2])>,
     rates: Option<[f64; 2]>,
 }
+
+/// Over how long a rate is, at least: somebody else's seconds are not as long as ours.
+const OVER: Duration = Duration::from_millis(2500);
 
 impl Sampled {
     fn push(&mut self, at: Duration, run: u64, wait: u64) {
         let now = [run, wait];
-        let Some((since, last)) = self.last else {
-            self.last = Some((at, now));
-            return;
-        };
-        let elapsed = at.saturating_sub(since);
-        if now == last {
-            if elapsed > SAMPLED {
-                self.rates = Some([0.0; 2]);
+        match self.last {
+            Some((since, last)) if last == now => {
+                if at.saturating_sub(since) > SAMPLED {
+                    // From here on it is known when it goes on.
+                    self.changes = [(at, now)].into();
+                    self.rates = Some([0.0; 2]);
+                }
+                return;
             }
-            return;
+            // For how long it had been so is not known.
+            None => {
+                self.last = Some((at, now));
+                return;
+            }
+            Some(_) => self.last = Some((at, now)),
         }
-        // Until the first change it is not known for how long it has been so.
-        if self.changed.is_some() && !elapsed.is_zero() {
-            let rate = |n: usize| now[n].saturating_sub(last[n]) as f64 / elapsed.as_nanos() as f64;
+        self.changes.push_back((at, now));
+        while self.changes.get(1).is_some_and(|(second, _)| at.saturating_sub(*second) >= OVER) {
+            self.changes.pop_front();
+        }
+        if let Some((first, then)) = self.changes.front().filter(|(first, _)| *first < at) {
+            let elapsed = (at - *first).as_nanos() as f64;
+            let rate = |n: usize| now[n].saturating_sub(then[n]) as f64 / elapsed;
             self.rates = Some([rate(0), rate(1)]);
         }
-        self.changed = Some(at);
-        self.last = Some((at, now));
     }
 
     /// Time on a processor, and time of waiting for one, in each time. None if it is not known yet.
@@ -147,6 +161,14 @@ mod tests {
 
     #[test]
     fn rates_are_so_many_and_those_that_are_gone_are_forgotten() {
+        let mut history = History::default();
+        for look in 0..1000 {
+            history.begin();
+            history.of("stays").push(1.0);
+            history.of(&*format!("{look}").leak()).push(1.0);
+        }
+        assert_eq!(history.of.len() as u64, 1 + REMEMBERED + 1);
+        assert_eq!(history.of("stays").last(usize::MAX).len(), KEPT);
         let mut past = Past::default();
         (0..KEPT + 7).for_each(|n| past.push(n as f64));
         assert_eq!(past.last(2), [(KEPT + 5) as f32, (KEPT + 6) as f32]);

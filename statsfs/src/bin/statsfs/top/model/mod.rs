@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use statsfs::snapshot::{Change, Changes, Dir, DirIdentity, Snapshot, Value, What};
 
 pub use self::detail::{ALL, Bucket, Detail, Device, Field, Reason, fields};
-pub use self::history::{History};
+pub use self::history::History;
 pub use self::row::Row;
 pub use self::shares::Shares;
 
@@ -44,6 +44,8 @@ pub struct Wanted {
     pub span: Span,
     /// All values of it, too.
     pub values: bool,
+    /// Nothing comes after this, so shares are of what the scheduler said in this interval, though it says that once a second.
+    pub is_last: bool,
 }
 
 /// What two snapshots say.
@@ -106,7 +108,7 @@ impl<'a> Pair<'a> {
         if is_new {
             history.begin();
         }
-        let mut rows = row::Rows { pair: *self, history, is_new };
+        let mut rows = row::Rows { pair: *self, history, is_new, is_last: wanted.is_last };
         let kvm = self.now.dir(KVM);
         let machines = kvm.into_iter().flat_map(Dir::children);
         let machines: Vec<_> = machines.filter(|dir| dir.what() == What::Guest).collect();
@@ -115,8 +117,7 @@ impl<'a> Pair<'a> {
             None => Row::nothing(self.now.root()),
         };
         let guests = machines.into_iter().map(|dir| rows.row(dir)).collect();
-        let closed =
-            kvm.map_or(0, |kvm| kvm.child_count().saturating_sub(kvm.children().count()));
+        let closed = kvm.map_or(0, |kvm| kvm.child_count().saturating_sub(kvm.children().count()));
         let dir = match &wanted.place {
             None => kvm,
             Some(place) => self.now.dir(&place.path).filter(|dir| dir.identity() == place.id),

@@ -118,6 +118,8 @@ pub(super) struct Rows<'a, 'h> {
     pub history: &'h mut History,
     /// Whether what they say is to be remembered.
     pub is_new: bool,
+    /// See [`Wanted`](super::Wanted).
+    pub is_last: bool,
 }
 
 impl<'a> Rows<'a, '_> {
@@ -164,6 +166,11 @@ impl<'a> Rows<'a, '_> {
             }
             [Some(_), Some(_)] => past.known_sched(),
             _ => None,
+        };
+        let in_interval = |name| Some(of.increase(name)? as f64 / 1e9 / seconds?);
+        let times = match (times, in_interval("sched_run_ns"), in_interval("sched_wait_ns")) {
+            (None, Some(run), Some(wait)) if self.is_last => Some([run, wait]),
+            _ => times,
         };
         if let (Some(seconds), Some(vcpus)) = (seconds, row.vcpus) {
             let sum = |name| {

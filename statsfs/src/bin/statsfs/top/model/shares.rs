@@ -38,6 +38,11 @@ impl Shares {
         if all <= 0.0 {
             return None;
         }
+        // Who looks now and then may see more of it than there was.
+        let sched = sched.map(|times| {
+            let sum = times[0] + times[1];
+            if sum > all { times.map(|time| time * all / sum) } else { times }
+        });
         let mut left = all;
         let mut take = |time: f64| {
             let taken = time.clamp(0.0, left);
@@ -96,7 +101,8 @@ mod tests {
         // The scheduler says nothing.
         assert_eq!(of(0.2, Some(0.8), Some(1.8), None), [50.0, 10.0, 40.0, 0.0]);
         // What was long comes at once.
-        assert_eq!(of(9.0, Some(9.0), Some(9.0), Some([9.0, 9.0])), [0.0, 0.0, 0.0, 100.0]);
+        assert_eq!(of(9.0, Some(9.0), Some(9.0), Some([9.0, 9.0])), [0.0, 50.0, 0.0, 50.0]);
+        assert_eq!(of(0.0, Some(0.0), Some(2.0), Some([3.0, 1.0])), [75.0, 0.0, 0.0, 25.0]);
         let unknown = Times { all: 1.0, ..Times::default() };
         assert_eq!(Shares::of(&unknown), None);
         assert_eq!(Shares::of(&Times { run: Some(1.0), ..Times::default() }), None);

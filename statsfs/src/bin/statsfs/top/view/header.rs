@@ -14,7 +14,8 @@ use super::super::model::{Detail, Model, Row, Shares};
 use super::{Theme, right, table};
 
 pub fn draw(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
-    let [title, numbers, times] = [0, 1, 2].map(|n| Rect { y: area.y + n, height: 1, ..area });
+    let [title, numbers, times, more] =
+        [0, 1, 2, 3].map(|n| Rect { y: area.y + n, height: 1, ..area });
     self::title(app, theme, title, buffer);
     let width = area.width as usize;
     let detail = app.page().detail.as_ref();
@@ -31,6 +32,7 @@ pub fn draw(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
     }
     if let Some(detail) = detail {
         self::times(&detail.row, theme, times, buffer);
+        parts(&self::more(&detail.row), theme, more, buffer);
     }
 }
 
@@ -72,9 +74,8 @@ fn title(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
 fn numbers(detail: &Detail, model: &Model) -> Vec<(&'static str, String)> {
     let row = &detail.row;
     let rate = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| per_second(rate, Unit::NONE));
-    let time = |ns: Option<u64>| {
-        ns.map_or("-".to_owned(), |ns| in_unit(ns.into(), Unit::NANOSECONDS))
-    };
+    let time =
+        |ns: Option<u64>| ns.map_or("-".to_owned(), |ns| in_unit(ns.into(), Unit::NANOSECONDS));
     let mut found = Vec::new();
     match detail.what {
         What::Top => {
@@ -102,6 +103,12 @@ fn numbers(detail: &Detail, model: &Model) -> Vec<(&'static str, String)> {
         found.push(("p50", time(row.p50)));
         found.push(("p99", time(row.p99)));
     }
+    found
+}
+
+/// What more is said of it.
+fn more(row: &Row) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
     let (name, part) = row.reason.as_ref().map_or(("", 0.0), |(name, part)| (name, *part));
     if !name.is_empty() {
         found.push(("most", format!("{name} {}%", percent(part))));
@@ -109,6 +116,14 @@ fn numbers(detail: &Detail, model: &Model) -> Vec<(&'static str, String)> {
     if let Some(kvm) = row.kvm_exits {
         found.push(("KVM", per_second(kvm, Unit::NONE)));
     }
+    let io = [
+        ("read", row.io.read),
+        ("write", row.io.written),
+        ("rx", row.io.received),
+        ("tx", row.io.sent),
+    ];
+    let io = io.into_iter().filter_map(|(name, rate)| Some((name, short_bytes(rate?) + "/s")));
+    found.extend(io);
     found
 }
 
@@ -128,17 +143,8 @@ fn parts(parts: &[(&str, String)], theme: Theme, area: Rect, buffer: &mut Buffer
     }
 }
 
-/// Where the vCPUs' time went, and what came in and went out.
+/// Where the vCPUs' time went.
 fn times(row: &Row, theme: Theme, area: Rect, buffer: &mut Buffer) {
-    let io = [
-        ("read", row.io.read),
-        ("write", row.io.written),
-        ("rx", row.io.received),
-        ("tx", row.io.sent),
-    ];
-    let io = io.iter().filter_map(|(name, rate)| Some(format!("{name} {}", short_bytes((*rate)?))));
-    let io = io.collect::<Vec<_>>().join(" ");
-    let io = if io.is_empty() { io } else { format!("{io} B/s") };
     let kinds = |shares: &Shares| {
         let [guest, user, halt, steal] = shares.parts();
         [
@@ -153,8 +159,7 @@ fn times(row: &Row, theme: Theme, area: Rect, buffer: &mut Buffer) {
         let kinds = kinds(shares);
         let legend: usize =
             kinds.iter().map(|(name, part, ..)| name.width() + percent(*part).width() + 4).sum();
-        let io_room = if io.is_empty() { 0 } else { io.width() + 2 };
-        let room = (area.width as usize).saturating_sub(legend + io_room);
+        let room = (area.width as usize).saturating_sub(legend);
         // A bar that is too short says nothing.
         let width = if room >= 12 { room.min(60) } else { 0 };
         let mut drawn = 0;
@@ -178,10 +183,6 @@ fn times(row: &Row, theme: Theme, area: Rect, buffer: &mut Buffer) {
             x = (x + 1).min(area.right());
         }
     }
-    let room = Rect { x, width: area.right() - x, ..area };
-    if io.width() < room.width.into() {
-        right(&io, theme.tone(Tone::Plain), room, buffer);
-    }
 }
 
 /// Exits a second in the last minutes.
@@ -197,7 +198,13 @@ pub fn graph(detail: &Detail, theme: Theme, area: Rect, buffer: &mut Buffer) {
     let text = format!("≤ {}", per_second(f64::from(most), Unit::NONE).trim_end_matches("/s"));
     let below = area.bottom() - 1;
     if below > area.y {
-        buffer.set_stringn(area.x, below, table::cut(&text, label.into()), label.into(), theme.quiet());
+        buffer.set_stringn(
+            area.x,
+            below,
+            table::cut(&text, label.into()),
+            label.into(),
+            theme.quiet(),
+        );
     }
     let area = Rect { x: area.x + label, width: area.width - label, ..area };
     super::sparkline(&detail.history, theme, theme.tone(Tone::Guest), area, buffer);

@@ -7,22 +7,20 @@ use ratatui::widgets::{Block, Clear, Widget};
 use super::super::grid::Tone;
 use super::Theme;
 
-const KEYS: [(&str, &str); 15] = [
-    ("↑ ↓  PgUp PgDn  Home End", "choose a row (also j k g G, the wheel)"),
-    ("Enter →  /  Esc ←", "into it: guest, vCPU, device / out (click / right click)"),
-    ("Tab", "what is shown of it"),
-    ("s S  r", "sort by the next or previous column; reverse (click)"),
+const KEYS: [(&str, &str); 13] = [
+    ("↑↓ PgUp PgDn Home End", "choose a row (also k j g G, the wheel)"),
+    ("Enter → / Esc ←", "into a guest, vCPU or device / out (clicks, too)"),
+    ("Tab", "what is shown: rows, exits by reason, all values"),
+    ("s S / r", "sort by next, previous column / reverse (click)"),
     ("/", "only names with this text or regular expression"),
     ("n", "only where something happened, or all"),
-    ("space  ^L", "pause; look now"),
-    ("+ -", "longer or shorter interval"),
-    ("z  Z", "totals from now on, for you alone; from the beginning"),
-    ("t", "parts, times and bars of the interval, or of the totals"),
-    ("q  ^C  ^Z", "quit; suspend"),
-    ("", ""),
-    ("EXITS/S", "returns of KVM_RUN to user space (KVM/S: all that KVM had)"),
-    ("P50 P99", "of the time that handling one took"),
-    ("IO/S", "bytes of disks and networks, both ways"),
+    ("space / ^L", "pause / look now"),
+    ("+ -", "longer or shorter intervals"),
+    ("z / Z", "totals from now on, for you alone / all there is"),
+    ("t", "reasons and bars of the interval, or of the totals"),
+    ("q ^C / ^Z", "quit / suspend"),
+    ("EXITS/S KVM/S", "returns of KVM_RUN to user space / all that KVM had"),
+    ("P50 P99 IO/S", "time to handle an exit / bytes of disks, networks"),
 ];
 const SHARES: [(&str, Tone, &str); 4] = [
     ("GUEST%", Tone::Guest, "of its vCPUs' time: in the guest"),
@@ -30,6 +28,9 @@ const SHARES: [(&str, Tone, &str); 4] = [
     ("HALT%", Tone::Halt, "... halted or asleep"),
     ("STEAL%", Tone::Steal, "... ready, and waiting for a processor"),
 ];
+
+/// Where the meanings begin.
+const AT: u16 = 23;
 
 pub fn draw(theme: Theme, screen: Rect, buffer: &mut Buffer) {
     let (width, height) = (78, (KEYS.len() + SHARES.len() + 2) as u16);
@@ -45,12 +46,9 @@ pub fn draw(theme: Theme, screen: Rect, buffer: &mut Buffer) {
     block.render(area, buffer);
     let keys = KEYS.into_iter().map(|(key, text)| (key, Tone::Name, text));
     for ((key, tone, text), y) in keys.chain(SHARES).zip(inside.top()..inside.bottom()) {
-        // Signs come under signs.
-        let at = if key.is_empty() || key == "EXITS/S" || tone != Tone::Name { 10 } else { 26 };
-        let at = if ["P50 P99", "IO/S"].contains(&key) { 10 } else { at };
         let width = inside.width as usize;
         buffer.set_stringn(inside.x + 1, y, key, width.saturating_sub(1), theme.tone(tone));
-        let room = width.saturating_sub(at);
-        buffer.set_stringn(inside.x + at as u16, y, text, room, theme.tone(Tone::Plain));
+        let room = width.saturating_sub(AT.into());
+        buffer.set_stringn(inside.x + AT, y, text, room, theme.tone(Tone::Plain));
     }
 }

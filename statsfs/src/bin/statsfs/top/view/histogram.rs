@@ -80,7 +80,8 @@ pub fn draw(reason: &Reason, theme: Theme, area: Rect, buffer: &mut Buffer) {
         buffer.set_stringn(area.x, y, format!("{text:>label$}"), label, theme.quiet());
         let x = area.x + label as u16 + 1;
         let text = format!("{:>numbers$}", number(*count));
-        buffer.set_stringn(x, y, text, numbers, theme.tone(Tone::Plain));
+        let tone = if *count == 0 { Tone::Quiet } else { Tone::Plain };
+        buffer.set_stringn(x, y, text, numbers, theme.tone(tone));
         let bar = theme.bar(*count as f64 / most as f64, room);
         buffer.set_stringn(x + numbers as u16 + 1, y, bar, room, theme.tone(Tone::User));
     }
@@ -102,9 +103,10 @@ mod tests {
         assert_eq!(all.first(), Some(&("< 2 ns".into(), 1)));
         assert_eq!(all.last(), Some(&("< 32 ns".into(), 3)));
         assert_eq!(all.len(), 5);
-        assert_eq!(rows(&buckets, 3), [
-            ("< 8 ns".into(), 53), ("< 16 ns".into(), 30), ("< 32 ns".into(), 3)
-        ]);
+        assert_eq!(
+            rows(&buckets, 3),
+            [("< 8 ns".into(), 53), ("< 16 ns".into(), 30), ("< 32 ns".into(), 3)]
+        );
         assert_eq!(rows(&buckets, 2), [("< 8 ns".into(), 53), ("≥ 8 ns".into(), 33)]);
         assert_eq!(rows(&[], 3), []);
     }

@@ -45,7 +45,7 @@ impl Areas {
             left = Rect { y: left.y + taken.height, height: left.height - taken.height, ..left };
             taken
         };
-        let header = take(3);
+        let header = take(4);
         let graph = take(match screen.height {
             0..20 => 0,
             20..40 => 2,
@@ -96,7 +96,13 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, theme: Theme) {
     table::rows(&app.grid, page.first, page.at, theme, areas.rows, buffer);
     if app.grid.lines.is_empty() {
         let text = nothing(app);
-        buffer.set_stringn(areas.rows.x, areas.rows.y, text, areas.rows.width.into(), theme.quiet());
+        buffer.set_stringn(
+            areas.rows.x,
+            areas.rows.y,
+            text,
+            areas.rows.width.into(),
+            theme.quiet(),
+        );
     }
     if app.missing.is_some() || page.is_gone {
         // What is there is what was.
@@ -201,7 +207,13 @@ fn bars(app: &App, detail: &Detail, theme: Theme, area: Rect, buffer: &mut Buffe
         reasons.truncate((area.height / 2).saturating_sub(3).into());
         let width = area.width as usize;
         let title = format!("exits of {} by reason", app.page().name);
-        buffer.set_stringn(area.x, area.y, table::cut(&title, width), width, theme.tone(Tone::Name));
+        buffer.set_stringn(
+            area.x,
+            area.y,
+            table::cut(&title, width),
+            width,
+            theme.tone(Tone::Name),
+        );
         for (reason, y) in reasons.iter().zip(area.y + 1..area.bottom()) {
             let part = reason.part.unwrap_or(0.0);
             let name = table::cut(&reason.name, 14);
@@ -261,9 +273,16 @@ fn sparkline(rates: &[f32], theme: Theme, style: Style, area: Rect, buffer: &mut
     }
     // In thousandths: rates may be less than one. What there is at all is seen.
     let scaled = shown.iter().map(|rate| match rate / most {
-        part if part > 0.0 => ((part * 1000.0).round() as u64).max(1000 / (8 * u64::from(area.height.max(1)))),
+        part if part > 0.0 => {
+            ((part * 1000.0).round() as u64).max(1000 / (8 * u64::from(area.height.max(1))))
+        }
         _ => 0,
     });
     let data: Vec<u64> = std::iter::repeat_n(0, width - shown.len()).chain(scaled).collect();
-    Sparkline::default().bar_set(theme.heights()).max(1000).data(data).style(style).render(area, buffer);
+    Sparkline::default()
+        .bar_set(theme.heights())
+        .max(1000)
+        .data(data)
+        .style(style)
+        .render(area, buffer);
 }

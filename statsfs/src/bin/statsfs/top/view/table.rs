@@ -123,8 +123,7 @@ pub fn heads(grid: &Grid, order: Order, theme: Theme, area: Rect, buffer: &mut B
             Order { is_reversed: true, .. } => "▲",
         };
         let text = side(&cut(&format!("{}{sign}", head.title), width), head.side, width);
-        let style =
-            if sign.is_empty() { Style::new() } else { Style::new().bold() };
+        let style = if sign.is_empty() { Style::new() } else { Style::new().bold() };
         buffer.set_stringn(area.x + at as u16, area.y, text, width, style);
     }
 }
