@@ -12,7 +12,7 @@ use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
 use tests::running::{Running, wait_until};
 use tests::screen::{Screen, row};
-use tests::vmm::Vmm;
+use tests::vmm::{Vmm, end_with_test};
 
 /// A guest of one vCPU that makes so many reads, and waits until its console is taken.
 fn waiting(host: &Host, name: &'static str, reads: u32) -> Running {
@@ -94,7 +94,7 @@ fn lines(text: &str) -> Vec<HashMap<&str, &str>> {
 fn a_log_adds_up_to_what_was_counted_and_is_opened_anew_when_it_is_moved() {
     let host = Host::start();
     let stays = waiting(&host, "stays", 10);
-    let (log, moved) = (host.beside("log"), host.beside("moved"));
+    let (log, moved) = (host.beside("top.csv"), host.beside("moved.csv"));
     let args = [
         "--log",
         log.to_str().unwrap(),
@@ -103,7 +103,12 @@ fn a_log_adds_up_to_what_was_counted_and_is_opened_anew_when_it_is_moved() {
         "-f",
         "^user_(exit_io_in|run_time)$|^vm_vcpus$",
     ];
-    let mut logged = top(&host, &args).spawn().unwrap();
+    let start = || {
+        let mut command = top(&host, &args);
+        end_with_test(&mut command);
+        command.spawn().unwrap()
+    };
+    let mut logged = start();
     let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
     let count = |path: &Path| read(path).lines().count();
     wait_until("a line", || (count(&log) > 2).then_some(()));
@@ -122,8 +127,8 @@ fn a_log_adds_up_to_what_was_counted_and_is_opened_anew_when_it_is_moved() {
     let first = text.lines().next().unwrap();
     assert_eq!(
         first,
-        "time,seconds,path,guest,pid,vm_vcpus,user_exit_io_in,\
-         user_run_time/count,user_run_time/p50,user_run_time/p99",
+        "time,seconds,path,guest,pid,user_exit_io_in,\
+         user_run_time/count,user_run_time/p50,user_run_time/p99,vm_vcpus",
         "{text}"
     );
     assert_eq!(text.matches("time,").count(), 1, "{text}");
@@ -151,7 +156,7 @@ fn a_log_adds_up_to_what_was_counted_and_is_opened_anew_when_it_is_moved() {
     let text = read(&log);
     assert!(text.ends_with('\n'), "whole lines: {text}");
     // One that goes on has no second header.
-    let mut again = top(&host, &args).spawn().unwrap();
+    let mut again = start();
     let before = count(&log);
     wait_until("more", || (count(&log) > before + 2).then_some(()));
     again.kill().unwrap();
@@ -287,6 +292,7 @@ fn two_hundred_guests_are_sorted_filtered_and_gone_through() {
     screen.keys(&["Escape"]);
     screen.wait_for("3/200");
     // On a large screen there is more, on a small one less, and on a tiny one nothing.
+    screen.keys(&["t"]);
     screen.resize(180, 50);
     let shown = screen.wait_for("exits of host by reason");
     assert!(shown_guests(&shown).len() > 35, "{shown}");

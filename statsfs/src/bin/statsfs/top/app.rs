@@ -218,7 +218,7 @@ impl App {
         grid.keep(Pattern::typed(&page.filter).as_ref(), self.skip_zero);
         grid.sort(page.order());
         self.grid = grid;
-        let room = view::Areas::of(self.size, self).rows.height as usize;
+        let room = usize::from(view::Areas::of(self.size, self).rows.height).max(1);
         let lines = &self.grid.lines;
         let len = lines.len();
         let found = |id: &LineId| lines.iter().position(|line| line.id == *id);

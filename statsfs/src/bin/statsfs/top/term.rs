@@ -44,7 +44,9 @@ impl Terminal {
         IS_OURS.store(true, Ordering::SeqCst);
         enable_raw_mode()?;
         execute!(stdout(), EnterAlternateScreen, EnableMouseCapture, cursor::Hide)?;
-        self.screen.clear()
+        // All is drawn anew. (To clear it would ask the terminal where the cursor is, and wait for whoever reads keys.)
+        let size = self.screen.size()?;
+        self.screen.resize(ratatui::layout::Rect::from((ratatui::layout::Position::ORIGIN, size)))
     }
 
     /// Gives the terminal back, stops until somebody continues this process, and takes it again.

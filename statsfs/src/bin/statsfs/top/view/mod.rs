@@ -286,3 +286,54 @@ fn sparkline(rates: &[f32], theme: Theme, style: Style, area: Rect, buffer: &mut
         .style(style)
         .render(area, buffer);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::super::app::App;
+    use super::super::input::Action;
+    use super::super::look::Found;
+    use super::super::model::{History, Pair};
+    use super::super::select::Guests;
+    use super::*;
+
+    /// A host without guests, as `statsfs serve` has it before any comes.
+    fn empty_host() -> statsfs::snapshot::Snapshot {
+        let registry = statsfs::Registry::new().unwrap();
+        let kvm = registry.create_source("kvm").unwrap();
+        kvm.register().unwrap();
+        let guest = registry.create_source("guest\u{2d}1").unwrap();
+        kvm.add_subordinate(&guest).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let options = statsfs::fs::MountOptions::new();
+        let mounted = statsfs::Embedded::mount(&registry, dir.path(), options).unwrap();
+        let snapshot = statsfs::snapshot::Snapshot::read(dir.path()).unwrap();
+        mounted.unmount().unwrap();
+        snapshot
+    }
+
+    #[test]
+    fn every_size_of_screen_can_be_drawn() {
+        let snapshot = empty_host();
+        let pair = Pair { now: &snapshot, changes: None, zero: None };
+        let mut app = App::new("/run".into(), Duration::from_secs(1), Guests::default(), false);
+        let theme = Theme { has_colours: true, has_parts: true };
+        for round in 0..4 {
+            let model = pair.model(&app.wanted(), &mut History::default(), true);
+            app.found(Found::Model(Box::new(model)));
+            app.has_help = round == 3;
+            for (width, height) in
+                (0..60).map(|n| (n * 4, n)).chain((0..60).map(|n| (240 - n * 4, n)))
+            {
+                app.act(Action::Size(width, height));
+                let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+                terminal.draw(|frame| draw(frame, &app, theme)).unwrap();
+            }
+            app.act(Action::Tab(1));
+        }
+    }
+}
