@@ -392,3 +392,69 @@ fn field(field: &Field) -> Line {
         name: field.name.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(name: &str, number: Option<f64>) -> Line {
+        Line {
+            id: LineId::Name(name.into()),
+            cells: vec![Cell::name(name), Cell::rate(number)],
+            graph: Vec::new(),
+            is_zero: number.is_none_or(|number| number == 0.0),
+            name: name.into(),
+        }
+    }
+
+    fn grid() -> Grid {
+        let heads = vec![head("NAME", Side::Left, 0), head("RATE", Side::Right, 0)];
+        let lines =
+            [("web10", Some(1.0)), ("web9", Some(250.0)), ("db", None), ("Web1", Some(0.0))];
+        let lines = lines.into_iter().map(|(name, number)| line(name, number)).collect();
+        Grid { heads, lines, hidden: 0 }
+    }
+
+    fn names(grid: &Grid) -> Vec<&str> {
+        grid.lines.iter().map(|line| line.name.as_str()).collect()
+    }
+
+    #[test]
+    fn rows_are_sorted_as_people_expect() {
+        let mut grid = grid();
+        for (column, is_reversed, expected) in [
+            (0, false, ["db", "Web1", "web9", "web10"]),
+            (0, true, ["web10", "web9", "Web1", "db"]),
+            // The most first; what is not known last, whatever the order is.
+            (1, false, ["web9", "web10", "Web1", "db"]),
+            (1, true, ["Web1", "web10", "web9", "db"]),
+            (7, false, ["db", "Web1", "web9", "web10"]),
+        ] {
+            grid.sort(Order { column, is_reversed });
+            assert_eq!(names(&grid), expected, "{column} {is_reversed}");
+        }
+    }
+
+    #[test]
+    fn rows_are_left_out_by_name_and_where_nothing_happened() {
+        for (filter, skip_zero, expected, hidden) in [
+            ("", false, &["web10", "web9", "db", "Web1"][..], 0),
+            ("web", false, &["web10", "web9", "Web1"], 1),
+            ("^web\\d$", true, &["web9"], 3),
+            // No regular expression yet.
+            ("web(", false, &[], 4),
+        ] {
+            let mut grid = grid();
+            grid.keep(Pattern::typed(filter).as_ref(), skip_zero);
+            assert_eq!((&*names(&grid), grid.hidden), (expected, hidden), "{filter}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let parts = [0.0, 0.0001, 0.001, 0.0949, 0.0995, 0.5, 1.0].map(percent);
+        assert_eq!(parts, ["0", "0", "0.1", "9.5", "10", "50", "100"]);
+        let sizes = [0.0, 1023.0, 1024.0, 1.5e6, 3e12].map(short_bytes);
+        assert_eq!(sizes, ["0", "1023", "1K", "1.43M", "2.73T"]);
+    }
+}

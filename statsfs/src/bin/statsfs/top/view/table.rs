@@ -163,3 +163,52 @@ fn side(text: &str, side: Side, width: usize) -> String {
 fn graph(line: &Line, theme: Theme, area: Rect, buffer: &mut Buffer) {
     super::sparkline(&line.graph, theme, theme.quiet(), area, buffer);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::grid::rows;
+    use super::*;
+
+    #[test]
+    fn text_is_cut_by_columns_and_can_not_command_the_terminal() {
+        for (text, width, expected) in [
+            ("web1", 4, "web1"),
+            ("web10", 4, "web…"),
+            ("web10", 1, "…"),
+            ("web10", 0, ""),
+            // Two columns each.
+            ("漢字漢字", 8, "漢字漢字"),
+            ("漢字漢字", 7, "漢字漢…"),
+            ("漢字漢字", 6, "漢字…"),
+            ("a\x1b[2Jb\r", 20, "a?[2Jb?"),
+        ] {
+            assert_eq!(cut(text, width), expected);
+            assert!(cut(text, width).width() <= width);
+        }
+    }
+
+    #[test]
+    fn what_is_spare_goes_where_there_is_no_room_and_nothing_is_beyond_it() {
+        let all = rows(&[], false);
+        let titles = |width: u16| -> Vec<_> {
+            shown_columns(&all, width).into_iter().map(|n| all.heads[n].title).collect()
+        };
+        assert_eq!(titles(300), all.heads.iter().map(|head| head.title).collect::<Vec<_>>());
+        let at_80 = titles(80);
+        for title in
+            ["GUEST", "EXITS/S", "GUEST%", "USER%", "HALT%", "STEAL%", "P50", "P99", "IO/S"]
+        {
+            assert!(at_80.contains(&title), "{title} in {at_80:?}");
+        }
+        for width in 0..300 {
+            let shown = fit(&all, width);
+            assert!(
+                shown.iter().all(|shown| shown.at + shown.width <= width),
+                "{width}: {shown:?}"
+            );
+            for at in 0..width as u16 {
+                let _ = column_at(&all, width as u16, at);
+            }
+        }
+    }
+}
