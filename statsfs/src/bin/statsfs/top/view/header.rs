@@ -11,7 +11,7 @@ use unicode_width::UnicodeWidthStr;
 use super::super::app::App;
 use super::super::grid::{Tone, percent, short_bytes};
 use super::super::model::{Detail, Model, Row, Shares};
-use super::{Theme, right, table};
+use super::{Theme, put, right, table};
 
 pub fn draw(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
     let [title, numbers, times, more] =
@@ -22,11 +22,11 @@ pub fn draw(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
     if let Some((why, since)) = &app.missing {
         let text = format!("{why} ({} s)", since.elapsed().as_secs());
         let text = table::cut(&text, width);
-        buffer.set_stringn(area.x, numbers.y, text, width, theme.tone(Tone::Bad));
+        put(buffer, area.x, numbers.y, text, width, theme.tone(Tone::Bad));
     } else if app.page().is_gone {
         let text = format!("{} is gone: this is what was last seen", app.page().name);
         let text = table::cut(&text, width);
-        buffer.set_stringn(area.x, numbers.y, text, width, theme.tone(Tone::Bad));
+        put(buffer, area.x, numbers.y, text, width, theme.tone(Tone::Bad));
     } else if let (Some(detail), Some(model)) = (detail, &app.model) {
         parts(&self::numbers(detail, model), theme, numbers, buffer);
     }
@@ -55,7 +55,7 @@ fn title(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
     let place = format!("statsfs top  {}", names.join(" › "));
     let room = (area.width as usize).saturating_sub(state.width() + 2);
     let place = table::cut(&place, room);
-    buffer.set_stringn(area.x, area.y, &place, room, theme.tone(Tone::Name));
+    put(buffer, area.x, area.y, &place, room, theme.tone(Tone::Name));
     let mut rest = area;
     let used = place.width() as u16 + 2;
     rest.x += used.min(area.width);
@@ -135,10 +135,10 @@ fn parts(parts: &[(&str, String)], theme: Theme, area: Rect, buffer: &mut Buffer
         if usize::from(x) + name.width() + blank + number.width() > area.right().into() {
             continue;
         }
-        (x, _) = buffer.set_stringn(x, area.y, name, area.width.into(), theme.quiet());
+        x = put(buffer, x, area.y, name, area.width.into(), theme.quiet());
         x += blank as u16;
         let number = table::cut(number, area.width.into());
-        (x, _) = buffer.set_stringn(x, area.y, number, area.width.into(), Style::new());
+        x = put(buffer, x, area.y, number, area.width.into(), Style::new());
         x = (x + 2).min(area.right());
     }
 }
@@ -168,7 +168,7 @@ fn times(row: &Row, theme: Theme, area: Rect, buffer: &mut Buffer) {
             sum += part;
             let end = (sum * width as f64).round() as usize;
             let text = sign.repeat(end.saturating_sub(drawn));
-            (x, _) = buffer.set_stringn(x, area.y, text, width, theme.tone(*tone));
+            x = put(buffer, x, area.y, text, width, theme.tone(*tone));
             drawn = end.max(drawn);
         }
         if width > 0 {
@@ -176,10 +176,10 @@ fn times(row: &Row, theme: Theme, area: Rect, buffer: &mut Buffer) {
         }
         for (name, part, tone, _) in &kinds {
             let room = area.right().saturating_sub(x) as usize;
-            (x, _) = buffer.set_stringn(x, area.y, name, room, theme.quiet());
+            x = put(buffer, x, area.y, name, room, theme.quiet());
             let text = format!(" {}%", percent(*part));
             let room = area.right().saturating_sub(x) as usize;
-            (x, _) = buffer.set_stringn(x, area.y, text, room, theme.tone(*tone));
+            x = put(buffer, x, area.y, text, room, theme.tone(*tone));
             x = (x + 1).min(area.right());
         }
     }
@@ -194,17 +194,11 @@ pub fn graph(detail: &Detail, theme: Theme, area: Rect, buffer: &mut Buffer) {
     let room = (area.width - label) as usize;
     let shown = &detail.history[detail.history.len().saturating_sub(room)..];
     let most = shown.iter().copied().fold(0.0, f32::max);
-    buffer.set_stringn(area.x, area.y, "exits/s", label.into(), theme.quiet());
+    put(buffer, area.x, area.y, "exits/s", label.into(), theme.quiet());
     let text = format!("≤ {}", per_second(f64::from(most), Unit::NONE).trim_end_matches("/s"));
     let below = area.bottom() - 1;
     if below > area.y {
-        buffer.set_stringn(
-            area.x,
-            below,
-            table::cut(&text, label.into()),
-            label.into(),
-            theme.quiet(),
-        );
+        put(buffer, area.x, below, table::cut(&text, label.into()), label.into(), theme.quiet());
     }
     let area = Rect { x: area.x + label, width: area.width - label, ..area };
     super::sparkline(&detail.history, theme, theme.tone(Tone::Guest), area, buffer);

@@ -5,7 +5,7 @@ use ratatui::layout::Rect;
 use ratatui::widgets::{Block, Clear, Widget};
 
 use super::super::grid::Tone;
-use super::Theme;
+use super::{Theme, put};
 
 const KEYS: [(&str, &str); 13] = [
     ("↑↓ PgUp PgDn Home End", "choose a row (also k j g G, the wheel)"),
@@ -47,8 +47,8 @@ pub fn draw(theme: Theme, screen: Rect, buffer: &mut Buffer) {
     let keys = KEYS.into_iter().map(|(key, text)| (key, Tone::Name, text));
     for ((key, tone, text), y) in keys.chain(SHARES).zip(inside.top()..inside.bottom()) {
         let width = inside.width as usize;
-        buffer.set_stringn(inside.x + 1, y, key, width.saturating_sub(1), theme.tone(tone));
+        put(buffer, inside.x + 1, y, key, width.saturating_sub(1), theme.tone(tone));
         let room = width.saturating_sub(AT.into());
-        buffer.set_stringn(inside.x + AT, y, text, room, theme.tone(Tone::Plain));
+        put(buffer, inside.x + AT, y, text, room, theme.tone(Tone::Plain));
     }
 }

@@ -8,7 +8,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::super::grid::{Tone, percent};
 use super::super::model::{Bucket, Reason};
-use super::Theme;
+use super::{Theme, put};
 
 /// As many rows as there is room for, of what and how many: those at the ends are put together where there are more.
 fn rows(buckets: &[Bucket], room: usize) -> Vec<(String, u64)> {
@@ -57,7 +57,7 @@ pub fn draw(reason: &Reason, theme: Theme, area: Rect, buffer: &mut Buffer) {
     };
     let width = area.width as usize;
     let title = super::table::cut(&title, width);
-    buffer.set_stringn(area.x, area.y, title, width, theme.tone(Tone::Name));
+    put(buffer, area.x, area.y, title, width, theme.tone(Tone::Name));
     let area = Rect { y: area.y + 1, height: area.height.saturating_sub(1), ..area };
     let rows = rows(&reason.buckets, area.height.into());
     if rows.is_empty() && area.height > 0 {
@@ -66,7 +66,7 @@ pub fn draw(reason: &Reason, theme: Theme, area: Rect, buffer: &mut Buffer) {
         } else {
             "nothing was handled"
         };
-        buffer.set_stringn(area.x, area.y, text, width, theme.quiet());
+        put(buffer, area.x, area.y, text, width, theme.quiet());
     }
     let all: u64 = rows.iter().map(|(_, count)| count).sum();
     let most = rows.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
@@ -77,13 +77,13 @@ pub fn draw(reason: &Reason, theme: Theme, area: Rect, buffer: &mut Buffer) {
     let numbers = rows.iter().map(|(_, count)| number(*count).width()).max().unwrap_or(0);
     let room = width.saturating_sub(label + numbers + 3);
     for ((text, count), y) in rows.iter().zip(area.top()..area.bottom()) {
-        buffer.set_stringn(area.x, y, format!("{text:>label$}"), label, theme.quiet());
+        put(buffer, area.x, y, format!("{text:>label$}"), label, theme.quiet());
         let x = area.x + label as u16 + 1;
         let text = format!("{:>numbers$}", number(*count));
         let tone = if *count == 0 { Tone::Quiet } else { Tone::Plain };
-        buffer.set_stringn(x, y, text, numbers, theme.tone(tone));
+        put(buffer, x, y, text, numbers, theme.tone(tone));
         let bar = theme.bar(*count as f64 / most as f64, room);
-        buffer.set_stringn(x + numbers as u16 + 1, y, bar, room, theme.tone(Tone::User));
+        put(buffer, x + numbers as u16 + 1, y, bar, room, theme.tone(Tone::User));
     }
 }
 

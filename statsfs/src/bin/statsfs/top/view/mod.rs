@@ -82,7 +82,7 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, theme: Theme) {
     let buffer = frame.buffer_mut();
     if screen.width < LEAST.0 || screen.height < LEAST.1 {
         let width = screen.width as usize;
-        buffer.set_stringn(0, 0, "too small", width, Style::new());
+        put(buffer, 0, 0, "too small", width, Style::new());
         return;
     }
     let areas = Areas::of(screen, app);
@@ -96,13 +96,7 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, theme: Theme) {
     table::rows(&app.grid, page.first, page.at, theme, areas.rows, buffer);
     if app.grid.lines.is_empty() {
         let text = nothing(app);
-        buffer.set_stringn(
-            areas.rows.x,
-            areas.rows.y,
-            text,
-            areas.rows.width.into(),
-            theme.quiet(),
-        );
+        put(buffer, areas.rows.x, areas.rows.y, text, areas.rows.width.into(), theme.quiet());
     }
     if app.missing.is_some() || page.is_gone {
         // What is there is what was.
@@ -161,7 +155,7 @@ fn tabs(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
         let is_this = *tab == page.tab();
         let style = if is_this { theme.selected().bold() } else { theme.quiet() };
         let room = area.right().saturating_sub(x);
-        (x, _) = buffer.set_stringn(x, area.y, tab_text(*tab), room.into(), style);
+        x = put(buffer, x, area.y, tab_text(*tab), room.into(), style);
         x = (x + BETWEEN.width() as u16).min(area.right());
     }
     let mut text = String::new();
@@ -184,11 +178,26 @@ fn tabs(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
     right(&text, theme.quiet(), Rect { x, width: area.right() - x, ..area }, buffer);
 }
 
+/// Draws text that is no longer than so many columns, and answers where it ends. What is outside of the screen is not drawn.
+fn put(
+    buffer: &mut Buffer,
+    x: u16,
+    y: u16,
+    text: impl AsRef<str>,
+    width: usize,
+    style: impl Into<Style>,
+) -> u16 {
+    if !buffer.area.contains((x, y).into()) {
+        return x;
+    }
+    buffer.set_stringn(x, y, text, width, style).0
+}
+
 /// Draws text at the right end.
 fn right(text: &str, style: Style, area: Rect, buffer: &mut Buffer) {
     let text = table::cut(text.trim_start(), area.width.into());
     let x = area.right() - text.width() as u16;
-    buffer.set_stringn(x, area.y, text, area.width.into(), style);
+    put(buffer, x, area.y, text, area.width.into(), style);
 }
 
 /// Reasons where there are none in the rows, and how long handling took.
@@ -207,20 +216,14 @@ fn bars(app: &App, detail: &Detail, theme: Theme, area: Rect, buffer: &mut Buffe
         reasons.truncate((area.height / 2).saturating_sub(3).into());
         let width = area.width as usize;
         let title = format!("exits of {} by reason", app.page().name);
-        buffer.set_stringn(
-            area.x,
-            area.y,
-            table::cut(&title, width),
-            width,
-            theme.tone(Tone::Name),
-        );
+        put(buffer, area.x, area.y, table::cut(&title, width), width, theme.tone(Tone::Name));
         for (reason, y) in reasons.iter().zip(area.y + 1..area.bottom()) {
             let part = reason.part.unwrap_or(0.0);
             let name = table::cut(&reason.name, 14);
             let text = format!("{name:14} {:>4}%", super::grid::percent(part));
-            let (x, _) = buffer.set_stringn(area.x, y, &text, width, theme.tone(Tone::Plain));
+            let x = put(buffer, area.x, y, &text, width, theme.tone(Tone::Plain));
             let room = area.right().saturating_sub(x + 1) as usize;
-            buffer.set_stringn(x + 1, y, theme.bar(part, room), room, theme.tone(Tone::Guest));
+            put(buffer, x + 1, y, theme.bar(part, room), room, theme.tone(Tone::Guest));
         }
         let used = reasons.len() as u16 + 2;
         area = Rect { y: area.y + used, height: area.height.saturating_sub(used), ..area };
@@ -236,7 +239,7 @@ fn footer(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
     let width = area.width as usize;
     if app.is_typing {
         let text = format!("/{}█", app.page().filter);
-        buffer.set_stringn(area.x, area.y, table::cut(&text, width), width, theme.tone(Tone::Name));
+        put(buffer, area.x, area.y, table::cut(&text, width), width, theme.tone(Tone::Name));
         return;
     }
     let keys = [
@@ -257,8 +260,8 @@ fn footer(app: &App, theme: Theme, area: Rect, buffer: &mut Buffer) {
         if x + needed > area.right() {
             break;
         }
-        (x, _) = buffer.set_stringn(x, area.y, key, width, theme.tone(Tone::Name));
-        (x, _) = buffer.set_stringn(x + 1, area.y, text, width, theme.quiet());
+        x = put(buffer, x, area.y, key, width, theme.tone(Tone::Name));
+        x = put(buffer, x + 1, area.y, text, width, theme.quiet());
         x += 2;
     }
 }

@@ -7,7 +7,7 @@ use statsfs::tools::Side;
 use unicode_width::UnicodeWidthStr;
 
 use super::super::grid::{Grid, Head, Line, Order};
-use super::Theme;
+use super::{Theme, put};
 
 /// Columns of a graph.
 const GRAPH: usize = 16;
@@ -124,7 +124,7 @@ pub fn heads(grid: &Grid, order: Order, theme: Theme, area: Rect, buffer: &mut B
         };
         let text = side(&cut(&format!("{}{sign}", head.title), width), head.side, width);
         let style = if sign.is_empty() { Style::new() } else { Style::new().bold() };
-        buffer.set_stringn(area.x + at as u16, area.y, text, width, style);
+        put(buffer, area.x + at as u16, area.y, text, width, style);
     }
 }
 
@@ -142,7 +142,7 @@ pub fn rows(grid: &Grid, first: usize, at: usize, theme: Theme, area: Rect, buff
                 let side_of = grid.heads[shown.column].side;
                 let text = side(&cut(&cell.text, shown.width), side_of, shown.width);
                 let style = if is_selected { Style::new() } else { theme.tone(cell.tone) };
-                buffer.set_stringn(x, y, text, shown.width, style);
+                put(buffer, x, y, text, shown.width, style);
             }
         }
         if is_selected {
