@@ -64,7 +64,7 @@ fn fit(grid: &Grid, width: usize) -> Vec<Shown> {
     }
     let over = needed(&columns, &widths).saturating_sub(width);
     if let Some(name) = widths.first_mut() {
-        *name = name.saturating_sub(over).max(LEAST);
+        *name = name.saturating_sub(over).max(LEAST.min(*name));
     }
     // Those that were cut get what is left.
     for n in [0, last] {
@@ -206,6 +206,8 @@ mod tests {
                 shown.iter().all(|shown| shown.at + shown.width <= width),
                 "{width}: {shown:?}"
             );
+            let is_cut = |shown: &Shown| shown.width < all.heads[shown.column].title.width();
+            assert!(width < 60 || !shown.iter().any(is_cut), "{width}: {shown:?}");
             for at in 0..width as u16 {
                 let _ = column_at(&all, width as u16, at);
             }
