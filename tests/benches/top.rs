@@ -9,7 +9,8 @@ mod machines;
 #[path = "../../statsfs/benches/benches/common/values.rs"]
 mod values;
 
-use std::process::{Command, Stdio};
+use std::fs::File;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use machines::{Machines, Size, VALUES};
@@ -78,7 +79,6 @@ fn measure(size: Size, time: Duration) {
     let exits = machines.exits();
     wait_until("all", || (host.value("kvm/user_exits") == Some(exits)).then_some(()));
 
-    let guest = format!("guest{}", size.machines - 1);
     for (what, keys) in
         [("statsfs top, its guests", &[][..]), ("... one guest's vCPUs", &["Enter"])]
     {
@@ -87,8 +87,7 @@ fn measure(size: Size, time: Duration) {
         let (program, mount) = (binary::statsfs().display(), host.mount());
         let exec = format!("exec {program} top --mount {}", mount.display());
         screen.run(&format!("sh -c 'echo $$ > {}; {exec}'", pid.display()));
-        screen.wait_for(&guest[..5]);
-        screen.keys(&["g"]);
+        screen.wait_for(&format!("1/{}", size.machines));
         if !keys.is_empty() {
             screen.keys(keys);
             screen.wait_for("vcpu1");
@@ -103,11 +102,17 @@ fn measure(size: Size, time: Duration) {
     private(|| {
         tools::show_kvm_stat(&kvm, place.path());
         let mut command = Command::new("python3");
+        command.env("PYTHONUNBUFFERED", "1");
         command.arg(&script).args(["-d", "-i", "-l", "-p", &own]);
         end_with_test(&mut command);
-        let child = command.stdout(Stdio::null()).spawn();
+        let lines = place.path().join("lines");
+        let child = command.stdout(File::create(&lines).expect("a file")).spawn();
         let mut child = child.expect("`apt-get install -y python3`");
         watch("kvm_stat -d -i -l -p", child.id(), &host, time);
+        // Names of events are between the lines, at times.
+        let text = std::fs::read_to_string(&lines).unwrap_or_default();
+        let looks = text.lines().filter(|line| !line.contains("user_exits")).count();
+        println!("  ... which were {looks} looks in all");
         let _ = child.kill();
         let _ = child.wait();
     });
