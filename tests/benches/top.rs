@@ -105,7 +105,7 @@ fn measure(size: Size, time: Duration) {
         command.env("PYTHONUNBUFFERED", "1");
         command.arg(&script).args(["-d", "-i", "-l", "-p", &own]);
         end_with_test(&mut command);
-        let lines = place.path().join("lines");
+        let lines = host.beside("lines");
         let child = command.stdout(File::create(&lines).expect("a file")).spawn();
         let mut child = child.expect("`apt-get install -y python3`");
         watch("kvm_stat -d -i -l -p", child.id(), &host, time);
