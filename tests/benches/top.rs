@@ -103,12 +103,12 @@ fn measure(size: Size, time: Duration) {
         tools::show_kvm_stat(&kvm, place.path());
         let mut command = Command::new("python3");
         command.env("PYTHONUNBUFFERED", "1");
-        command.arg(&script).args(["-d", "-i", "-l", "-p", &own]);
+        command.arg(&script).args(["-d", "-i", "-l", "-s", "1", "-p", &own]);
         end_with_test(&mut command);
         let lines = host.beside("lines");
         let child = command.stdout(File::create(&lines).expect("a file")).spawn();
         let mut child = child.expect("`apt-get install -y python3`");
-        watch("kvm_stat -d -i -l -p", child.id(), &host, time);
+        watch("kvm_stat -d -i -l -s 1 -p", child.id(), &host, time);
         // Names of events are between the lines, at times.
         let text = std::fs::read_to_string(&lines).unwrap_or_default();
         let looks = text.lines().filter(|line| !line.contains("user_exits")).count();
