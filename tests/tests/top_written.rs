@@ -177,7 +177,10 @@ fn a_log_adds_up_to_what_was_counted_and_is_opened_anew_when_it_is_moved() {
     assert_eq!(watch.end(), (Some(0), String::new()));
     let mut watch = Watch::start(top(&host, &["--log", "-", "-i", "0.05", "-z"]));
     assert!(watch.line().starts_with("time,"));
-    let busy = waiting(&host, "busy", 500);
+    // It goes on, so that the log sees when nobody reads it.
+    let steps = [Step::new(Op::In8, u32::MAX, NO_PORT), end(0)];
+    let busy = Vmm::new(Mode::Long, &steps).args(["--memory", "2M"]).called("busy");
+    let busy = busy.published_to(&host).start();
     let line = watch.line();
     assert!(line.contains(",kvm,") || line.contains(",busy,"), "{line}");
     assert_eq!(watch.end(), (Some(0), String::new()));
