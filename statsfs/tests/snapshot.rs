@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use bulk::{KvmStatistics, agree, agree_by_script, of_snapshot};
 use statsfs::fs::{MountOptions, Nodes, ROOT};
-use statsfs::snapshot::{ReadError, Snapshot, SnapshotError, format};
+use statsfs::snapshot::{Changes, ReadError, Snapshot, SnapshotError, format};
 use statsfs::tree::{Identity, Owner, Tree, TreeOptions};
 use statsfs::value::{Aggregations, Group, Unit};
 use statsfs::{Embedded, Registry, Slot, Source, stats};
@@ -256,6 +256,24 @@ fn rates_are_right_whatever_is_cleared_comes_and_goes() {
             assert_eq!(grown("odd_u8"), Some(added), "{dir} in round {round}");
             assert_eq!(grown("work_time"), Some(1), "{dir} in round {round}");
             assert_eq!(grown("odd_s16"), None, "it is no count");
+            // The same as a value, from sweeps of those alone that are wanted.
+            let changes = Changes::between(&before, &after).unwrap();
+            let named = |name: &str| ["work_done", "work_time"].contains(&name);
+            let of_those = changes.of_those(after.dir(dir).unwrap(), named);
+            let grown: Vec<_> = of_those.iter().map(|change| change.grown().unwrap()).collect();
+            // It is in the bucket of what was recorded, and in no other.
+            let bucket = |n: u64| (0..7).map(|power| 1 << power).find(|upper| n < *upper);
+            let numbers = |name: &str| {
+                let value = grown.iter().find(|value| value.name() == name).unwrap();
+                let recorded = value.histogram().map(|all| {
+                    (all.count(), all.sum(), all.buckets().find(|(_, n)| *n > 0).unwrap().0)
+                });
+                (value.number(), recorded)
+            };
+            assert_eq!(numbers("work_done"), (Some(i128::from(added) + 5), None), "{dir}");
+            let (none, recorded) = numbers("work_time");
+            assert_eq!((none, recorded), (None, Some((1, Some(added), bucket(added)))), "{dir}");
+            assert_eq!(grown.len(), 2);
         }
         before = after;
     }
@@ -475,6 +493,7 @@ fn use_all(snapshot: &Snapshot) {
         let _ = (dir.children().count(), dir.depth());
         for value in dir.values() {
             let _ = (value.number(), value.raw_number(), value.increase_since(&value));
+            let _ = value.grown_since(&value);
             if let Some(histogram) = value.histogram() {
                 let _ = (histogram.mean(), histogram.percentile(99), histogram.buckets().count());
             }

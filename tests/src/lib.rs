@@ -13,6 +13,7 @@
 //! * [`command`] runs the tools that look at a mount, and takes what they say.
 //! * [`http`] asks for what is served to others, and [`prometheus`] is one that collects it.
 //! * [`record`] has them record and report, and takes the numbers out of a report; [`chromium`] shows it.
+//! * [`screen`] is a terminal for those that fill one.
 //! * [`outside`] reads the statistics of a process that is stopped or dead.
 //! * [`namespace`] changes a command's view of the machine, and nobody else's.
 //! * [`inject`] has a thread of a running `vmm` make a system call, and [`kvm_run`] answers one.
@@ -49,6 +50,7 @@ pub mod packages;
 pub mod prometheus;
 pub mod record;
 pub mod running;
+pub mod screen;
 pub mod soak;
 pub mod tap;
 pub mod tools;

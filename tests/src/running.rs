@@ -86,6 +86,7 @@ impl Stderr {
 pub struct Running {
     pub(crate) directory: TempDir,
     pub(crate) child: Child,
+    pub(crate) name: &'static str,
     pub(crate) stdout: Stdout,
     pub(crate) stderr: Stderr,
     /// A file that gets what the console sends, too.
@@ -108,7 +109,7 @@ impl Running {
 
     /// The machine's directory, from the mount's root.
     pub fn machine(&self) -> String {
-        format!("kvm/{}-test", self.pid())
+        format!("kvm/{}-{}", self.pid(), self.name)
     }
 
     /// A path in the mount.

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::binary::Cargo;
+use crate::namespace::{bind, mount};
 use crate::packages;
 
 /// Runs `fetch` with the directory in which they are kept, while no other test does.
@@ -114,4 +115,43 @@ pub fn cargo_deb() -> PathBuf {
 pub fn node_exporter() -> PathBuf {
     const NAME: &str = "prometheus-node-exporter";
     kept(|directory| packages::beside(directory, NAME)).join("usr/bin").join(NAME)
+}
+
+/// Shows this thread, and what it starts, a directory in the place of KVM's in debugfs, and a processor that can virtualize:
+/// `kvm_stat` looks for both. In a [private](crate::namespace::private) view of the machine only; `place` is for files.
+///
+/// # Panics
+/// If it can not be.
+pub fn show_kvm_stat(kvm: &Path, place: &Path) {
+    let kvms = debugfs(place).join("kvm");
+    bind(kvm, &kvms).unwrap_or_else(|error| panic!("{}: {error}", kvms.display()));
+    say_it_virtualizes(place);
+}
+
+/// Where this thread's first debugfs is, which is the one that is looked at; one is mounted if there is none.
+fn debugfs(spare: &Path) -> PathBuf {
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").expect("/proc");
+    let places = mounts.lines().filter_map(|line| {
+        let fields: Vec<_> = line.split(' ').collect();
+        (fields[2] == "debugfs").then(|| PathBuf::from(fields[1]))
+    });
+    places.into_iter().next().unwrap_or_else(|| {
+        mount("debugfs", spare, "debugfs").expect("debugfs can be mounted");
+        spare.to_path_buf()
+    })
+}
+
+/// It wants to know whose processor this is, and ends where that can not virtualize by itself.
+fn say_it_virtualizes(place: &Path) {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").expect("/proc");
+    let is_flags = |line: &str| line.starts_with("flags");
+    let mut flags = cpuinfo.lines().filter(|line| is_flags(line)).flat_map(str::split_whitespace);
+    if flags.any(|flag| ["vmx", "svm"].contains(&flag)) {
+        return;
+    }
+    let lines = cpuinfo.lines().map(|line| [line, if is_flags(line) { " svm\n" } else { "\n" }]);
+    let doctored = place.with_extension("cpuinfo");
+    fs::write(&doctored, lines.flatten().collect::<String>()).expect("a place for files");
+    bind(&doctored, Path::new("/proc/cpuinfo")).expect("files can be bound");
+    fs::remove_file(&doctored).expect("it was written");
 }

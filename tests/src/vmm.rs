@@ -63,6 +63,7 @@ pub fn hear_hangup(command: &mut Command) {
 pub struct Vmm {
     directory: TempDir,
     command: Command,
+    name: &'static str,
     cpus: u32,
     publishes: Publishes,
     blocked: bool,
@@ -118,13 +119,14 @@ impl Vmm {
         let directory =
             tempfile::Builder::new().prefix("statsfs-test-").tempdir().expect("a place");
         let mut command = Command::new(binary::vmm());
-        command.args(["run", "--name", "test"]);
+        command.arg("run");
         command.arg("--stats-out").arg(directory.path().join("final"));
         command.env_remove("XDG_RUNTIME_DIR");
         let mount = directory.path().join("mount");
         Self {
             directory,
             command,
+            name: "test",
             cpus: 1,
             publishes: Publishes::Mounted,
             blocked: false,
@@ -134,6 +136,13 @@ impl Vmm {
             console: None,
             mount,
         }
+    }
+
+    /// Called so, and not `test`.
+    #[must_use]
+    pub fn called(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
     }
 
     /// With this number of vCPUs.
@@ -264,7 +273,7 @@ impl Vmm {
 
     /// Starts it, without waiting for anything.
     pub fn start(self) -> Running {
-        let Self { directory, mut command, cpus, publishes, blocked, .. } = self;
+        let Self { directory, mut command, name, cpus, publishes, blocked, .. } = self;
         let Self { deaf, stdin, log, console, mount, .. } = self;
         match publishes {
             Publishes::Mounted => command.arg("--mount").arg(&mount),
@@ -272,7 +281,7 @@ impl Vmm {
             Publishes::Found => &mut command,
             Publishes::Nowhere => command.arg("--no-publish"),
         };
-        command.args(["--cpus", &cpus.to_string()]);
+        command.args(["--name", name, "--cpus", &cpus.to_string()]);
         command.stdin(stdin.unwrap_or_else(Stdio::null)).stderr(Stdio::piped());
         let (reader, mut writer) = io::pipe().expect("a pipe");
         if blocked {
@@ -291,7 +300,8 @@ impl Vmm {
         // With it go the write ends of the pipe that are ours.
         drop(command);
         let stderr = Stderr::read(child.stderr.take().expect("it is a pipe"));
-        let mut running = Running { directory, child, stdout, stderr, log, mount, mounts_before };
+        let mut running =
+            Running { directory, child, name, stdout, stderr, log, mount, mounts_before };
         if !blocked && !deaf {
             running.release();
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use statsfs::Registry;
@@ -10,7 +10,7 @@ use statsfs::host::PublishOptions;
 use statsfs::value::{Aggregations, Descriptor, GroupBuilder, Semantics, ValueType};
 use tests::guest::{Mode, NO_MEMORY, NO_PORT, Op, Step, end, park};
 use tests::host::Host;
-use tests::namespace::{bind, mount, private};
+use tests::namespace::private;
 use tests::running::{Running, wait_until};
 use tests::tools;
 use tests::vmm::Vmm;
@@ -18,41 +18,11 @@ use tests::vmm::Vmm;
 /// What it leaves out of KVM's own.
 const EXEMPT: [&str; 3] = ["halt_poll_fail_ns", "halt_poll_success_ns", "halt_wait_ns"];
 
-/// Where this thread's first debugfs is, which is the one that is looked at; one is mounted if there is none.
-fn debugfs(spare: &Path) -> PathBuf {
-    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
-    let places = mounts.lines().filter_map(|line| {
-        let fields: Vec<_> = line.split(' ').collect();
-        (fields[2] == "debugfs").then(|| PathBuf::from(fields[1]))
-    });
-    places.into_iter().next().unwrap_or_else(|| {
-        mount("debugfs", spare, "debugfs").expect("debugfs can be mounted");
-        spare.to_path_buf()
-    })
-}
-
-/// It wants to know whose processor this is, and ends where that can not virtualize by itself.
-fn say_it_virtualizes(place: &Path) {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap();
-    let is_flags = |line: &str| line.starts_with("flags");
-    let mut flags = cpuinfo.lines().filter(|line| is_flags(line)).flat_map(str::split_whitespace);
-    if flags.any(|flag| ["vmx", "svm"].contains(&flag)) {
-        return;
-    }
-    let lines = cpuinfo.lines().map(|line| [line, if is_flags(line) { " svm\n" } else { "\n" }]);
-    let doctored = place.with_extension("cpuinfo");
-    fs::write(&doctored, lines.flatten().collect::<String>()).unwrap();
-    bind(&doctored, Path::new("/proc/cpuinfo")).unwrap();
-    fs::remove_file(&doctored).unwrap();
-}
-
 /// Totals by event: what it says with these arguments, where a directory is in the place of KVM's.
 fn kvm_stat(kvm: &Path, args: &[&str]) -> BTreeMap<String, i128> {
     let (script, place) = (tools::kvm_stat(), tempfile::tempdir().unwrap());
     let output = private(|| {
-        let kvms = debugfs(place.path()).join("kvm");
-        bind(kvm, &kvms).unwrap_or_else(|error| panic!("{}: {error}", kvms.display()));
-        say_it_virtualizes(place.path());
+        tools::show_kvm_stat(kvm, place.path());
         Command::new("python3")
             .arg(&script)
             .args(args)

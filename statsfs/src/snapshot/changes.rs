@@ -27,6 +27,18 @@ pub struct Change<'a> {
     pub increase: Option<u64>,
 }
 
+impl<'a> Change<'a> {
+    /// What came in between, as a value of its own: of a histogram what was recorded, with its percentiles. None if
+    /// [`increase`](Self::increase) is.
+    pub fn grown(&self) -> Option<Value<'a>> {
+        self.increase?;
+        match &self.earlier {
+            Some(earlier) => self.value.grown_since(earlier),
+            None => Some(self.value.uncleared()),
+        }
+    }
+}
+
 /// Why nothing is to be said of two snapshots.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ChangesError {
@@ -92,14 +104,19 @@ impl<'a> Changes<'a> {
 
     /// What a directory of the second shows, with what it showed in the first.
     pub fn of(&self, dir: Dir<'a>) -> Vec<Change<'a>> {
-        let values = self.earlier(dir).map(Dir::values).unwrap_or_default();
+        self.of_those(dir, |_| true)
+    }
+
+    /// What those of them whose names are wanted are, with what they were, at the cost of one sweep of each.
+    pub fn of_those(&self, dir: Dir<'a>, wanted: impl Fn(&str) -> bool) -> Vec<Change<'a>> {
+        let values = self.earlier(dir).map(|dir| dir.values_of(&wanted)).unwrap_or_default();
         let mut old: HashMap<_, _> =
             values.into_iter().map(|value| (value.name(), value)).collect();
         let change = |value: Value<'a>| {
             let earlier = old.remove(value.name());
             self.change(dir, value, earlier)
         };
-        dir.values().into_iter().map(change).collect()
+        dir.values_of(&wanted).into_iter().map(change).collect()
     }
 
     /// What one value of a directory of the second is, with what it was in the first.

@@ -347,9 +347,14 @@ impl<'a> Dir<'a> {
         self.over(self.files().collect())
     }
 
+    /// What those of them show whose names are wanted, at the cost of one sweep.
+    pub fn values_of(self, wanted: impl Fn(&str) -> bool) -> Vec<Value<'a>> {
+        self.over(self.files().filter(|(name, ..)| wanted(name)).collect())
+    }
+
     /// What one of them shows.
     pub fn value(self, name: &str) -> Option<Value<'a>> {
-        self.over(self.files().filter(|(of, ..)| *of == name).take(1).collect()).pop()
+        self.values_of(|of| of == name).pop()
     }
 
     fn over(self, files: Vec<(&'a str, usize, u32)>) -> Vec<Value<'a>> {

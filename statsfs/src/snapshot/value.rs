@@ -81,6 +81,29 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// What came since an earlier snapshot of the same directory, as a value of its own, whatever was cleared meanwhile: the
+    /// [increase](Self::increase_since), of a histogram that of its sum and of each bucket. None if there is none.
+    pub fn grown_since(&self, earlier: &Value<'_>) -> Option<Value<'a>> {
+        let increase = self.increase_since(earlier)?;
+        let raw = match (&self.raw, &earlier.raw) {
+            (Total::Histogram(new), Total::Histogram(old)) => {
+                let cells = new.iter().zip(old);
+                Total::Histogram(cells.map(|(new, old)| new.saturating_sub(*old)).collect())
+            }
+            _ => {
+                let mut total = Total::new(self.descriptor);
+                total.add_words(self.descriptor.ty, &[increase], true);
+                total
+            }
+        };
+        Some(Value { shown: raw.clone(), raw, ..*self })
+    }
+
+    /// What it would show if nothing had been cleared.
+    pub(super) fn uncleared(&self) -> Value<'a> {
+        Value { raw: self.raw.clone(), shown: self.raw.clone(), ..*self }
+    }
+
     /// What was counted, whatever was cleared: of a histogram, how many. None if it is no [count](Self::is_cumulative).
     pub fn raw_count(&self) -> Option<u64> {
         match &self.raw {

@@ -13,6 +13,7 @@ mod recordings;
 mod report;
 mod serve;
 mod status;
+mod top;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -30,6 +31,7 @@ Examples:
   statsfs status                               what is connected, and what was refused and why
   statsfs ls kvm                               the guests, their vCPUs and devices
   statsfs dump kvm --watch 1                   what was counted, and how much a second
+  statsfs top                                  the guests of this host on a full screen
   statsfs describe user_exits                  what a value is
   statsfs diff before after                    what came between two saved snapshots
   statsfs record FILE --seconds 60             a look a second, in one file
@@ -55,6 +57,8 @@ enum Command {
     Ls(ls::Args),
     /// Show what was counted, once or again and again with rates
     Dump(dump::Args),
+    /// Watch the guests on a full screen, or write tables and logs of them
+    Top(Box<top::Args>),
     /// Say what a value means
     Describe(describe::Args),
     /// Show what came between two saved snapshots, or between the ends of a recording
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Dump(args) => dump::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Describe(args) => describe::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Record(args) => record::run(&args),
