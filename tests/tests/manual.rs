@@ -206,8 +206,10 @@ fn shells_complete_all_commands_and_options_and_nothing_else() {
                 assert!(missing.is_empty(), "{sub}: {missing:?}");
             }
             for option in &shown {
-                let is_there = [format!("'{option}["), format!("{option}=[")];
-                assert!(is_there.iter().any(|it| text.contains(it)), "zsh: {sub} {option}");
+                // After those that it excludes, if any.
+                let is_there = ["'", ")"].map(|before| format!("{before}{option}["));
+                let is_there = is_there.into_iter().chain([format!("{option}=[")]);
+                assert!(is_there.into_iter().any(|it| text.contains(&it)), "zsh: {sub} {option}");
             }
         }
     }
