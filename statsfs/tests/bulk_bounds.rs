@@ -198,3 +198,57 @@ fn metrics_that_do_not_fit_are_without_series_of_who_has_most() {
         assert_eq!(seen, [all, but_large, small, none]);
     }
 }
+
+#[test]
+fn totals_of_others_push_those_of_machines_out_of_no_metrics() {
+    let _alone = alone();
+    let registry = registry();
+    let value = Descriptor::new("n", ValueType::U64, Semantics::Cumulative);
+    let group = GroupBuilder::new("g").value(value.aggregate(Aggregations::SUM)).build().unwrap();
+    let [kvm, machine] = ["kvm", "small"].map(|name| registry.create_source(name).unwrap());
+    kvm.register().unwrap();
+    kvm.add_subordinate(&machine).unwrap();
+    let slot = machine.add_group(&group).unwrap();
+    slot.add(0, 7);
+    let other = |n| {
+        let [top, below] = [format!("other{n}"), "below".into()]
+            .map(|name| registry.create_source(&name).unwrap());
+        top.register().unwrap();
+        top.add_subordinate(&below).unwrap();
+        let histograms = fill(&below, 2, 32, ValueType::Histogram { buckets: 64, sum: true });
+        (top, below, histograms)
+    };
+    let others: Vec<_> = (0..10).map(other).collect();
+    let tree = registry.tree().unwrap();
+    let expose = |most| {
+        let mut out = Vec::new();
+        let left_out = tree.expose(Exposition::Prometheus, true, most, &mut out);
+        (left_out, String::from_utf8(out).unwrap())
+    };
+    let check = |departed: usize| {
+        let (left_out, all) = expose(usize::MAX);
+        assert_eq!(left_out, Ok(0));
+        assert!(all.len() > 10 * 64 * 1000, "{} B", all.len());
+        let mut before = 0;
+        for most in [all.len() - 1, all.len() / 2, all.len() / 10, all.len() / 100] {
+            let (left_out, text) = expose(most);
+            assert!(text.len() <= most, "{} B of {most}", text.len());
+            let left_out = left_out.unwrap();
+            assert!((before.max(1)..=20).contains(&left_out), "{left_out} of {departed} departed");
+            let of_machine =
+                format!("kvm_n_total{{vm=\"small\",pid=\"{}\"}} 7", std::process::id());
+            for line in [&*of_machine, "kvm_host_n_total 7", "kvm_vms 1"] {
+                assert!(text.lines().any(|of| of == line), "no {line} in {text}");
+            }
+            before = left_out;
+        }
+        // Nothing but machines is left.
+        assert_eq!(before, 20 - departed);
+    };
+    check(0);
+    // Those that are gone are in totals, which are nobody's.
+    for (top, below, _) in &others {
+        top.remove_subordinate(below).unwrap();
+    }
+    check(10);
+}

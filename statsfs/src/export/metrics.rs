@@ -37,7 +37,8 @@ pub(super) fn write(
 }
 
 /// Appends the families of a subtree, of which there may be `most` bytes: where there are more, without series of those
-/// who have more than their part of that. Totals are always there. Answers how many have none.
+/// who have more than their part of that. Totals of machines, and what the server says of itself, are always there.
+/// Answers how many directories there is nothing of.
 ///
 /// # Errors
 /// [`Full`] if there is not even room for these.
@@ -76,42 +77,45 @@ fn write_but(
     fits(text.out.len(), most)
 }
 
-/// What the series take of each directory right below the top level that can be left out, and all else.
+/// What each directory takes that can be left out, and all else.
 fn sizes(subtree: &Subtree, format: Format, detail: Detail<'_>) -> (BTreeMap<usize, usize>, usize) {
     let mut out = Vec::new();
     let text = Text { format, most: usize::MAX, out: &mut out };
-    let mut sizes = Sizes { text, of: BTreeMap::new(), rest: 0 };
+    let mut sizes = Sizes { subtree, text, of: BTreeMap::new(), rest: 0 };
     // It never fails: what it writes it forgets.
     let Ok(about) = series::write(subtree, detail, &LeftOut::new(), &mut sizes) else {
         return (sizes.of, usize::MAX);
     };
     for info in &about.infos {
         sizes.text.info(info);
-        sizes.take(Some(info.entity));
+        sizes.take(info.entity);
     }
     sizes.text.about(&About { infos: Vec::new(), sources_left_out: usize::MAX, ..about });
     // What infos begin with.
     sizes.text.begin_infos();
-    sizes.take(None);
+    sizes.rest += sizes.text.out.len();
     (sizes.of, sizes.rest)
 }
 
 /// Writes series to know how long they are.
 struct Sizes<'a> {
+    subtree: &'a Subtree,
     text: Text<'a>,
     of: BTreeMap<usize, usize>,
     rest: usize,
 }
 
 impl Sizes<'_> {
-    /// Adds what was written since.
-    fn take(&mut self, entity: Option<usize>) {
+    /// Adds what was written since of a directory.
+    fn take(&mut self, dir: usize) {
         let len = self.text.out.len();
         self.text.out.clear();
         // The first one is what is looked at itself.
-        match entity.filter(|entity| *entity > 0) {
-            Some(entity) => *self.of.entry(entity).or_default() += len,
-            None => self.rest += len,
+        let is_top = self.subtree.above().is_empty() && self.subtree.dirs()[dir].depth() == 1;
+        if dir == 0 || is_top && series::is_hosts(self.subtree.dirs()[dir].name()) {
+            self.rest += len;
+        } else {
+            *self.of.entry(dir).or_default() += len;
         }
     }
 }
@@ -119,21 +123,21 @@ impl Sizes<'_> {
 impl Series for Sizes<'_> {
     type Error = Full;
 
-    fn family(&mut self, family: &Family<'_>) -> Result<(), Full> {
-        let result = self.text.family(family);
-        self.take(None);
+    fn family(&mut self, family: &Family<'_>, top: usize) -> Result<(), Full> {
+        let result = self.text.family(family, top);
+        self.take(top);
         result
     }
 
     fn series(
         &mut self,
         family: &Family<'_>,
-        entity: Option<usize>,
+        of: usize,
         labels: &str,
         total: &Total,
     ) -> Result<(), Full> {
-        let result = self.text.series(family, entity, labels, total);
-        self.take(entity);
+        let result = self.text.series(family, of, labels, total);
+        self.take(of);
         result
     }
 }
@@ -264,7 +268,7 @@ impl Text<'_> {
 impl Series for Text<'_> {
     type Error = Full;
 
-    fn family(&mut self, family: &Family<'_>) -> Result<(), Full> {
+    fn family(&mut self, family: &Family<'_>, _top: usize) -> Result<(), Full> {
         let kind = match family.kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
@@ -279,7 +283,7 @@ impl Series for Text<'_> {
     fn series(
         &mut self,
         family: &Family<'_>,
-        _entity: Option<usize>,
+        _of: usize,
         labels: &str,
         total: &Total,
     ) -> Result<(), Full> {

@@ -34,7 +34,7 @@ pub(crate) fn renewed_at(bulk: Bulk, content: &[u8]) -> Option<u64> {
 /// these are.
 ///
 /// # Errors
-/// [`Full`] if there is no room for totals either.
+/// [`Full`] if there is no room for totals of machines either.
 pub(crate) fn expose(
     format: Exposition,
     subtree: &Subtree,

@@ -1,18 +1,19 @@
 //! Who is left out where there are more series than there is room for: not whoever comes last, but those who have more
 //! than their part of it.
 //!
-//! Users have equal parts of the room, but for what those leave who need less; so have the processes of each, and of a
+//! Users have equal parts of the room, but for what those leave who need less; so have the processes of each, and what
+//! each top-level directory has in common, which is its first process's user's, or, once there is none, nobody's. Of a
 //! process as many machines or sources are shown as fit, the small ones first.
 
 use std::collections::{BTreeMap, HashSet};
 
 use crate::tree::subtree::Subtree;
 
-/// Directories right below the top level of which nothing is shown by itself, by their places in a subtree.
+/// Directories right below the top level of which nothing is shown by itself, and such at the top level of which nothing
+/// is shown, by their places in a subtree.
 pub(super) type LeftOut = HashSet<usize>;
 
-/// What is to be left out so that the rest takes no more than `room`, by what each directory right below the top level
-/// takes.
+/// What is to be left out so that the rest takes no more than `room`, by what each directory takes.
 pub(super) fn beyond(subtree: &Subtree, sizes: &BTreeMap<usize, usize>, room: usize) -> LeftOut {
     // Those that no process has alone are each of their own.
     let owner = |dir: usize| {

@@ -69,15 +69,15 @@ pub(crate) struct Family<'a> {
 pub(crate) trait Series {
     type Error;
 
-    /// A family begins.
-    fn family(&mut self, family: &Family<'_>) -> Result<(), Self::Error>;
+    /// A family begins, of a top-level directory, by its place in the subtree.
+    fn family(&mut self, family: &Family<'_>, top: usize) -> Result<(), Self::Error>;
 
-    /// One of its series: its labels, as they are written in exports, and the directory right below the top level
-    /// that it is of, by its place in the subtree.
+    /// One of its series: its labels, as they are written in exports, and the directory that it is of, by its place in
+    /// the subtree: one right below the top level, or the top-level one.
     fn series(
         &mut self,
         family: &Family<'_>,
-        entity: Option<usize>,
+        of: usize,
         labels: &str,
         total: &Total,
     ) -> Result<(), Self::Error>;
@@ -90,7 +90,7 @@ pub(crate) struct About {
     pub(crate) machines: Option<usize>,
     /// The machines that are to be seen.
     pub(crate) infos: Vec<Info>,
-    /// Directories right below the top level that were to be left out.
+    /// Directories at the top level and right below that were to be left out.
     pub(crate) sources_left_out: usize,
     /// vCPUs that were added up, be it in one family only.
     pub(crate) vcpus_left_out: usize,
@@ -219,11 +219,12 @@ fn both(some: &str, more: &str) -> String {
 struct Maker<'a> {
     subtree: &'a Subtree,
     detail: Detail<'a>,
-    /// Directories right below the top level of which nothing is shown by itself.
+    /// Directories right below the top level of which nothing is shown by itself, and those at the top level of which
+    /// nothing is shown.
     left_out: &'a HashSet<usize>,
     dirs: Vec<Of>,
-    /// The top-level directories that there are, by their places in `dirs`, or the one that all is in.
-    tops: Vec<&'a str>,
+    /// The top-level directories that there are, with their places in `dirs`, or the one that all is in.
+    tops: Vec<(&'a str, usize)>,
     labels: Vec<String>,
     /// By top-level directory and group, where something is shown.
     places: HashMap<(usize, GroupId), Vec<&'a Place>>,
@@ -267,7 +268,7 @@ impl<'a> Maker<'a> {
             let top = match (way.top, above.and_then(|above| above.top)) {
                 (_, Some(top)) => Some(top),
                 (Some(name), None) => {
-                    self.tops.push(name);
+                    self.tops.push((name, n));
                     Some(self.tops.len() - 1)
                 }
                 (None, None) => None,
@@ -356,7 +357,7 @@ impl<'a> Maker<'a> {
         let before = members.len();
         members.retain(|(member, _)| is_alike(member.value, first.value));
         self.about.values_left_out += before - members.len();
-        let prefix = self.tops[top];
+        let (prefix, top_dir) = self.tops[top];
         let family = |infix: &str, is_total| Family {
             name: format!("{prefix}_{infix}{base}"),
             kind: kind(first.value),
@@ -423,19 +424,19 @@ impl<'a> Maker<'a> {
                     continue;
                 }
                 if !has_begun {
-                    to.family(&own)?;
+                    to.family(&own, top_dir)?;
                     has_begun = true;
                 }
                 let labels = both(&self.labels[labels.0], &own_labels[labels.1]);
-                to.series(&own, entity, &labels, &total)?;
+                to.series(&own, entity.unwrap_or(top_dir), &labels, &total)?;
             }
         }
         let is_whole = self.subtree.above().is_empty() || self.is_departed();
         if is_whole && is_more_than_own && !first.value.aggregations.is_empty() {
-            to.family(&total)?;
+            to.family(&total, top_dir)?;
             for (label, of) in own_labels.iter().zip(&totals) {
                 if let Some(of) = of {
-                    to.series(&total, None, label, of)?;
+                    to.series(&total, top_dir, label, of)?;
                 }
             }
         }
@@ -497,8 +498,13 @@ pub(crate) fn aggregate(value: &Descriptor) -> Aggregations {
         .unwrap_or(Aggregations::SUM)
 }
 
-/// Gives all families of a subtree, and their series, but for those of directories right below the top level that are to
-/// be left out: these are in totals only.
+/// Whether a directory of this name at the top level is the host's, and nobody's who publishes.
+pub(crate) fn is_hosts(top: &str) -> bool {
+    [MACHINES, HOST_NAME].contains(&top)
+}
+
+/// Gives all families of a subtree, and their series, but for those of directories that are to be left out: right below
+/// the top level, these are in totals only.
 ///
 /// # Errors
 /// What `to` answers.
@@ -517,7 +523,8 @@ pub(crate) fn write<S: Series>(
     }
     // Nobody's names come before those of machines and of the server.
     let mut tops: Vec<_> = (0..maker.tops.len()).collect();
-    tops.sort_by_key(|top| ![MACHINES, HOST_NAME].contains(&maker.tops[*top]));
+    tops.retain(|top| !left_out.contains(&maker.tops[*top].1));
+    tops.sort_by_key(|top| !is_hosts(maker.tops[*top].0));
     for top in tops {
         for (base, members) in &families {
             maker.family((top, base), members, &mut used, to)?;

@@ -85,8 +85,9 @@ struct Group {
 #[derive(Clone, Debug)]
 pub(crate) struct Called {
     name: Arc<str>,
-    /// The process whose it is, and its user, of one right below the top level.
+    /// The process whose it is, of one right below the top level.
     pid: Option<u32>,
+    /// Its user; of one at the top level, that of the first process that has it.
     uid: Option<u32>,
     /// Where what its program calls it begins in the name.
     bare: usize,
@@ -108,7 +109,7 @@ impl Called {
         self.pid
     }
 
-    /// The user of that process.
+    /// The user of that process; of one at the top level, of the first process that has it.
     pub(crate) fn uid(&self) -> Option<u32> {
         self.uid
     }
@@ -481,10 +482,12 @@ impl State {
     fn called(&self, dir: &Dir) -> Called {
         let is_below_top = dir.parent != ROOT_DIR
             && self.dirs.get(&dir.parent).is_some_and(|above| above.parent == ROOT_DIR);
-        let member = dir.members.first().filter(|_| is_below_top);
+        let is_near_top = is_below_top || dir.parent == ROOT_DIR;
+        let member = dir.members.first().filter(|_| is_near_top);
         let identity = member.map(|(process, _)| self.processes[*process].identity);
         let identity = identity.filter(|identity| !identity.is_host);
-        let (pid, uid) = (identity.map(|of| of.pid), identity.map(|of| of.uid));
+        let uid = identity.map(|of| of.uid);
+        let pid = identity.filter(|_| is_below_top).map(|of| of.pid);
         let prefix = pid.filter(|_| self.options.pid_prefix).map(|pid| format!("{pid}-"));
         let bare = prefix.filter(|prefix| dir.name.starts_with(prefix.as_str()));
         Called { name: dir.name.clone(), pid, uid, bare: bare.map_or(0, |prefix| prefix.len()) }

@@ -68,7 +68,8 @@ struct Served {
 struct Made {
     at: Instant,
     took: Duration,
-    text: Arc<Vec<u8>>,
+    /// None if it could not be made, which takes as long.
+    text: Option<Arc<Vec<u8>>>,
 }
 
 /// Who is connected, in the order in which they came; who has not asked yet, since when and how.
@@ -285,24 +286,21 @@ impl Served {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = |made: &&Made| made.at.elapsed() < MADE_FOR.max(made.took * TIMES_AS_LONG);
         if let Some(made) = last.as_ref().filter(is_new) {
-            return Some(made.text.clone());
+            return made.text.clone();
         }
         let (at, mut text) = (Instant::now(), Vec::new());
-        match self.tree.expose(format, self.shows_private, MAX_TEXT, &mut text) {
+        let made = self.tree.expose(format, self.shows_private, MAX_TEXT, &mut text);
+        match &made {
             Ok(0) => {}
             Ok(left_out) => {
                 let text = format!("{left_out} machines or other sources are in totals only");
                 self.complain(TOO_MANY, &text);
             }
-            Err(error) => {
-                *last = None;
-                self.complain(TOO_MANY, &io::Error::from_raw_os_error(error.0));
-                return None;
-            }
+            Err(error) => self.complain(TOO_MANY, &io::Error::from_raw_os_error(error.0)),
         }
-        let text = Arc::new(text);
+        let text = made.is_ok().then(|| Arc::new(text));
         *last = Some(Made { at, took: at.elapsed(), text: text.clone() });
-        Some(text)
+        text
     }
 
     /// Says something in the log once in a while.
