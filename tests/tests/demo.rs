@@ -199,6 +199,40 @@ fn with_a_server_it_reads_the_hosts_mount_and_mounts_nothing() {
 }
 
 #[test]
+fn a_server_that_is_killed_and_started_again_ends_no_demo() {
+    let mut host = Host::start();
+    let mut demo = Demo::published_to(&host, &["--seconds", "0", "--guests", "1"]);
+    let exits = format!("kvm/{}-demo0/user_exits", demo.child.id());
+    let grown = |host: &Host, from: u64| {
+        wait_until("exits", || host.value(&exits).filter(|exits| *exits > from))
+    };
+    let before = grown(&host, 100);
+    let mut out = BufReader::new(demo.child.stdout.take().unwrap());
+    let table = |out: &mut BufReader<_>| {
+        let mut line = String::new();
+        while !line.starts_with("GUEST") {
+            line.clear();
+            assert!(out.read_line(&mut line).unwrap() > 0, "it has ended");
+        }
+    };
+    table(&mut out);
+    host.kill();
+    // Longer than between two tables.
+    thread::sleep(Duration::from_millis(2500));
+    assert!(demo.child.try_wait().unwrap().is_none());
+    host.start_again();
+    grown(&host, before);
+    // One may have been made before, and one since.
+    table(&mut out);
+    table(&mut out);
+    demo.signal(libc::SIGINT);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(demo.wait(), Some(0));
+    assert!(rest.contains("\nTotals after") || rest.starts_with("Totals after"), "{rest}");
+}
+
+#[test]
 fn tables_without_a_terminal_follow_each_other() {
     let mut demo = Demo::start(&["--seconds", "4", "--guests", "1"], Stdio::piped());
     let mut text = String::new();

@@ -103,6 +103,8 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
         })
         .collect::<Result<Vec<_>, RunError>>()?;
     let (published, mount, is_alone) = publish(&registry, options)?;
+    // A server may be started again meanwhile, of which its publishers notice nothing.
+    let patience = if is_alone { Duration::ZERO } else { PATIENCE };
     tree.tell_what_is_missing();
     let gate = Arc::new(Gate::default());
     let mut guests = Vec::new();
@@ -116,13 +118,13 @@ pub fn run(options: &Options) -> Result<Outcome, RunError> {
     let started = Instant::now();
     let watched = introduce(options, &mount, &names)
         .map_err(output)
-        .and_then(|()| watch(options, &guests, signals, &mut sampler, all_started));
+        .and_then(|()| watch(options, is_alone, &guests, signals, &mut sampler, all_started));
     // All are told before the first is waited for.
     guests.iter().for_each(|(vm, _)| vm.lifecycle().end(Ending::Stopped));
     guests.iter_mut().for_each(|(vm, _)| vm.stop());
     let elapsed = started.elapsed();
     // Read from the mount too, now that nothing counts any more.
-    let totals = sampler.sample();
+    let totals = sampler.sample_within(patience);
     let ended = published.end();
     let signal = match watched {
         // Whoever read the table has seen enough.
@@ -179,9 +181,11 @@ fn introduce(options: &Options, mount: &Path, names: &[(String, String)]) -> io:
     out.flush()
 }
 
-/// Lets the guests run, and shows the table until the demo ends. Returns the signal that ended it.
+/// Lets the guests run, and shows the table until the demo ends. Returns the signal that ended it. Where the mount is not
+/// our own, there is no table as long as it can not be read.
 fn watch(
     options: &Options,
+    is_alone: bool,
     guests: &[(RunningVm, String)],
     signals: Signals,
     sampler: &mut Sampler,
@@ -206,8 +210,11 @@ fn watch(
         }
         if now >= refresh {
             if !options.quiet {
-                let rows = sampler.sample().map_err(reading)?;
-                display.show(&rows).map_err(output)?;
+                match sampler.sample() {
+                    Ok(rows) => display.show(&rows).map_err(output)?,
+                    Err(error) if is_alone => return Err(reading(error)),
+                    Err(_) => {}
+                }
             }
             // In step, but without catching up on what was missed while the process was stopped.
             while refresh <= now {

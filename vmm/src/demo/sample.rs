@@ -7,9 +7,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::seccomp::{Thread, confine};
+
+/// After how long what could not be read is read again.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// The exit reasons that the demo's guests lead to; all others are summed up.
 pub const REASONS: [&str; 5] = ["io_in", "io_out", "mmio_read", "mmio_write", "hlt"];
@@ -207,6 +210,20 @@ impl Sampler {
         let file = mount.join("kvm/.stats/flat");
         let reader = Reader::start(file.clone())?;
         Ok(Self { file, reader, rows, by_directory, last: Instant::now() })
+    }
+
+    /// As [`sample`](Self::sample), again and again for so long if it can not be read.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn sample_within(&mut self, patience: Duration) -> io::Result<Vec<Row>> {
+        let end = Instant::now() + patience;
+        loop {
+            match self.sample() {
+                Err(_) if Instant::now() < end => thread::sleep(AGAIN),
+                result => return result,
+            }
+        }
     }
 
     /// Reads everything now. Rates are since the last call.
