@@ -100,6 +100,13 @@ fn metrics_are_in_the_format_that_is_asked_for_and_nothing_else_is_served() {
     assert_eq!(answer.kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
     assert!(answer.text.ends_with("# EOF\n"));
     assert_eq!(ask(&format!("{url}/"), "*/*").status, 404);
+    // Whoever says too much is told so all the same.
+    let mut stream = TcpStream::connect(host.metrics()).unwrap();
+    let request = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(200_000));
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
 }
 
 #[test]

@@ -35,6 +35,8 @@ const CONNECTIONS: usize = 8;
 const SILENT: Duration = Duration::from_millis(500);
 /// How long who has connected may take to ask, and then to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one is waited for that has asked wrongly and says more: hung up on, it might not get the answer.
+const LINGER: Duration = Duration::from_secs(1);
 /// How long a text is answered that was made, at least, and how many times as long as it took to make: whoever asks all
 /// the time has none made for it, and little of the server's time.
 const MADE_FOR: Duration = Duration::from_millis(50);
@@ -247,7 +249,8 @@ impl Served {
                      Content-Length: {}\r\nConnection: close\r\n\r\n{why}: there is nothing but /metrics\n",
                     why.len() + ": there is nothing but /metrics\n".len()
                 );
-                return connection.write_all(text.as_bytes(), end);
+                connection.write_all(text.as_bytes(), end)?;
+                return connection.finish(end.min(Instant::now() + LINGER));
             }
         };
         let Some(text) = self.text(format) else {

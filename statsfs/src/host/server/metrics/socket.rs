@@ -137,6 +137,21 @@ impl Connection {
         };
     }
 
+    /// Ends it once the other end has, or has said very much more, which nobody hears.
+    pub(super) fn finish(&self, end: Instant) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write)?,
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write)?,
+        }
+        let mut unheard = [0; 4096];
+        for _ in 0..256 {
+            if self.read(&mut unheard, end)? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn read(&self, buffer: &mut [u8], end: Instant) -> io::Result<usize> {
         self.wait_until(end)?;
         match self {
