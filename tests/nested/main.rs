@@ -61,6 +61,8 @@ const GUESTS: Suite = Suite {
         ("tests", "pcp", NOT_THERE),
         ("tests", "prometheus", NOT_THERE),
         ("tests", "report", NOT_THERE),
+        ("tests", "top", NOT_THERE),
+        ("tests", "top_written", NOT_THERE),
         ("tests", "nested", "it is this one"),
         ("vmm", "declared_values", "it reads source code, and runs nothing"),
     ],
