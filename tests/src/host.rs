@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::binary;
 use crate::flat::Flat;
-use crate::running::wait_until;
+use crate::running::{Running, wait_until};
 
 /// A running server. Ended, and its mount taken away, when dropped.
 #[derive(Debug)]
@@ -109,6 +109,17 @@ impl Host {
     /// The directories of machines.
     pub fn machines(&self) -> Vec<String> {
         machines(&self.mount())
+    }
+
+    /// Lets a guest end that waits, and waits until it has left the tree.
+    ///
+    /// # Panics
+    /// If it does not end well.
+    pub fn finish(&self, mut guest: Running) {
+        let machine = self.mount().join(guest.machine());
+        guest.release();
+        assert_eq!(guest.wait().code(), 0);
+        wait_until("it has left", || (!machine.exists()).then_some(()));
     }
 
     /// Kills it.

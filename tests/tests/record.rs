@@ -38,14 +38,6 @@ fn waiting(host: &Host, reads: u32, later: u32) -> Running {
     running
 }
 
-/// Lets a guest end, and waits until it has left the tree.
-fn finish(host: &Host, mut running: Running) {
-    let machine = host.mount().join(running.machine());
-    running.release();
-    assert_eq!(running.wait().code(), 0);
-    wait_until("it has left", || (!machine.exists()).then_some(()));
-}
-
 /// What is in the embedded JSON of all guests is what is in it of each and of the others.
 fn assert_adds_up(data: &Data) {
     let (whole, parts) = data.parts().split_first().unwrap();
@@ -72,9 +64,9 @@ fn a_report_has_exactly_what_guests_counted_whatever_comes_goes_and_is_cleared()
     let file = host.beside("recording");
     let recorder = Recorder::start(&host.mount(), &file, &["--interval", "0.05"]);
     // One comes and goes, perhaps between two looks; all is cleared; one comes and stays.
-    finish(&host, waiting(&host, 50, 8));
+    host.finish(waiting(&host, 50, 8));
     std::fs::write(host.mount().join("kvm/.stats/clear"), "0").unwrap();
-    finish(&host, waiting(&host, 7, 0));
+    host.finish(waiting(&host, 7, 0));
     let comes = waiting(&host, 300, 0);
     recorder.wait_for_looks();
     std::fs::write(host.mount().join("kvm/user_exits"), "0").unwrap();
@@ -113,8 +105,8 @@ fn a_report_has_exactly_what_guests_counted_whatever_comes_goes_and_is_cleared()
     assert_eq!(few.parts().len(), 3);
     assert_eq!(few.exits(&few.parts()[0], "io_in"), 365);
     assert_adds_up(&few);
-    finish(&host, comes);
-    finish(&host, stays);
+    host.finish(comes);
+    host.finish(stays);
 }
 
 fn numbers(line: &Json) -> u64 {
@@ -124,7 +116,7 @@ fn numbers(line: &Json) -> u64 {
 #[test]
 fn a_server_that_is_killed_and_started_again_is_a_gap_and_no_count_is_lost() {
     let mut host = Host::start();
-    let mut guest = waiting(&host, 20, 500);
+    let guest = waiting(&host, 20, 500);
     let file = host.beside("recording");
     let recorder = Recorder::start(&host.mount(), &file, &["--interval", "0.05"]);
     recorder.wait_for_looks();
@@ -134,9 +126,7 @@ fn a_server_that_is_killed_and_started_again_is_a_gap_and_no_count_is_lost() {
     let machine = host.mount().join(guest.machine());
     wait_until("it is back", || machine.exists().then_some(()));
     recorder.wait_for_looks();
-    guest.release();
-    assert_eq!(guest.wait().code(), 0);
-    wait_until("it has left", || (!machine.exists()).then_some(()));
+    host.finish(guest);
     recorder.wait_for_looks();
     assert_eq!(recorder.end("TERM"), (Some(0), String::new()));
 
@@ -196,8 +186,8 @@ fn a_recording_that_is_killed_cut_or_damaged_is_read_as_far_as_it_is_whole() {
     let line = complains(report(&file, &["-o", "-"]), 1);
     assert!(line.contains(path) && line.contains("is damaged: "), "{line}");
     assert!(line.contains(" at byte "), "{line}");
-    finish(&host, new);
-    finish(&host, guest);
+    host.finish(new);
+    host.finish(guest);
 }
 
 #[test]
@@ -255,7 +245,7 @@ fn a_full_disk_ends_a_recording_that_can_be_read() {
         assert!(line.contains("No space left on device"), "{line}");
         assert_eq!(Data::of(&file).exits(&Data::of(&file).parts()[0], "io_in"), 0);
     });
-    finish(&host, guest);
+    host.finish(guest);
 }
 
 #[test]

@@ -34,14 +34,6 @@ fn waiting(host: &Host, reads: u32, args: &[&str]) -> Running {
     running
 }
 
-/// Lets a guest end, and waits until it has left the tree.
-fn finish(host: &Host, mut running: Running) {
-    let machine = host.mount().join(running.machine());
-    running.release();
-    assert_eq!(running.wait().code(), 0);
-    wait_until("it has left", || (!machine.exists()).then_some(()));
-}
-
 /// Whether a value stays as it is while nothing runs.
 fn is_still(name: &str) -> bool {
     !name.starts_with("sched_")
@@ -137,7 +129,7 @@ fn dump_has_what_the_files_have_in_every_format() {
     let absolute = mount.join(&machine);
     let absolute = dump(&[absolute.to_str().unwrap(), "--format", "json"]);
     assert_eq!(strip(&absolute), strip(&dump(&[saved, "--format", "json"])));
-    finish(&host, running);
+    host.finish(running);
 }
 
 /// Saves a snapshot as people do.
@@ -156,10 +148,10 @@ fn diff_has_exactly_what_came_between_two_snapshots() {
     let names = [&stays, &ends].map(Running::machine);
     let before = save(&host, "", "before");
     // One is all between the two, one comes and stays, one goes; and all is cleared once.
-    finish(&host, waiting(&host, 100, &[]));
+    host.finish(waiting(&host, 100, &[]));
     std::fs::write(host.mount().join("kvm/.stats/clear"), "0").unwrap();
     let comes = waiting(&host, 1000, &[]);
-    finish(&host, ends);
+    host.finish(ends);
     let after = save(&host, "", "after");
     let [before, after] = [&before, &after].map(|path| path.to_str().unwrap());
     let diff = |args: &[&str]| {
@@ -218,8 +210,8 @@ fn diff_has_exactly_what_came_between_two_snapshots() {
         let line = complains(diff(&args), 1);
         assert!(line.contains(part), "{part} in {line}");
     }
-    finish(&host, comes);
-    finish(&host, stays);
+    host.finish(comes);
+    host.finish(stays);
 }
 
 #[test]
@@ -237,7 +229,7 @@ fn watched_rates_add_up_to_what_was_counted_whatever_comes_goes_and_is_cleared()
     // As many as are in the totals once all are gone.
     let mut reads = 0;
     let mut add = |n: u32| {
-        finish(&host, waiting(&host, n, &[]));
+        host.finish(waiting(&host, n, &[]));
         reads += CPUS * n;
     };
     add(50);
@@ -286,8 +278,8 @@ fn watched_rates_add_up_to_what_was_counted_whatever_comes_goes_and_is_cleared()
     // Whoever reads no more is no error.
     assert_eq!(watch.end(), (Some(0), String::new()));
     assert_eq!(csv.end(), (Some(0), String::new()));
-    finish(&host, comes);
-    finish(&host, stays);
+    host.finish(comes);
+    host.finish(stays);
 }
 
 #[test]
@@ -298,7 +290,7 @@ fn a_guest_that_ends_while_it_is_watched_is_said_to_be_gone() {
     let mut watch = Watch::start(statsfs(&host.mount(), &["dump", &machine, "--watch", "0.05"]));
     assert_eq!(watch.line().trim_end(), machine);
     while !watch.line().ends_with(" s later\n") {}
-    finish(&host, running);
+    host.finish(running);
     let rest = watch.rest();
     let row = rest.lines().find(|line| line.contains("bus_unclaimed_io_writes")).unwrap();
     assert_eq!(row.split_whitespace().skip(1).collect::<Vec<_>>(), ["0/s", "1,400"]);
@@ -391,8 +383,8 @@ fn list_and_ls_say_what_runs_and_what_is_closed_to_their_user() {
 
     busy.signal(libc::SIGTERM);
     assert_eq!(busy.wait().code(), 143);
-    finish(&host, public);
-    finish(&host, private);
+    host.finish(public);
+    host.finish(private);
     let list = said(tool(binary::vmm(), &mount, &["list", "--interval", "0.05"]));
     assert_eq!(list, "No guest runs.\n");
 }
@@ -440,7 +432,7 @@ fn describe_says_what_values_are_and_which_are_meant() {
         let line = complains(statsfs(&mount, &["describe", name]), 1);
         assert!(line.contains(name) && line.contains(part), "{line}");
     }
-    finish(&host, running);
+    host.finish(running);
 }
 
 #[test]
