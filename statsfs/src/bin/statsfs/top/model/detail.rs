@@ -93,13 +93,15 @@ pub struct Field {
     pub percentiles: Option<[u64; 2]>,
 }
 
-pub(super) fn detail<'a>(rows: &mut Rows<'a, '_>, dir: Dir<'a>, wanted: &Wanted) -> Detail {
+/// What is said of a directory, of which the line may be known already.
+pub(super) fn detail<'a>(
+    rows: &mut Rows<'a, '_>,
+    dir: Dir<'a>,
+    known: Option<&Row>,
+    wanted: &Wanted,
+) -> Detail {
     let what = dir.what();
-    // What is new of a guest was remembered with the other rows.
-    let is_new = rows.is_new;
-    rows.is_new &= what == What::Vcpu;
-    let row = rows.row(dir);
-    rows.is_new = is_new;
+    let row = known.cloned().unwrap_or_else(|| rows.row(dir));
     let history = rows.history.of(dir.identity()).last(KEPT);
     let (mut vcpus, mut devices) = (Vec::new(), Vec::new());
     if what != What::Top {

@@ -116,13 +116,16 @@ impl<'a> Pair<'a> {
             Some(kvm) => rows.row(kvm),
             None => Row::nothing(self.now.root()),
         };
-        let guests = machines.into_iter().map(|dir| rows.row(dir)).collect();
+        let guests: Vec<_> = machines.into_iter().map(|dir| rows.row(dir)).collect();
         let closed = kvm.map_or(0, |kvm| kvm.child_count().saturating_sub(kvm.children().count()));
         let dir = match &wanted.place {
             None => kvm,
             Some(place) => self.now.dir(&place.path).filter(|dir| dir.identity() == place.id),
         };
-        let detail = dir.map(|dir| detail::detail(&mut rows, dir, wanted));
+        let detail = dir.map(|dir| {
+            let known = guests.iter().chain([&host]).find(|row| row.id == dir.identity());
+            detail::detail(&mut rows, dir, known, wanted)
+        });
         Model {
             taken: self.now.taken(),
             seconds: self.seconds(),
