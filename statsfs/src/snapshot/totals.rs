@@ -1,5 +1,6 @@
 //! What files show, of the cells and parts of directories.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::format::{flag, section};
@@ -23,12 +24,31 @@ pub(super) struct Sums<'a> {
     /// Which sum is of each identity: of the directory's own, and of all.
     of: [Vec<u32>; 2],
     sums: Vec<Sum>,
+    /// What is added of the cells of a group, of the directory's own and of others: as it was found out for the first of many.
+    steps: HashMap<(u32, bool), Box<[Step]>>,
 }
 
 /// A value over any number of instances.
 struct Sum {
     raw: Total,
-    shown: Total,
+    /// None as long as it is the same.
+    shown: Option<Total>,
+}
+
+/// A value of a group, and a sum that it is in.
+#[derive(Clone, Copy)]
+struct Step {
+    word: usize,
+    ty: ValueType,
+    is_cumulative: bool,
+    sum: u32,
+}
+
+impl Sum {
+    /// What is shown, where that becomes something else than what is raw.
+    fn shown(&mut self) -> &mut Total {
+        self.shown.get_or_insert_with(|| self.raw.clone())
+    }
 }
 
 const OWN: usize = 0;
@@ -37,8 +57,8 @@ const ALL: usize = 1;
 impl<'a> Sums<'a> {
     pub(super) fn new(snapshot: &'a Snapshot, files: Vec<(&'a str, usize, u32)>) -> Self {
         let of = [(); 2].map(|()| vec![NONE; snapshot.identities]);
-        let mut all =
-            Self { snapshot, files: Vec::with_capacity(files.len()), of, sums: Vec::new() };
+        let all = Vec::with_capacity(files.len());
+        let mut all = Self { snapshot, files: all, of, sums: Vec::new(), steps: HashMap::new() };
         for (name, value, part) in files {
             let descriptor = &snapshot.values[value].descriptor;
             let Some(identity) = snapshot.values[value].identity else { continue };
@@ -52,8 +72,7 @@ impl<'a> Sums<'a> {
             let of = &mut all.of[if is_own(descriptor, part) { OWN } else { ALL }][identity];
             if *of == NONE {
                 *of = all.sums.len() as u32;
-                let total = Total::new(descriptor);
-                all.sums.push(Sum { raw: total.clone(), shown: total });
+                all.sums.push(Sum { raw: Total::new(descriptor), shown: None });
             }
             all.files.push((name, value, part, *of));
         }
@@ -90,40 +109,56 @@ impl<'a> Sums<'a> {
         }
     }
 
+    /// What is to be added of each cells of a group.
+    fn steps(&self, group: u32, own: bool) -> Box<[Step]> {
+        let [.., values, _] = self.snapshot.record::<4>(section::GROUPS, group as usize);
+        let (first, count) = split_pair(values);
+        let values = &self.snapshot.values[first as usize..][..count as usize];
+        let steps = values.iter().flat_map(|value| {
+            let Descriptor { ty, semantics, .. } = value.descriptor;
+            let (word, is_cumulative) = (value.word, semantics == Semantics::Cumulative);
+            let sums = self.find(value.identity, own);
+            sums.map(move |sum| Step { word, ty, is_cumulative, sum: sum as u32 })
+        });
+        steps.collect()
+    }
+
     fn add_cells(&mut self, n: usize, own: bool) {
         let snapshot = self.snapshot;
         let [what, raw, baseline] = snapshot.record(section::CELLS, n);
         let (group, flags) = split_pair(what);
-        let [.., values, len] = snapshot.record::<4>(section::GROUPS, group as usize);
-        let (first, count) = split_pair(values);
+        if !self.steps.contains_key(&(group, own)) {
+            self.steps.insert((group, own), self.steps(group, own));
+        }
+        let steps = &self.steps[&(group, own)];
+        let [.., len] = snapshot.record::<4>(section::GROUPS, group as usize);
         let words = |first: u64| snapshot.words(first as usize, len as usize);
         let (raw, baseline) = (words(raw), (flags & flag::CLEARED != 0).then(|| words(baseline)));
         let departed = flags & flag::DEPARTED != 0;
-        for value in &snapshot.values[first as usize..][..count as usize] {
-            let Descriptor { ty, semantics, .. } = value.descriptor;
-            if departed && semantics != Semantics::Cumulative {
+        for Step { word, ty, is_cumulative, sum } in steps {
+            if departed && !is_cumulative {
                 continue;
             }
-            let range = value.word..value.word + ty.cells();
-            let (raw, baseline) = (&raw[range.clone()], baseline.map(|words| &words[range]));
-            let baseline = baseline.filter(|_| semantics == Semantics::Cumulative);
-            for n in self.find(value.identity, own) {
-                let sum = &mut self.sums[n];
-                sum.raw.add_words(ty, raw, departed);
-                match baseline {
-                    None => sum.shown.add_words(ty, raw, departed),
-                    Some(baseline) => {
-                        let shown = raw.iter().zip(baseline);
-                        let shown: Vec<_> = shown
-                            .map(|(raw, from)| match departed {
-                                true => raw.wrapping_sub(*from),
-                                false => since(ty, *raw, *from),
-                            })
-                            .collect();
-                        sum.shown.add_words(ty, &shown, departed);
+            let range = *word..*word + ty.cells();
+            let (raw, sum) = (&raw[range.clone()], &mut self.sums[*sum as usize]);
+            match baseline.filter(|_| *is_cumulative) {
+                None => {
+                    if let Some(shown) = &mut sum.shown {
+                        shown.add_words(*ty, raw, departed);
                     }
                 }
+                Some(baseline) => {
+                    let shown = raw.iter().zip(&baseline[range]);
+                    let shown: Vec<_> = shown
+                        .map(|(raw, from)| match departed {
+                            true => raw.wrapping_sub(*from),
+                            false => since(*ty, *raw, *from),
+                        })
+                        .collect();
+                    sum.shown().add_words(*ty, &shown, departed);
+                }
             }
+            sum.raw.add_words(*ty, raw, departed);
         }
     }
 
@@ -136,11 +171,14 @@ impl<'a> Sums<'a> {
         let len = if ty.is_histogram() { ty.cells() } else { Scalar::WORDS };
         let raw = snapshot.words(first as usize, len);
         let is_cleared = flags & flag::CLEARED != 0;
-        let shown = if is_cleared { snapshot.words(first as usize + len, len) } else { raw };
         for n in self.find(value.identity, flags & flag::OWN != 0 && !is_below) {
             let sum = &mut self.sums[n];
+            if is_cleared {
+                merge(sum.shown(), ty, snapshot.words(first as usize + len, len));
+            } else if let Some(shown) = &mut sum.shown {
+                merge(shown, ty, raw);
+            }
             merge(&mut sum.raw, ty, raw);
-            merge(&mut sum.shown, ty, shown);
         }
     }
 
@@ -150,7 +188,8 @@ impl<'a> Sums<'a> {
         let value = |(name, value, part, sum): (_, usize, _, u32)| {
             let Sum { raw, shown } = &sums[sum as usize];
             let descriptor = &snapshot.values[value].descriptor;
-            Value { name, descriptor, part, raw: raw.clone(), shown: shown.clone() }
+            let shown = shown.as_ref().unwrap_or(raw).clone();
+            Value { name, descriptor, part, raw: raw.clone(), shown }
         };
         files.into_iter().map(value).collect()
     }
