@@ -179,7 +179,7 @@ fn who_publishes_very_much_is_in_totals_only() {
         assert!(has(line), "no {line} in {}", answer.text);
     }
     assert!(!answer.text.contains("vm=\"large\""), "it is shown after all");
-    assert!(host.log().contains("1 machines or other sources are in totals only"));
+    assert!(host.log().contains("1 machines, other sources or totals are left out"));
     guest.kill_and_wait();
 }
 

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 
-use super::ration::{self, LeftOut};
+use super::ration::{self, Item};
 use super::{Full, fits};
 use crate::aggregate::Buckets;
 use crate::tree::inode::Part;
-use crate::tree::names::{label_name, label_value};
+use crate::tree::names::{MACHINES, label_name, label_value};
 use crate::tree::render::Total;
-use crate::tree::series::{self, About, Detail, Family, Info, Kind, Series};
+use crate::tree::series::{self, About, Detail, Family, Info, Kind, LeftOut, Series};
 use crate::tree::subtree::Subtree;
 use crate::value::Unit;
 
@@ -33,12 +33,12 @@ pub(super) fn write(
     most: usize,
     out: &mut Vec<u8>,
 ) -> Result<(), Full> {
-    write_but(subtree, format, detail, &LeftOut::new(), most, out)
+    write_but(subtree, format, detail, &LeftOut::default(), most, out)
 }
 
 /// Appends the families of a subtree, of which there may be `most` bytes: where there are more, without series of those
-/// who have more than their part of that. Totals of machines, and what the server says of itself, are always there.
-/// Answers how many directories there is nothing of.
+/// who have more than their part of that. What the server says of itself is always there. Answers how many directories
+/// and totals of machines there is nothing of.
 ///
 /// # Errors
 /// [`Full`] if there is not even room for these.
@@ -54,11 +54,11 @@ pub(super) fn write_what_fits(
         return Ok(0);
     }
     out.truncate(before);
-    let (sizes, rest) = sizes(subtree, format, detail);
+    let (items, rest) = sizes(subtree, format, detail);
     let room = most.checked_sub(before + rest).ok_or(Full)?;
-    let left_out = ration::beyond(subtree, &sizes, room);
+    let left_out = ration::beyond(subtree, items, room);
     write_but(subtree, format, detail, &left_out, most, out)?;
-    Ok(left_out.len())
+    Ok(left_out.dirs.len() + left_out.totals.len())
 }
 
 /// Appends all families of a subtree, but for series of what is to be left out. Stops after the series with which there
@@ -77,24 +77,30 @@ fn write_but(
     fits(text.out.len(), most)
 }
 
-/// What each directory takes that can be left out, and all else.
-fn sizes(subtree: &Subtree, format: Format, detail: Detail<'_>) -> (BTreeMap<usize, usize>, usize) {
+/// What takes how much of what can be left out, and how much all else takes.
+fn sizes(subtree: &Subtree, format: Format, detail: Detail<'_>) -> (Vec<Item>, usize) {
     let mut out = Vec::new();
     let text = Text { format, most: usize::MAX, out: &mut out };
-    let mut sizes = Sizes { subtree, text, of: BTreeMap::new(), rest: 0 };
+    let mut sizes = Sizes { subtree, text, of: BTreeMap::new(), totals: Vec::new(), rest: 0 };
     // It never fails: what it writes it forgets.
-    let Ok(about) = series::write(subtree, detail, &LeftOut::new(), &mut sizes) else {
-        return (sizes.of, usize::MAX);
+    let Ok(about) = series::write(subtree, detail, &LeftOut::default(), &mut sizes) else {
+        return (Vec::new(), usize::MAX);
     };
     for info in &about.infos {
         sizes.text.info(info);
         sizes.take(info.entity);
     }
-    sizes.text.about(&About { infos: Vec::new(), sources_left_out: usize::MAX, ..about });
+    sizes.text.about(&About {
+        infos: Vec::new(),
+        sources_left_out: usize::MAX,
+        totals_left_out: usize::MAX,
+        ..about
+    });
     // What infos begin with.
     sizes.text.begin_infos();
     sizes.rest += sizes.text.out.len();
-    (sizes.of, sizes.rest)
+    let dirs = sizes.of.into_iter().map(|(dir, size)| Item::Dir { dir, size });
+    (dirs.chain(sizes.totals).collect(), sizes.rest)
 }
 
 /// Writes series to know how long they are.
@@ -102,6 +108,8 @@ struct Sizes<'a> {
     subtree: &'a Subtree,
     text: Text<'a>,
     of: BTreeMap<usize, usize>,
+    /// Totals of machines.
+    totals: Vec<Item>,
     rest: usize,
 }
 
@@ -118,6 +126,11 @@ impl Sizes<'_> {
             *self.of.entry(dir).or_default() += len;
         }
     }
+
+    /// Whether it is a total of machines: anybody may have such.
+    fn is_of_machines(&self, family: &Family<'_>, top: usize) -> bool {
+        family.is_total && self.subtree.dirs()[top].name() == MACHINES
+    }
 }
 
 impl Series for Sizes<'_> {
@@ -125,7 +138,13 @@ impl Series for Sizes<'_> {
 
     fn family(&mut self, family: &Family<'_>, top: usize) -> Result<(), Full> {
         let result = self.text.family(family, top);
-        self.take(top);
+        if self.is_of_machines(family, top) {
+            let size = std::mem::take(self.text.out).len();
+            let users = family.users.iter().copied().collect();
+            self.totals.push(Item::Total { name: family.name.clone(), users, size });
+        } else {
+            self.take(top);
+        }
         result
     }
 
@@ -137,7 +156,12 @@ impl Series for Sizes<'_> {
         total: &Total,
     ) -> Result<(), Full> {
         let result = self.text.series(family, of, labels, total);
-        self.take(of);
+        match self.totals.last_mut() {
+            Some(Item::Total { name, size, .. }) if *name == family.name => {
+                *size += std::mem::take(self.text.out).len();
+            }
+            _ => self.take(of),
+        }
         result
     }
 }
@@ -223,11 +247,12 @@ impl Text<'_> {
             self.begin_infos();
         }
         about.infos.iter().for_each(|info| self.info(info));
-        self.begin("statsfs_export_left_out", "gauge", "What is not shown one by one here: vCPUs, which are added up, values of the name of another of another kind, and machines and other sources for which there is no room.");
+        self.begin("statsfs_export_left_out", "gauge", "What is not shown one by one here: vCPUs, which are added up, values of the name of another of another kind, and machines, other sources and totals for which there is no room.");
         let left_out = [
             ("vcpu", about.vcpus_left_out),
             ("value", about.values_left_out),
             ("source", about.sources_left_out),
+            ("total", about.totals_left_out),
         ];
         for (what, n) in left_out {
             let labels = format!("what=\"{what}\"");

@@ -30,11 +30,11 @@ pub(crate) fn renewed_at(bulk: Bulk, content: &[u8]) -> Option<u64> {
 }
 
 /// Appends what `/metrics` shows: the content of a bulk file, of which there may be `most` bytes. Where there are more,
-/// those who have more than their part of that are shown in totals only; answers how many machines and other sources
-/// these are.
+/// those who have more than their part of that are shown in totals only, or not in these either; answers how many
+/// machines, other sources and totals these are.
 ///
 /// # Errors
-/// [`Full`] if there is no room for totals of machines either.
+/// [`Full`] if there is no room for what the server says of itself either.
 pub(crate) fn expose(
     format: Exposition,
     subtree: &Subtree,

@@ -4,49 +4,95 @@
 //! Users have equal parts of the room, but for what those leave who need less; so have the processes of each, and what
 //! each top-level directory has in common, which is its first process's user's, or, once there is none, nobody's. Of a
 //! process as many machines or sources are shown as fit, the small ones first.
+//!
+//! A total of machines is of that user's part who needs least of those who count in it: who counts in others' totals
+//! takes no room of theirs. One in which only those have counted that are gone is nobody's. Of a user's part
+//! totals have half, and what all else leaves, each as much of it as any other.
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::tree::series::LeftOut;
 use crate::tree::subtree::Subtree;
 
-/// Directories right below the top level of which nothing is shown by itself, and such at the top level of which nothing
-/// is shown, by their places in a subtree.
-pub(super) type LeftOut = HashSet<usize>;
+/// What can be left out, and what it takes.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// A directory, by its place in a subtree.
+    Dir { dir: usize, size: usize },
+    /// A family over all machines, and who counts in it.
+    Total { name: String, users: Vec<u32>, size: usize },
+}
 
-/// What is to be left out so that the rest takes no more than `room`, by what each directory takes.
-pub(super) fn beyond(subtree: &Subtree, sizes: &BTreeMap<usize, usize>, room: usize) -> LeftOut {
+/// What is to be left out so that the rest takes no more than `room`.
+pub(super) fn beyond(subtree: &Subtree, items: Vec<Item>, room: usize) -> LeftOut {
     // Those that no process has alone are each of their own.
     let owner = |dir: usize| {
         let called = subtree.dirs()[dir].called();
         let process = called.pid().map_or((false, dir), |pid| (true, pid as usize));
-        (called.uid(), process)
+        (called.uid(), 1, process)
     };
-    share(sizes.iter().map(|(dir, size)| (*dir, owner(*dir), *size)), room)
+    let mut needs: BTreeMap<u32, usize> = BTreeMap::new();
+    for item in &items {
+        if let Item::Dir { dir, size } = item
+            && let Some(uid) = subtree.dirs()[*dir].called().uid()
+        {
+            *needs.entry(uid).or_default() += size;
+        }
+    }
+    let need = |uid: &u32| needs.get(uid).copied().unwrap_or_default();
+    let all = items.iter().enumerate().map(|(n, item)| match item {
+        Item::Dir { dir, size } => (n, owner(*dir), *size),
+        Item::Total { users, size, .. } => {
+            (n, (users.iter().copied().min_by_key(need), 0, (false, n)), *size)
+        }
+    });
+    let beyond = share(all, room);
+    let mut left_out = LeftOut::default();
+    let items = items.into_iter().enumerate().filter(|(n, _)| beyond.contains(n));
+    for (_, item) in items {
+        match item {
+            Item::Dir { dir, .. } => drop(left_out.dirs.insert(dir)),
+            Item::Total { name, .. } => drop(left_out.totals.insert(name)),
+        }
+    }
+    left_out
 }
 
-/// The same of directories, whose they are, and what they take.
+/// The same of numbers, what they take, and whose they are: of which user, what is before others of the user, and of
+/// which process.
 fn share<U: Ord, P: Ord>(
-    all: impl Iterator<Item = (usize, (U, P), usize)>,
+    all: impl Iterator<Item = (usize, (U, u8, P), usize)>,
     room: usize,
-) -> LeftOut {
-    let mut users: BTreeMap<U, BTreeMap<P, Vec<(usize, usize)>>> = BTreeMap::new();
-    for (dir, (user, process), size) in all {
-        users.entry(user).or_default().entry(process).or_default().push((size, dir));
+) -> HashSet<usize> {
+    type Ranks<P> = BTreeMap<u8, BTreeMap<P, Vec<(usize, usize)>>>;
+    let mut users: BTreeMap<U, Ranks<P>> = BTreeMap::new();
+    for (dir, (user, rank, process), size) in all {
+        let ranks = users.entry(user).or_default();
+        ranks.entry(rank).or_default().entry(process).or_default().push((size, dir));
     }
     let take = |dirs: &Vec<(usize, usize)>| dirs.iter().map(|(size, _)| size).sum::<usize>();
-    let of_user = |processes: &BTreeMap<P, Vec<_>>| processes.values().map(take).sum::<usize>();
-    let mut left_out = LeftOut::new();
+    let of_user = |ranks: &Ranks<P>| ranks.values().flat_map(BTreeMap::values).map(take).sum();
+    let mut left_out = HashSet::new();
     let parts = parts(&users.values().map(of_user).collect::<Vec<_>>(), room);
-    for (processes, room) in users.into_values().zip(parts) {
-        let parts = self::parts(&processes.values().map(take).collect::<Vec<_>>(), room);
-        for (mut dirs, mut room) in processes.into_values().zip(parts) {
-            dirs.sort_unstable();
-            for (size, dir) in dirs {
-                match room.checked_sub(size) {
-                    Some(left) => room = left,
-                    None => {
-                        room = 0;
-                        left_out.insert(dir);
+    for (ranks, mut room) in users.into_values().zip(parts) {
+        let mut later: usize = of_user(&ranks);
+        for processes in ranks.into_values() {
+            let needs: Vec<_> = processes.values().map(take).collect();
+            later -= needs.iter().sum::<usize>();
+            let most = if later == 0 { room } else { (room / 2).max(room.saturating_sub(later)) };
+            let parts = self::parts(&needs, most);
+            for (mut dirs, mut part) in processes.into_values().zip(parts) {
+                dirs.sort_unstable();
+                for (size, dir) in dirs {
+                    match part.checked_sub(size) {
+                        Some(left) => {
+                            part = left;
+                            room -= size;
+                        }
+                        None => {
+                            part = 0;
+                            left_out.insert(dir);
+                        }
                     }
                 }
             }
@@ -85,11 +131,11 @@ mod tests {
         let beyond = |room| {
             let all = [
                 // A process with machines of many sizes, one with a large one, and another user's.
-                (1, (0, 11), 10),
-                (2, (0, 11), 50),
-                (3, (0, 11), 20),
-                (4, (0, 12), 1000),
-                (5, (7, 13), 5),
+                (1, (0, 1, 11), 10),
+                (2, (0, 1, 11), 50),
+                (3, (0, 1, 11), 20),
+                (4, (0, 1, 12), 1000),
+                (5, (7, 1, 13), 5),
             ];
             let mut left_out: Vec<_> = share(all.into_iter(), room).into_iter().collect();
             left_out.sort_unstable();
@@ -103,5 +149,26 @@ mod tests {
         assert_eq!(beyond(64), [2, 3, 4]);
         assert_eq!(beyond(10), [1, 2, 3, 4]);
         assert_eq!(beyond(9), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn totals_take_neither_the_room_of_machines_nor_that_of_other_users() {
+        let beyond = |room| {
+            let all = [
+                (1, (0, 0, 1), 30),
+                (2, (0, 0, 2), 40),
+                (3, (0, 1, 11), 20),
+                (4, (7, 0, 4), 10),
+                (5, (7, 1, 13), 10),
+            ];
+            let mut left_out: Vec<_> = share(all.into_iter(), room).into_iter().collect();
+            left_out.sort_unstable();
+            left_out
+        };
+        assert_eq!(beyond(110), [0; 0]);
+        assert_eq!(beyond(109), [2], "there is room for machines");
+        assert_eq!(beyond(89), [1, 2]);
+        assert_eq!(beyond(40), [1, 2]);
+        assert_eq!(beyond(39), [1, 2, 4]);
     }
 }

@@ -159,10 +159,12 @@ impl Tree {
 
     /// Appends what `.stats/prometheus` or `.stats/openmetrics` of the root shows: to somebody who may see everything,
     /// or what everybody may. Where that is more than `most` bytes, machines and other sources of those users and
-    /// processes that have more than their part of it are in totals only; answers how many these are.
+    /// processes that have more than their part of it are in totals only, and totals of those users are not there;
+    /// answers how many these are.
     ///
     /// # Errors
-    /// `EFBIG` if totals are more than `most` bytes, or more is to be read than there may be at once.
+    /// `EFBIG` if what the server says of itself is more than `most` bytes, or more is to be read than there may be at
+    /// once.
     pub fn expose(
         &self,
         format: Exposition,

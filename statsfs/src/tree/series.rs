@@ -8,7 +8,7 @@
 //! Anybody may publish, so no name, label or help is taken as it is: what can not be a metric, or would be another's, is left
 //! out and counted, and nobody's values can be in the place of a machine's or the server's.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
 
 use super::GroupId;
@@ -52,6 +52,16 @@ pub(crate) enum Kind {
     Histogram,
 }
 
+/// What is to be left out.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOut {
+    /// Directories right below the top level of which nothing is shown by itself, and such at the top level of which
+    /// nothing is shown, by their places in a subtree.
+    pub(crate) dirs: HashSet<usize>,
+    /// Families over all that there is, by their names.
+    pub(crate) totals: HashSet<String>,
+}
+
 /// A family of series.
 #[derive(Debug)]
 pub(crate) struct Family<'a> {
@@ -61,6 +71,8 @@ pub(crate) struct Family<'a> {
     pub(crate) help: &'a str,
     /// Whether it is over all that there is, and that has departed.
     pub(crate) is_total: bool,
+    /// The users whose processes have something in it, private or not; not those of processes that are gone.
+    pub(crate) users: &'a BTreeSet<u32>,
     /// Type, unit and states of each of its values.
     pub(crate) value: &'a Descriptor,
 }
@@ -92,6 +104,8 @@ pub(crate) struct About {
     pub(crate) infos: Vec<Info>,
     /// Directories at the top level and right below that were to be left out.
     pub(crate) sources_left_out: usize,
+    /// Families over all that there is that were to be left out.
+    pub(crate) totals_left_out: usize,
     /// vCPUs that were added up, be it in one family only.
     pub(crate) vcpus_left_out: usize,
     /// Values that were left out, since others of the name are of another kind.
@@ -219,9 +233,7 @@ fn both(some: &str, more: &str) -> String {
 struct Maker<'a> {
     subtree: &'a Subtree,
     detail: Detail<'a>,
-    /// Directories right below the top level of which nothing is shown by itself, and those at the top level of which
-    /// nothing is shown.
-    left_out: &'a HashSet<usize>,
+    left_out: &'a LeftOut,
     dirs: Vec<Of>,
     /// The top-level directories that there are, with their places in `dirs`, or the one that all is in.
     tops: Vec<(&'a str, usize)>,
@@ -235,7 +247,7 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(subtree: &'a Subtree, detail: Detail<'a>, left_out: &'a HashSet<usize>) -> Self {
+    fn new(subtree: &'a Subtree, detail: Detail<'a>, left_out: &'a LeftOut) -> Self {
         let mut made = Self {
             subtree,
             detail,
@@ -296,7 +308,7 @@ impl<'a> Maker<'a> {
             }
             let is_machine = is_machines && entity == Some(n);
             let is_machine = is_machine && way.vcpu.is_none() && way.device.is_none();
-            if is_machine && !self.left_out.contains(&n) {
+            if is_machine && !self.left_out.dirs.contains(&n) {
                 let (labels, own) = (self.labels[of_machine].clone(), dir.labels().to_vec());
                 self.about.infos.push(Info { entity: n, labels, own });
             }
@@ -358,7 +370,17 @@ impl<'a> Maker<'a> {
         members.retain(|(member, _)| is_alike(member.value, first.value));
         self.about.values_left_out += before - members.len();
         let (prefix, top_dir) = self.tops[top];
+        let mut users = BTreeSet::new();
+        for (_, places) in &members {
+            let mut last = None;
+            for uid in places.iter().filter_map(|place| place.uid()) {
+                if last.replace(uid) != Some(uid) {
+                    users.insert(uid);
+                }
+            }
+        }
         let family = |infix: &str, is_total| Family {
+            users: &users,
             name: format!("{prefix}_{infix}{base}"),
             kind: kind(first.value),
             help: self.help(first),
@@ -392,7 +414,7 @@ impl<'a> Maker<'a> {
                 Some(self.dirs[place.dir()].entity)
             });
             let Some(entity) = next.min() else { break };
-            let is_left_out = entity.is_some_and(|entity| self.left_out.contains(&entity));
+            let is_left_out = entity.is_some_and(|entity| self.left_out.dirs.contains(&entity));
             let mut shown = Shows::default();
             let cursors = cursors.iter_mut().zip(&own_label_of);
             for ((member, places), (at, own_label)) in members.iter().zip(cursors) {
@@ -432,7 +454,8 @@ impl<'a> Maker<'a> {
             }
         }
         let is_whole = self.subtree.above().is_empty() || self.is_departed();
-        if is_whole && is_more_than_own && !first.value.aggregations.is_empty() {
+        let has_room = !self.left_out.totals.contains(&total.name);
+        if is_whole && is_more_than_own && has_room && !first.value.aggregations.is_empty() {
             to.family(&total, top_dir)?;
             for (label, of) in own_labels.iter().zip(&totals) {
                 if let Some(of) = of {
@@ -503,15 +526,15 @@ pub(crate) fn is_hosts(top: &str) -> bool {
     [MACHINES, HOST_NAME].contains(&top)
 }
 
-/// Gives all families of a subtree, and their series, but for those of directories that are to be left out: right below
-/// the top level, these are in totals only.
+/// Gives all families of a subtree, and their series, but for those that are to be left out: directories right below the
+/// top level are in totals only then.
 ///
 /// # Errors
 /// What `to` answers.
 pub(crate) fn write<S: Series>(
     subtree: &Subtree,
     detail: Detail<'_>,
-    left_out: &HashSet<usize>,
+    left_out: &LeftOut,
     to: &mut S,
 ) -> Result<About, S::Error> {
     let mut maker = Maker::new(subtree, detail, left_out);
@@ -523,7 +546,7 @@ pub(crate) fn write<S: Series>(
     }
     // Nobody's names come before those of machines and of the server.
     let mut tops: Vec<_> = (0..maker.tops.len()).collect();
-    tops.retain(|top| !left_out.contains(&maker.tops[*top].1));
+    tops.retain(|top| !left_out.dirs.contains(&maker.tops[*top].1));
     tops.sort_by_key(|top| !is_hosts(maker.tops[*top].0));
     for top in tops {
         for (base, members) in &families {
@@ -531,5 +554,6 @@ pub(crate) fn write<S: Series>(
         }
     }
     let vcpus_left_out = if maker.are_added_up { maker.vcpus } else { 0 };
-    Ok(About { vcpus_left_out, sources_left_out: left_out.len(), ..maker.about })
+    let (sources_left_out, totals_left_out) = (left_out.dirs.len(), left_out.totals.len());
+    Ok(About { vcpus_left_out, sources_left_out, totals_left_out, ..maker.about })
 }

@@ -204,12 +204,19 @@ pub(crate) struct Place {
     pub(crate) is_hidden: bool,
     /// Where their baseline begins, if they have one.
     baseline: Option<usize>,
+    /// The user whose process counts there, or has counted what departed.
+    uid: Option<u32>,
 }
 
 impl Place {
     /// The directory.
     pub(super) fn dir(&self) -> usize {
         self.dir
+    }
+
+    /// The user whose process it is of; of what processes left that are gone, and of the host's own, nobody.
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.uid
     }
 }
 
@@ -575,7 +582,9 @@ impl State {
                 baselines.extend_from_slice(baseline);
                 baselines.len() - baseline.len()
             });
+            let process = cells.account.key().map(|key| self.processes[key.0].identity);
             places.push(Place {
+                uid: process.filter(|identity| !identity.is_host).map(|identity| identity.uid),
                 dir_id,
                 dir: 0,
                 cells: n,

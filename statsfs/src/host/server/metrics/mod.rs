@@ -296,7 +296,7 @@ impl Served {
         match &made {
             Ok(0) => {}
             Ok(left_out) => {
-                let text = format!("{left_out} machines or other sources are in totals only");
+                let text = format!("{left_out} machines, other sources or totals are left out");
                 self.complain(TOO_MANY, &text);
             }
             Err(error) => self.complain(TOO_MANY, &io::Error::from_raw_os_error(error.0)),
