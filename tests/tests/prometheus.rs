@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use statsfs::Registry;
@@ -15,6 +16,9 @@ use tests::http::{ask, try_ask};
 use tests::prometheus::{Prometheus, collecting_from};
 use tests::running::{Running, wait_until};
 use tests::vmm::Vmm;
+
+/// So many may be connected at a time.
+const PLACES: usize = 32;
 
 #[test]
 fn a_prometheus_sees_no_reset_and_no_error_while_guests_come_and_go() {
@@ -113,7 +117,7 @@ fn metrics_are_in_the_format_that_is_asked_for_and_nothing_else_is_served() {
 fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
     let metrics = host.metrics();
-    let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(&metrics).unwrap()).collect();
+    let silent: Vec<_> = (0..128).map(|_| TcpStream::connect(&metrics).unwrap()).collect();
     let are_open = || {
         silent.iter().filter(|stream| {
             stream.set_nonblocking(true).unwrap();
@@ -122,13 +126,59 @@ fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
         })
     };
     // There is not room for all of them.
-    wait_until("some to be hung up on", || (are_open().count() <= 8).then_some(()));
-    assert_eq!(are_open().count(), 8);
+    wait_until("some to be hung up on", || (are_open().count() <= PLACES).then_some(()));
+    assert_eq!(are_open().count(), PLACES);
     let url = format!("http://{metrics}/metrics");
     wait_until("an answer", || try_ask(&url, "*/*").ok());
     // One of them gave way, and the others' time is not up.
     let open = are_open().count();
-    assert!((1..8).contains(&open), "{open} are connected");
+    assert!((1..PLACES).contains(&open), "{open} are connected");
+}
+
+/// Has threads end, also where a test fails.
+struct EndsThem<'a>(&'a AtomicBool);
+
+impl Drop for EndsThem<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+#[test]
+fn one_user_keeps_no_other_from_asking_however_often_they_connect() {
+    let host = Host::with(&["--listen", "127.0.0.1:0"]);
+    let metrics = host.metrics();
+    let (done, connected) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let _stop = EndsThem(&done);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                // SAFETY: no pointers. It is this thread's user only, in whose name it makes sockets.
+                unsafe { libc::setfsuid(12345) };
+                let mut all: Vec<TcpStream> = Vec::new();
+                while !done.load(Relaxed) {
+                    // Who is hung up on comes again at once, and asks half of what there is.
+                    all.retain_mut(|stream| {
+                        stream.set_nonblocking(true).unwrap();
+                        let read = stream.read(&mut [0]);
+                        read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+                    });
+                    while all.len() < PLACES {
+                        let Ok(mut stream) = TcpStream::connect(&metrics) else { break };
+                        let _ = stream.write_all(b"GET /metr");
+                        all.push(stream);
+                        connected.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+        }
+        wait_until("them", || (connected.load(Relaxed) > 20 * PLACES).then_some(()));
+        let url = format!("http://{metrics}/metrics");
+        for n in 0..50 {
+            let answer = try_ask(&url, "*/*").unwrap_or_else(|error| panic!("{n}: {error}"));
+            assert_eq!(answer.status, 200);
+        }
+    });
 }
 
 #[test]

@@ -12,6 +12,12 @@ use crate::host::protocol::{self, Listener};
 #[derive(Debug)]
 pub(super) struct Listening {
     listener: Listener,
+    name: Name,
+}
+
+/// A socket's name, which goes with this.
+#[derive(Debug)]
+pub(super) struct Name {
     path: PathBuf,
     /// Device and inode number: what has this name later may be another's.
     identity: (u64, u64),
@@ -71,34 +77,49 @@ impl Listening {
             let mode = if group.is_some() { 0o660 } else { 0o600 };
             std::os::unix::fs::chown(&beside, None, group)?;
             std::fs::set_permissions(&beside, Permissions::from_mode(mode))?;
-            let metadata = std::fs::symlink_metadata(&beside)?;
+            let identity = identity(&beside)?;
             std::fs::rename(&beside, path)?;
-            Ok((metadata.dev(), metadata.ino()))
+            Ok(identity)
         };
         let identity = named().inspect_err(|_: &io::Error| {
             let _ = std::fs::remove_file(&beside);
         })?;
-        Ok(Self { listener, path: path.to_path_buf(), identity })
+        Ok(Self { listener, name: Name { path: path.to_path_buf(), identity } })
     }
 
     pub(super) fn listener(&self) -> &Listener {
         &self.listener
     }
+
+    /// Removes the name: nobody else connects.
+    pub(super) fn forget_name(&self) {
+        self.name.forget();
+    }
 }
 
-impl Listening {
-    /// Removes the name, if it still is this one's: nobody else connects.
-    pub(super) fn forget_name(&self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == self.identity);
-        if ours {
+impl Name {
+    /// That of a socket that has just been bound.
+    ///
+    /// # Errors
+    /// What the kernel says of it.
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_path_buf(), identity: identity(path)? })
+    }
+
+    /// Removes it, if it still is this one's.
+    fn forget(&self) {
+        if identity(&self.path).is_ok_and(|there| there == self.identity) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-impl Drop for Listening {
+impl Drop for Name {
     fn drop(&mut self) {
-        self.forget_name();
+        self.forget();
     }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|there| (there.dev(), there.ino()))
 }

@@ -9,7 +9,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Instant;
 
-use crate::host::server::listen::There;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+
+use super::peer::{Diag, Peer};
+use crate::host::server::listen::{Name, There};
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,10 +54,11 @@ impl fmt::Display for MetricsAddress {
 #[derive(Debug)]
 pub(in crate::host::server) enum Listening {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    Unix { listener: UnixListener, _name: Name },
 }
 
 /// A connection of either kind.
+#[derive(Debug)]
 pub(super) enum Connection {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -69,12 +74,13 @@ impl Listening {
                 if There::at(path) == There::LeftOver {
                     std::fs::remove_file(path)?;
                 }
-                Self::Unix(UnixListener::bind(path)?)
+                let listener = UnixListener::bind(path)?;
+                Self::Unix { listener, _name: Name::of(path)? }
             }
         };
         match &listening {
             Self::Tcp(listener) => listener.set_nonblocking(true)?,
-            Self::Unix(listener) => listener.set_nonblocking(true)?,
+            Self::Unix { listener, .. } => listener.set_nonblocking(true)?,
         }
         Ok(listening)
     }
@@ -84,14 +90,14 @@ impl Listening {
             Self::Tcp(listener) => {
                 listener.local_addr().map_or_else(|_| asked.clone(), MetricsAddress::Tcp)
             }
-            Self::Unix(_) => asked.clone(),
+            Self::Unix { .. } => asked.clone(),
         }
     }
 
     pub(super) fn accept(&self) -> io::Result<Connection> {
         let connection = match self {
             Self::Tcp(listener) => Connection::Tcp(listener.accept()?.0),
-            Self::Unix(listener) => Connection::Unix(listener.accept()?.0),
+            Self::Unix { listener, .. } => Connection::Unix(listener.accept()?.0),
         };
         match &connection {
             Connection::Tcp(stream) => stream.set_nonblocking(false)?,
@@ -105,7 +111,7 @@ impl AsFd for Listening {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener) => listener.as_fd(),
+            Self::Unix { listener, .. } => listener.as_fd(),
         }
     }
 }
@@ -126,6 +132,20 @@ impl Connection {
                 stream.set_read_timeout(Some(left))?;
                 stream.set_write_timeout(Some(left))
             }
+        }
+    }
+
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// What the kernel says: then it is not known.
+    pub(super) fn peer(&self, diag: Option<&Diag>) -> io::Result<Peer> {
+        match self {
+            Self::Tcp(stream) => match stream.peer_addr() {
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(Peer::Unknown),
+                its => Peer::of_tcp(diag, its?, stream.local_addr()?),
+            },
+            Self::Unix(stream) => Ok(Peer::User(getsockopt(stream, PeerCredentials)?.uid())),
         }
     }
 
