@@ -7,7 +7,7 @@
 //!
 //! A total of machines is of that user's part who needs least of those who count in it: who counts in others' totals
 //! takes no room of theirs. One in which only those have counted that are gone is nobody's. Of a user's part
-//! totals have half, and what all else leaves, each as much of it as any other.
+//! totals have half, and what all else leaves, the small ones first.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -23,13 +23,20 @@ pub(super) enum Item {
     Total { name: String, users: Vec<u32>, size: usize },
 }
 
+/// What has half of a user's part, and what the others leave, comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Total,
+    Dir,
+}
+
 /// What is to be left out so that the rest takes no more than `room`.
 pub(super) fn beyond(subtree: &Subtree, items: Vec<Item>, room: usize) -> LeftOut {
     // Those that no process has alone are each of their own.
     let owner = |dir: usize| {
         let called = subtree.dirs()[dir].called();
         let process = called.pid().map_or((false, dir), |pid| (true, pid as usize));
-        (called.uid(), 1, process)
+        (called.uid(), Rank::Dir, process)
     };
     let mut needs: BTreeMap<u32, usize> = BTreeMap::new();
     for item in &items {
@@ -43,7 +50,7 @@ pub(super) fn beyond(subtree: &Subtree, items: Vec<Item>, room: usize) -> LeftOu
     let all = items.iter().enumerate().map(|(n, item)| match item {
         Item::Dir { dir, size } => (n, owner(*dir), *size),
         Item::Total { users, size, .. } => {
-            (n, (users.iter().copied().min_by_key(need), 0, (false, n)), *size)
+            (n, (users.iter().copied().min_by_key(need), Rank::Total, (false, 0)), *size)
         }
     });
     let beyond = share(all, room);
@@ -58,13 +65,13 @@ pub(super) fn beyond(subtree: &Subtree, items: Vec<Item>, room: usize) -> LeftOu
     left_out
 }
 
-/// The same of numbers, what they take, and whose they are: of which user, what is before others of the user, and of
+/// The same of numbers, what they take, and whose they are: of which user, of what rank among those of the user, and of
 /// which process.
 fn share<U: Ord, P: Ord>(
-    all: impl Iterator<Item = (usize, (U, u8, P), usize)>,
+    all: impl Iterator<Item = (usize, (U, Rank, P), usize)>,
     room: usize,
 ) -> HashSet<usize> {
-    type Ranks<P> = BTreeMap<u8, BTreeMap<P, Vec<(usize, usize)>>>;
+    type Ranks<P> = BTreeMap<Rank, BTreeMap<P, Vec<(usize, usize)>>>;
     let mut users: BTreeMap<U, Ranks<P>> = BTreeMap::new();
     for (dir, (user, rank, process), size) in all {
         let ranks = users.entry(user).or_default();
@@ -131,11 +138,11 @@ mod tests {
         let beyond = |room| {
             let all = [
                 // A process with machines of many sizes, one with a large one, and another user's.
-                (1, (0, 1, 11), 10),
-                (2, (0, 1, 11), 50),
-                (3, (0, 1, 11), 20),
-                (4, (0, 1, 12), 1000),
-                (5, (7, 1, 13), 5),
+                (1, (0, Rank::Dir, 11), 10),
+                (2, (0, Rank::Dir, 11), 50),
+                (3, (0, Rank::Dir, 11), 20),
+                (4, (0, Rank::Dir, 12), 1000),
+                (5, (7, Rank::Dir, 13), 5),
             ];
             let mut left_out: Vec<_> = share(all.into_iter(), room).into_iter().collect();
             left_out.sort_unstable();
@@ -155,11 +162,11 @@ mod tests {
     fn totals_take_neither_the_room_of_machines_nor_that_of_other_users() {
         let beyond = |room| {
             let all = [
-                (1, (0, 0, 1), 30),
-                (2, (0, 0, 2), 40),
-                (3, (0, 1, 11), 20),
-                (4, (7, 0, 4), 10),
-                (5, (7, 1, 13), 10),
+                (1, (0, Rank::Total, 0), 30),
+                (2, (0, Rank::Total, 0), 40),
+                (3, (0, Rank::Dir, 11), 20),
+                (4, (7, Rank::Total, 0), 10),
+                (5, (7, Rank::Dir, 13), 10),
             ];
             let mut left_out: Vec<_> = share(all.into_iter(), room).into_iter().collect();
             left_out.sort_unstable();
@@ -167,7 +174,8 @@ mod tests {
         };
         assert_eq!(beyond(110), [0; 0]);
         assert_eq!(beyond(109), [2], "there is room for machines");
-        assert_eq!(beyond(89), [1, 2]);
+        assert_eq!(beyond(89), [2], "the small one is first");
+        assert_eq!(beyond(69), [1, 2]);
         assert_eq!(beyond(40), [1, 2]);
         assert_eq!(beyond(39), [1, 2, 4]);
     }
