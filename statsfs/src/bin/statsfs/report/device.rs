@@ -59,7 +59,8 @@ impl Device {
     pub fn add(&mut self, change: &Change<'_>) {
         let name = &*change.value.descriptor().name;
         if let (Some(io), Some(increase)) = (io(name), change.increase) {
-            *self.counts.entry(io).or_default() += increase;
+            let count = self.counts.entry(io).or_default();
+            *count = count.saturating_add(increase);
         }
         if is_time(name)
             && let Some(more) = change.recorded()

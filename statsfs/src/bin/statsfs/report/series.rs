@@ -128,13 +128,16 @@ impl Series {
     }
 
     fn let_go(&mut self) {
-        let now = self.columns.len();
-        while self.parts.len() > MOST_PARTS {
-            let gone = self.parts.iter().filter(|(_, part)| part.to < now);
-            let least = gone.min_by_key(|(_, part)| part.weight());
-            let Some(least) = least.map(|(identity, _)| *identity) else { break };
-            self.parts.remove(&least);
+        let too_many = self.parts.len().saturating_sub(MOST_PARTS);
+        if too_many == 0 {
+            return;
         }
+        let now = self.columns.len();
+        let gone = self.parts.iter().filter(|(_, part)| part.to < now);
+        let mut gone: Vec<_> = gone.map(|(identity, part)| (part.weight(), *identity)).collect();
+        gone.sort_unstable();
+        gone.truncate(too_many);
+        gone.iter().for_each(|(_, identity)| _ = self.parts.remove(identity));
     }
 
     /// The whole, the parts that did most, and what is in none of these, if there is any.

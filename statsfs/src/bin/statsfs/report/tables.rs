@@ -103,7 +103,7 @@ pub fn reasons(read: &Read) -> String {
     }
     let whole = &series.whole;
     let seconds = whole.seconds(&series.columns);
-    let took = whole.named(TIME).map(|(_, line)| line.sum()).sum::<u64>();
+    let took = whole.named(TIME).map(|(_, line)| line.sum()).fold(0, u64::saturating_add);
     let [p50, p99] = percentiles(whole.handled(None));
     table.foot().text(&names[0], &whole.path).text("all", "");
     put(
