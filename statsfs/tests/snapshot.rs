@@ -256,6 +256,12 @@ fn rates_are_right_whatever_is_cleared_comes_and_goes() {
             assert_eq!(grown("odd_u8"), Some(added), "{dir} in round {round}");
             assert_eq!(grown("work_time"), Some(1), "{dir} in round {round}");
             assert_eq!(grown("odd_s16"), None, "it is no count");
+            // What has become less did not grow.
+            for name in ["work_done", "work_time"] {
+                let [old, new] = [&before, &after]
+                    .map(|snapshot| Snapshot::dir(snapshot, dir).unwrap().value(name).unwrap());
+                assert_eq!(old.increase_since(&new), None, "{dir}/{name}");
+            }
             // The same as a value, from sweeps of those alone that are wanted.
             let changes = Changes::between(&before, &after).unwrap();
             let named = |name: &str| ["work_done", "work_time"].contains(&name);

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value as Json;
+use statsfs::snapshot::Snapshot;
 use statsfs::snapshot::recording::Content;
 use tests::binary;
 use tests::command::{complains, json, said, statsfs};
@@ -88,6 +89,24 @@ fn a_report_has_exactly_what_guests_counted_whatever_comes_goes_and_is_cleared()
     let heat: u64 = whole["heat"].as_object().unwrap().values().map(numbers).sum();
     let all = 365 + u64::from(3 * WRITES) + 5;
     assert_eq!(heat, all - 1);
+    // And it is where the files have it: in each bucket what came between the first look and the last.
+    let looks = frames(&file).into_iter().filter_map(|frame| match frame.content {
+        Content::Snapshot(look) => Some(look),
+        Content::Gap(_) => None,
+    });
+    let looks: Vec<_> = looks.collect();
+    let buckets = |look: &Snapshot| -> Vec<u64> {
+        let value = look.dir("kvm").unwrap().value("user_handle_time").unwrap();
+        value.raw_histogram().unwrap().buckets().map(|(_, count)| count).collect()
+    };
+    let [first, last] = [&looks[0], looks.last().unwrap()].map(buckets);
+    for (n, (before, after)) in first.iter().zip(last).enumerate() {
+        assert_eq!(
+            whole["heat"].get(n.to_string()).map_or(0, numbers),
+            after - before,
+            "bucket {n}"
+        );
+    }
 
     // The table says the same: exits, a second, share.
     let name = format!("test ({})", comes.pid());

@@ -112,7 +112,9 @@ fn what_is_shown_of_guests_is_what_they_do() {
     // The last write is being handled.
     let all = u64::from(all);
     let total = format!("total {},{:03}", all / 1000, all % 1000);
-    screen.wait_for(&total);
+    let shown = screen.wait_for(&total);
+    // Times are those of the interval: it handled exits before, and none in it.
+    assert!(shown.contains(" p50 - "), "{shown}");
     screen.wait("its vCPUs", |shown| row(shown, "vcpu0").and(row(shown, "vcpu1")).map(|_| ()));
     screen.keys(&["Tab", "Tab"]);
     let reasons = screen.wait("the reasons", |shown| {
@@ -123,6 +125,7 @@ fn what_is_shown_of_guests_is_what_they_do() {
     // From a zero of one's own on: what it does then, and the files show all the same.
     screen.keys(&["z"]);
     screen.wait("zero", |shown| (cell(shown, "TOTAL", "io_in")? == 0.0).then_some(()));
+    screen.wait_for(" total 0 ");
     screen.keys(&["t"]);
     screen.wait_for("since the zero");
     known.release();
@@ -132,6 +135,7 @@ fn what_is_shown_of_guests_is_what_they_do() {
         all.then_some([parts[0]?, parts[1]?, cell(shown, "TOTAL", "(all)")?])
     });
     assert_eq!(parts, [8000.0, 80.0, 10_000.0]);
+    screen.wait_for(" total 10,000 ");
     let path = |name: &str| format!("{}/{name}", known.machine());
     let reads = u64::from(2 * READS) + 8000;
     assert_eq!(host.value(&path("user_exit_io_in")), Some(reads), "nobody else's zero");

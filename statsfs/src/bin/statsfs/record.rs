@@ -64,16 +64,13 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     progress.show(&recording);
     let until = args.seconds.map(|seconds| begin + seconds);
     loop {
-        let now = Instant::now();
-        let left = until.map(|until| until.saturating_duration_since(now));
-        if left == Some(Duration::ZERO) {
-            break;
-        }
         let next = until_next(begin.elapsed(), args.interval);
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let is_end = ends.within(left.map_or(next, |left| left.min(next)));
+        // Also where the first one took longer than all: one alone says nothing.
         recording.take(look(&dir).map_err(|error| told(&error)))?;
         progress.show(&recording);
-        if is_end {
+        if is_end || until.is_some_and(|until| Instant::now() >= until) {
             break;
         }
     }

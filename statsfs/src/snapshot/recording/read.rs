@@ -27,14 +27,20 @@ pub struct Reader<R> {
     has_ended: bool,
 }
 
-impl Reader<File> {
-    /// Opens a file.
+impl Reader<io::Take<File>> {
+    /// Opens a file. Of one that goes on, what it has now is read: it may become longer faster than it is read.
     ///
     /// # Errors
     /// [`RecordingError`] says what is wrong with it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, RecordingError> {
-        let file = File::open(path).map_err(|error| RecordingError::Io { at: 0, error })?;
-        Self::new(file)
+        let open = || {
+            let file = File::open(path)?;
+            let metadata = file.metadata()?;
+            // What is no file has no length.
+            let len = if metadata.is_file() { metadata.len() } else { u64::MAX };
+            Ok(file.take(len))
+        };
+        Self::new(open().map_err(|error| RecordingError::Io { at: 0, error })?)
     }
 }
 

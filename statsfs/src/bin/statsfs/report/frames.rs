@@ -1,7 +1,6 @@
 //! The frames of a recording, one after the other.
 
 use std::error::Error;
-use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -58,7 +57,7 @@ struct Looks {
 pub fn read(file: &Path, most: usize) -> Result<Read, Box<dyn Error>> {
     let name = file.display();
     let said = |error: RecordingError| format!("{name}: {}", told(&error));
-    let mut reader: Reader<File> = Reader::open(file).map_err(said)?;
+    let mut reader = Reader::open(file).map_err(said)?;
     let mut looks: Option<Looks> = None;
     let cut = loop {
         let frame = match reader.next_frame() {
@@ -83,7 +82,7 @@ pub fn read(file: &Path, most: usize) -> Result<Read, Box<dyn Error>> {
     let looks = looks.filter(|looks| !looks.series.columns.is_empty());
     let looks =
         looks.ok_or_else(|| format!("{name} has less than two looks that can be compared"))?;
-    Ok(looks.finish(&reader, cut, most))
+    Ok(looks.finish(reader.about().clone(), !reader.has_ended(), cut, most))
 }
 
 impl Looks {
@@ -136,17 +135,17 @@ impl Looks {
         change.is_some_and(|change| change.earlier.is_some() && change.increase.is_none())
     }
 
-    fn finish(mut self, reader: &Reader<File>, cut: Option<String>, most: usize) -> Read {
+    fn finish(mut self, about: About, is_open: bool, cut: Option<String>, most: usize) -> Read {
         if let Some(why) = self.gap.take() {
             let from = self.since(&self.base);
             self.gaps.push(Gap { from, to: from, why });
         }
         Read {
-            about: reader.about().clone(),
+            about,
             path: self.path,
             begin: self.begin,
             looks: self.count,
-            is_open: !reader.has_ended(),
+            is_open,
             cut,
             gaps: self.gaps,
             series: self.series.finish(most),
