@@ -405,6 +405,34 @@ fn everything_that_was_declared_is_in_it() {
 }
 
 #[test]
+fn what_has_the_name_of_one_that_is_gone_is_not_taken_for_it() {
+    let registry = Registry::new().unwrap();
+    let top = support::top(&registry);
+    let (_dir, root, _mounted) = mount(&registry);
+    let come = |n| {
+        let source = below(&registry, &top, "a");
+        let slot = source.add_values::<Work>().unwrap();
+        slot.update(|counters| counters.work_done.add(n));
+        (source, slot)
+    };
+    let (source, slot) = come(5);
+    let before = Snapshot::read(&root).unwrap();
+    top.remove_subordinate(&source).unwrap();
+    drop((source, slot));
+    let _another = come(7);
+    let after = Snapshot::read(&root).unwrap();
+    let changes = Changes::between(&before, &after).unwrap();
+    let dir = after.dir("top/a").unwrap();
+    assert!(changes.earlier(dir).is_none());
+    assert!(changes.came().map(|dir| dir.path()).eq(["top/a"]));
+    assert!(changes.gone().map(|dir| dir.path()).eq(["top/a"]));
+    let change = changes.value(dir, "work_done").unwrap();
+    assert_eq!((change.earlier.is_none(), change.increase), (true, Some(7)));
+    let whole = changes.value(after.dir("top").unwrap(), "work_done").unwrap();
+    assert_eq!(whole.increase, Some(7));
+}
+
+#[test]
 fn each_one_is_consistent_while_everything_counts() {
     let sample = Sample::new();
     let (_dir, root, _mounted) = mount(&sample.registry);
