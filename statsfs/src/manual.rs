@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::LazyLock;
 
-use clap::{Arg, ArgMatches, Command, Parser, value_parser};
+use clap::{Arg, ArgGroup, ArgMatches, Command, Id, Parser, value_parser};
 use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
@@ -68,7 +68,7 @@ const FILES: [(&str, &str); 3] = [
 /// The version of this package, which all commands share, and of each format that others read or speak.
 fn versions() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
-        format!(
+        let mut text = format!(
             "{}\nsegment format {}\nsnapshot format {}\nschema format {}\nstate format {}\nprotocol {}",
             env!("CARGO_PKG_VERSION"),
             segment::layout::VERSION,
@@ -76,7 +76,12 @@ fn versions() -> &'static str {
             export::schema::VERSION,
             state::VERSION,
             protocol::VERSION,
-        )
+        );
+        #[cfg(feature = "recording")]
+        {
+            text += &format!("\nrecording format {}", snapshot::recording::VERSION);
+        }
+        text
     });
     &TEXT
 }
@@ -84,7 +89,7 @@ fn versions() -> &'static str {
 /// Parses this process's arguments. What makes no sense and what asks for help or the version ends the process, as with
 /// [`Parser::parse`], and so does what asks for pages and completions, which are written then.
 pub fn parse<C: Parser>() -> C {
-    let mut command = C::command().long_version(versions());
+    let mut command = flowing(C::command()).long_version(versions());
     let mut matches = command.clone().subcommand(generate_command()).get_matches();
     if let Some(asked) = matches.subcommand_matches(GENERATE) {
         let Err(error) = write(&command, directory(asked)) else { exit(0) };
@@ -93,6 +98,43 @@ pub fn parse<C: Parser>() -> C {
         exit(1);
     }
     C::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
+/// With the text after the options in paragraphs of one line each, which are broken where the terminal ends, and not there and
+/// where they are in the source as well.
+fn flowing(command: Command) -> Command {
+    let text = command.get_after_help().map(|text| text::flowing(&text.to_string()));
+    let command = match text {
+        Some(text) => command.after_help(text),
+        None => command,
+    };
+    command.mut_subcommands(flowing)
+}
+
+/// A command without what its help does not show, as completions are made of it.
+fn shown(command: &Command) -> Command {
+    let is_hidden = |id: &Id| {
+        command.get_arguments().any(|argument| argument.get_id() == id && argument.is_hide_set())
+    };
+    let group = |group: &ArgGroup| {
+        let args: Vec<_> = group.get_args().filter(|id| !is_hidden(id)).cloned().collect();
+        let (is_required, is_multiple) = (group.is_required_set(), group.clone().is_multiple());
+        let id = group.get_id().clone();
+        ArgGroup::new(id).args(args).required(is_required).multiple(is_multiple)
+    };
+    let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set());
+    let subcommands = command.get_subcommands().filter(|command| !command.is_hide_set());
+    let mut new = Command::new(command.get_name().to_owned())
+        .args(arguments.cloned())
+        .groups(command.get_groups().map(group))
+        .subcommands(subcommands.map(shown));
+    if let Some(version) = command.get_version() {
+        new = new.version(version.to_owned());
+    }
+    if let Some(about) = command.get_about() {
+        new = new.about(about.clone());
+    }
+    new
 }
 
 fn generate_command() -> Command {
@@ -123,7 +165,7 @@ fn write(command: &Command, directory: &Path) -> Result<(), WriteError> {
         (Shell::Fish, format!("fish/vendor_completions.d/{name}.fish")),
     ] {
         let mut script = Vec::new();
-        generate(shell, &mut command.clone(), &name, &mut script);
+        generate(shell, &mut shown(command), &name, &mut script);
         put(directory, &path, &script)?;
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! What command-line tools that look at a mount have in common: where that is, numbers for people, columns, and where the
 //! output goes.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -85,8 +86,27 @@ pub fn describe<'a>(group: &'a str, value: &'a Descriptor) -> impl Serialize + u
 pub fn say(text: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        result => result.map(|()| true),
+        Err(error) => {
+            let why = format!("the standard output can not be written: {error}");
+            Err(io::Error::new(error.kind(), why))
+        }
+    }
+}
+
+/// Text of others as it can be shown: what would command a terminal or change the direction of the text around it (Unicode's
+/// `Bidi_Control`) is U+FFFD, and so is what would begin a line.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let is_command = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if text.contains(is_command) {
+        text.replace(is_command, "\u{fffd}").into()
+    } else {
+        text.into()
     }
 }
 
@@ -127,9 +147,9 @@ impl Columns {
         Self { sides: sides.into_iter().collect(), rows: Vec::new() }
     }
 
-    /// Adds a row.
-    pub fn row<T: Into<String>>(&mut self, row: impl IntoIterator<Item = T>) {
-        self.rows.push(row.into_iter().map(Into::into).collect());
+    /// Adds a row, of which each text is made [`plain`].
+    pub fn row<T: AsRef<str>>(&mut self, row: impl IntoIterator<Item = T>) {
+        self.rows.push(row.into_iter().map(|cell| plain(cell.as_ref()).into_owned()).collect());
     }
 
     /// How many there are.
@@ -181,6 +201,17 @@ mod tests {
         let lines = ["  NAME       TIME", "  a       12.3 µs  and", "  longer      1 s", ""];
         assert_eq!(columns.text("  "), lines.join("\n"));
         assert_eq!(columns.len(), 3);
+    }
+
+    #[test]
+    fn what_is_shown_commands_nobody() {
+        let bidi = "\u{61c}\u{200e}\u{200f}\u{202a}\u{202e}\u{2066}\u{2069}";
+        let evil = format!("a\u{1b}[31m\u{9b}\n\u{2028}{bidi}\u{2029}z");
+        assert_eq!(plain(&evil), format!("a\u{fffd}[31m{}z", "\u{fffd}".repeat(11)));
+        assert!(matches!(plain("ä שלום 日本 µs"), Cow::Borrowed("ä שלום 日本 µs")));
+        let mut columns = Columns::new([Side::Left, Side::Left]);
+        columns.row([&*evil, "next"]);
+        assert_eq!(columns.text(""), format!("{}  next\n", plain(&evil)));
     }
 
     #[test]

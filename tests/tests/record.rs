@@ -263,7 +263,53 @@ fn a_full_disk_ends_a_recording_that_can_be_read() {
         assert!(all.len() >= 2 && line.contains(&looks), "{looks}: {line}");
         assert!(line.contains("No space left on device"), "{line}");
         assert_eq!(Data::of(&file).exits(&Data::of(&file).parts()[0], "io_in"), 0);
+        // Where there is no room for a beginning, nothing is left that is in the way.
+        let page = disk.join("page");
+        complains(report(&file, &["-o", page.to_str().unwrap()]), 1);
+        assert!(!page.exists());
+        let fill = |room: &Path| std::fs::write(room, vec![1; 1 << 20]).unwrap_err();
+        fill(&disk.join("room"));
+        let other = disk.join("other");
+        complains(statsfs(&host.mount(), &["record", other.to_str().unwrap()]), 1);
+        assert!(!other.exists());
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut ls = statsfs(&host.mount(), &["ls"]);
+        let output = ls.stdout(full).output().unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(line.contains("the standard output can not be written: No space"), "{line}");
     });
+    host.finish(guest);
+}
+
+#[test]
+fn a_report_is_written_over_an_older_one_and_over_nothing_else() {
+    let host = Host::start();
+    let guest = waiting(&host, 20, 0);
+    let file = host.beside("recording");
+    let path = file.to_str().unwrap();
+    said(statsfs(&host.mount(), &["record", path, "--seconds", "0.01", "--interval", "0.01"]));
+    let page = host.beside("page");
+    let to = ["-o", page.to_str().unwrap()];
+    for before in ["", "<!DOCTYPE html>\n<meta name=\"generator\" content=\"statsfs 0.0.1\">"] {
+        std::fs::write(&page, before).unwrap();
+        assert_eq!(said(report(&file, &to)), "");
+        assert_eq!(said(report(&file, &to)), "");
+        assert_eq!(std::fs::read_to_string(&page).unwrap(), said(report(&file, &["-o", "-"])));
+    }
+    let whole = std::fs::read(&file).unwrap();
+    for mine in [path, host.beside("notes").to_str().unwrap()] {
+        if mine != path {
+            std::fs::write(mine, "mine").unwrap();
+        }
+        let before = std::fs::read(mine).unwrap();
+        let line = complains(report(&file, &["-o", mine]), 1);
+        assert!(line.contains("is there already") && line.contains("--force"), "{line}");
+        assert_eq!(std::fs::read(mine).unwrap(), before);
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), whole);
+    let notes = host.beside("notes");
+    assert_eq!(said(report(&file, &["-o", notes.to_str().unwrap(), "--force"])), "");
+    assert!(std::fs::read_to_string(&notes).unwrap().starts_with("<!DOCTYPE"));
     host.finish(guest);
 }
 

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value as Json;
+use statsfs::fs::MountOptions;
+use statsfs::value::{Descriptor, GroupBuilder, Semantics, ValueType};
+use statsfs::{Embedded, Registry};
 use tests::binary;
 use tests::command::{Watch, complains, json, said, statsfs, tool};
 use tests::guest::{Mode, NO_PORT, Op, Step, end, park};
@@ -449,6 +452,8 @@ fn what_is_missing_is_said() {
         (statsfs(Path::new("/etc"), &["dump"]), "/etc is in no mounted statsfs tree"),
         (statsfs(&mount, &["dump", "kvm/1-nobody"]), "kvm/1-nobody is not there"),
         (statsfs(&mount, &["ls", "statsfs/server_processes"]), "is a file, and no directory"),
+        (statsfs(&mount, &["dump", "by-name"]), "but no source's directory"),
+        (statsfs(&mount, &["ls", "statsfs/mount_time_read"]), "but no source's directory"),
     ] {
         let line = complains(command, 1);
         assert!(line.contains(part), "{part} in {line}");
@@ -481,6 +486,34 @@ fn what_is_missing_is_said() {
         let line = complains(command, 1);
         assert!(line.contains("the server of this mount is gone"), "{line}");
     }
+}
+
+#[test]
+fn what_is_published_commands_no_terminal() {
+    const EVIL: &str = "a\u{202e}b\u{2066}c\u{2069}d\u{200f}";
+    const SHOWN: &str = "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}";
+    let registry = Registry::new().unwrap();
+    let value = Descriptor::new("evil_value", ValueType::U64, Semantics::Cumulative).help(EVIL);
+    let group = GroupBuilder::new("evil").value(value).build().unwrap();
+    let top = registry.create_source("top").unwrap();
+    let source = registry.source("evil").label("note", EVIL).create().unwrap();
+    let _slot = source.add_group(&group).unwrap();
+    top.add_subordinate(&source).unwrap();
+    top.register().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    let mounted = Embedded::mount(&registry, &mount, MountOptions::new()).unwrap();
+    for (args, shows) in
+        [(&["ls"][..], true), (&["describe", "evil_value"], true), (&["dump", "--all"], false)]
+    {
+        let text = said(statsfs(&mount, args));
+        assert!(!text.contains(EVIL), "{args:?}: {text:?}");
+        assert_eq!(text.contains(SHOWN), shows, "{args:?}: {text:?}");
+    }
+    let nowhere = dir.path().join("no\u{1b}[31m\nwhere");
+    let line = complains(statsfs(&nowhere, &["ls"]), 1);
+    assert!(line.contains("no\u{fffd}[31m\u{fffd}where"), "{line:?}");
+    mounted.unmount().unwrap();
 }
 
 fn mount_tmpfs(at: &Path) {

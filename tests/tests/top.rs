@@ -357,5 +357,8 @@ fn colours_are_for_terminals_that_have_them_and_users_who_want_them() {
     screen.keys(&["C-c"]);
     assert!(!text.contains('\x1b'), "{text:?}");
     assert!(text.lines().any(|line| line.starts_with("one ")), "{text}");
+    // None is broken by the end of the line.
+    let tables = || text.lines().filter(|line| !line.starts_with("Script "));
+    assert!(tables().all(|line| line.trim_end().chars().count() <= 80), "{text}");
     guest.kill_and_wait();
 }

@@ -25,7 +25,7 @@ pub struct ListArgs {
     /// Where the statistics are mounted [default: /run/statsfs, or else $XDG_RUNTIME_DIR/statsfs]
     #[arg(long, value_name = "DIR")]
     mount: Option<PathBuf>,
-    /// How many seconds exits are counted, for EXITS/S
+    /// How many seconds exits are counted
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
     interval: Duration,
     /// As JSON

@@ -37,6 +37,22 @@ pub(super) fn sections(command: &Command) -> Vec<Section> {
     parse(&text.map(ToString::to_string).unwrap_or_default())
 }
 
+/// The same text with each run of lines that are not indented in one.
+pub(super) fn flowing(text: &str) -> String {
+    let mut flowing = String::new();
+    let is_text = |line: &str| !line.is_empty() && !line.starts_with(' ');
+    for (n, line) in text.lines().enumerate() {
+        let is_after_text = text.lines().nth(n.wrapping_sub(1)).is_some_and(is_text);
+        match n {
+            0 => {}
+            _ if is_text(line) && is_after_text => flowing.push(' '),
+            _ => flowing.push('\n'),
+        }
+        flowing += line;
+    }
+    flowing
+}
+
 fn parse(text: &str) -> Vec<Section> {
     let mut all: Vec<Section> = Vec::new();
     for paragraph in text.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()) {

@@ -20,6 +20,9 @@ pub enum ReadError {
     /// It is no directory of a mounted tree.
     #[error("{} is in no mounted statsfs tree: `statsfs serve` mounts one at /run/statsfs", .0.display())]
     NotMounted(PathBuf),
+    /// It is a directory of one, but of no source: a histogram, or one of links.
+    #[error("{} is in a statsfs tree, but no source's directory: name the one that it is in", .0.display())]
+    NoSource(PathBuf),
     /// The user may not look into it.
     #[error("{} may not be read by this user: its owner, root and the readers' group (`statsfs serve --readers`) may", .0.display())]
     Denied(PathBuf),
@@ -57,6 +60,7 @@ impl ReadError {
     pub fn new(dir: &Path, error: io::Error) -> Self {
         let path = dir.to_owned();
         match error.raw_os_error() {
+            Some(libc::ENOENT) if is_within(dir) => Self::NoSource(path),
             Some(libc::ENOENT) if dir.is_dir() => Self::NotMounted(path),
             Some(libc::ENOENT) => Self::Missing(path),
             Some(libc::ENOTDIR) => Self::NotMounted(path),
@@ -67,6 +71,12 @@ impl ReadError {
             _ => Self::Io { path, error },
         }
     }
+}
+
+/// Whether a directory is somewhere in a mounted tree.
+fn is_within(dir: &Path) -> bool {
+    let Ok(real) = dir.canonicalize() else { return false };
+    real.is_dir() && real.ancestors().skip(1).any(|above| above.join(".stats/snapshot").exists())
 }
 
 /// Longer than any that there is room for.

@@ -6,7 +6,7 @@ use std::error::Error;
 use serde::Serialize;
 use serde_json::Value as Json;
 use statsfs::snapshot::Snapshot;
-use statsfs::tools::{Columns, Side, describe, say};
+use statsfs::tools::{Columns, Side, describe, plain, say};
 use statsfs::value::Descriptor;
 
 use crate::common::{EXIT_STATUS, Place};
@@ -136,7 +136,7 @@ fn text(described: &Described) -> String {
     let places: Vec<_> = r#in.iter().map(|(what, count)| format!("{count} {what}")).collect();
     let places = if places.is_empty() { "none".to_owned() } else { places.join(", ") };
     columns.row(["shown by", &places]);
-    format!("{}: {}\n{}", word("name"), word("help"), columns.text("  "))
+    format!("{}: {}\n{}", word("name"), plain(word("help")), columns.text("  "))
 }
 
 /// A unit in words.

@@ -18,10 +18,12 @@ use crate::common::{
 const HELP: &str = "\
 Formats:
   table       for people: what is not 0, in units that they think in
-  json        one line, as `.stats/json` has it; with --watch a line each time, of `time` (seconds since 1970), `seconds`
-              (since the last), `values` and `per_second`
-  csv         a line for each number, histograms as their count, sum, mean, percentiles and max; with --watch each line
-              begins with the time and ends with the rate
+  json        one line, as `.stats/json` has it; with --watch a line each time, of
+              `time` (seconds since 1970), `seconds` (since the last), `values`
+              and `per_second`
+  csv         a line for each number, histograms as their count, sum, mean,
+              percentiles and max; with --watch each line begins with the time
+              and ends with the rate
   prometheus  as `.stats/prometheus` has it
 
 Rates are right whatever is cleared, comes or goes: what sources counted that are gone is in the totals above them. Where a

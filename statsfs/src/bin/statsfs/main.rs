@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use statsfs::manual;
-use statsfs::tools::told;
+use statsfs::tools::{plain, told};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,6 +93,6 @@ fn main() -> ExitCode {
 /// Tells the user something, in one line and one write(2). One who can not be told finds the exit status all the
 /// same.
 fn tell(message: impl Display) {
-    let line = format!("statsfs: {message}\n");
+    let line = format!("statsfs: {}\n", plain(&message.to_string()));
     let _ = io::stderr().write_all(line.as_bytes());
 }

@@ -20,7 +20,8 @@ const HELP: &str = "\
 Show it with `statsfs report FILE -o report.html`; `statsfs dump FILE` has what was counted at its end, and `statsfs diff FILE`
 what came between its beginning and its end.
 
-Ctrl-C and SIGTERM end a recording as --seconds does, with a last look. One that is killed is whole up to its last look. Where there is nothing to be
+Ctrl-C, SIGTERM and SIGHUP end a recording as --seconds does, with a last look and status 0; a second one does at once, with
+its own status (130, 143, 129). One that is killed is whole up to its last look. Where there is nothing to be
 seen for a while (the server is being started again, the guest has gone), it has a gap, and goes on.";
 
 /// What to record.
@@ -106,8 +107,11 @@ impl<'a> Recording<'a> {
             std::io::ErrorKind::AlreadyExists => there(path),
             _ => format!("{} can not be written: {error}", path.display()),
         })?;
-        let writer = Writer::new(file, &about(dir, args.interval))
-            .map_err(|error| format!("{} can not be written: {error}", path.display()))?;
+        let writer = Writer::new(file, &about(dir, args.interval)).map_err(|error| {
+            // One without a header would only be in the way.
+            let _ = std::fs::remove_file(path);
+            format!("{} can not be written: {error}", path.display())
+        })?;
         Ok(Self { path, writer, looks: 0, gap: None })
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use statsfs::host::server::{ClientState, Status};
 use statsfs::host::{PublishOptions, ask_status};
-use statsfs::tools::say;
+use statsfs::tools::{plain, say};
 
 use crate::common::EXIT_STATUS;
 
@@ -94,7 +94,12 @@ impl std::fmt::Display for Text<'_> {
         for refused in &status.refused {
             let ago = time(now.saturating_sub(refused.at));
             let uid = if refused.uid == u32::MAX { "?".into() } else { refused.uid.to_string() };
-            writeln!(f, "{ago:>8} ago  process {}, user {uid}: {}", refused.pid, refused.text)?;
+            writeln!(
+                f,
+                "{ago:>8} ago  process {}, user {uid}: {}",
+                refused.pid,
+                plain(&refused.text)
+            )?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use statsfs::tools::{in_unit, thousands};
+use statsfs::tools::{in_unit, plain, thousands};
 use statsfs::value::Unit;
 
 use super::Recording;
@@ -43,7 +43,8 @@ impl Progress {
     fn write(&mut self, line: &str, end: &str) {
         if self.is_seen {
             // Who can not be told misses nothing.
-            let _ = io::stderr().write_all(format!("\r\x1b[K{line}{end}").as_bytes());
+            let line = format!("\r\x1b[K{}{end}", plain(line));
+            let _ = io::stderr().write_all(line.as_bytes());
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The page: one file that needs nothing else.
 
 use std::hash::{DefaultHasher, Hasher};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use statsfs::tools::in_unit;
 use statsfs::value::Unit;
+use time::UtcDateTime;
 
 use super::data::{self, Data};
 use super::frames::Read;
@@ -112,23 +113,18 @@ fn options(read: &Read) -> String {
 
 /// A time, as the clock of nobody has it in particular.
 fn utc(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let (days, second) = (since / 86_400, since % 86_400);
-    // Years that begin in March: the day that is there or not is their last one.
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let (year, month) =
-        if month < 10 { (era * 400 + year, month + 3) } else { (era * 400 + year + 1, month - 9) };
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let known = i64::try_from(since).ok().and_then(|s| UtcDateTime::from_unix_timestamp(s).ok());
+    // No clock is there; but a recording may say anything.
+    let Some(at) = known else { return format!("{since} s after 1970") };
+    let (hour, minute, second) = at.as_hms();
+    format!("{} {hour:02}:{minute:02}:{second:02} UTC", at.date())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -140,6 +136,8 @@ mod tests {
             (951_868_800, "2000-03-01 00:00:00 UTC"),
             (1_798_761_599, "2026-12-31 23:59:59 UTC"),
             (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+            (u64::MAX / 1_000_000_000, "2554-07-21 23:34:33 UTC"),
+            (1 << 60, "1152921504606846976 s after 1970"),
         ] {
             assert_eq!(utc(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), expected);
         }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crossterm::terminal::size;
 use statsfs::tools::{Columns, say};
 
 use super::Args;
@@ -19,7 +20,7 @@ pub fn once(args: &Args, mut looks: Looks) -> Result<(), Box<dyn Error>> {
     looks.model(&Wanted::default());
     sleep(args.interval);
     looks.look()?;
-    say(&text(args, &mut looks, true))?;
+    say(&text(args, &mut looks, true, u16::MAX))?;
     Ok(())
 }
 
@@ -40,7 +41,9 @@ pub fn again_and_again(args: &Args, mut looks: Looks) -> Result<(), Box<dyn Erro
         }
         if missing.is_empty() {
             let is_first = looks.pair().is_none();
-            let text = text(args, &mut looks, false);
+            // What there is no room for would be broken into lines that nobody can read.
+            let width = size().map_or(u16::MAX, |(width, _)| width);
+            let text = text(args, &mut looks, false, width);
             if !is_first && !say(&(text + "\n"))? {
                 return Ok(());
             }
@@ -49,12 +52,12 @@ pub fn again_and_again(args: &Args, mut looks: Looks) -> Result<(), Box<dyn Erro
     }
 }
 
-/// What came in the last interval.
-fn text(args: &Args, looks: &mut Looks, is_last: bool) -> String {
+/// What came in the last interval, in lines that are no wider than that.
+fn text(args: &Args, looks: &mut Looks, is_last: bool, width: u16) -> String {
     let wanted = Wanted { is_last, ..Wanted::default() };
     let Some(model) = looks.model(&wanted) else { return String::new() };
     if args.fields.is_some() {
-        return values(args, looks);
+        return values(args, looks, width);
     }
     let mut grid = grid::rows(&meant(args, &model), false);
     grid.keep(None, args.skip_zero);
@@ -64,7 +67,7 @@ fn text(args: &Args, looks: &mut Looks, is_last: bool) -> String {
         let all = Row { name: "(all)".into(), ..model.host.clone() };
         grid.lines.extend(grid::rows(&[all], false).lines);
     }
-    let mut text = columns(&grid);
+    let mut text = columns(&grid, width);
     if model.closed > 0 {
         text += &format!("{} more may not be looked into by this user\n", model.closed);
     }
@@ -76,7 +79,7 @@ fn meant(args: &Args, model: &Model) -> Vec<Row> {
 }
 
 /// The values that are wanted, of all guests together or of each that is wanted.
-fn values(args: &Args, looks: &Looks) -> String {
+fn values(args: &Args, looks: &Looks, width: u16) -> String {
     let Some((now, changes)) = looks.pair() else { return String::new() };
     let pair = Pair { now, changes: Some(&changes), zero: None };
     let is_wanted = |name: &str| args.fields.as_ref().is_none_or(|fields| fields.is_in(name));
@@ -89,7 +92,7 @@ fn values(args: &Args, looks: &Looks) -> String {
         if !args.guests.is_all() {
             text += &format!("{}\n", dir.path());
         }
-        text += &columns(&grid);
+        text += &columns(&grid, width);
     }
     if text.is_empty() {
         text = match now.dir(KVM) {
@@ -100,12 +103,20 @@ fn values(args: &Args, looks: &Looks) -> String {
     text
 }
 
-fn columns(grid: &Grid) -> String {
-    let shown = || grid.heads.iter().enumerate().filter(|(_, head)| !head.is_graph);
-    let mut columns = Columns::new(shown().map(|(_, head)| head.side));
-    columns.row(shown().map(|(_, head)| head.title));
-    for line in &grid.lines {
-        columns.row(shown().map(|(n, _)| line.cells[n].text.as_str()));
+fn columns(grid: &Grid, width: u16) -> String {
+    let mut shown: Vec<_> = (0..grid.heads.len()).filter(|n| !grid.heads[*n].is_graph).collect();
+    loop {
+        let mut columns = Columns::new(shown.iter().map(|n| grid.heads[*n].side));
+        columns.row(shown.iter().map(|n| grid.heads[*n].title));
+        for line in &grid.lines {
+            columns.row(shown.iter().map(|n| line.cells[*n].text.as_str()));
+        }
+        let text = columns.text("");
+        let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        let least = shown.iter().enumerate().max_by_key(|(_, n)| (grid.heads[**n].spare, **n));
+        match least {
+            Some((at, n)) if widest > width.into() && grid.heads[*n].spare > 0 => shown.remove(at),
+            _ => return text,
+        };
     }
-    columns.text("")
 }

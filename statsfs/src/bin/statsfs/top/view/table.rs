@@ -3,7 +3,7 @@
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
-use statsfs::tools::Side;
+use statsfs::tools::{Side, plain};
 use unicode_width::UnicodeWidthStr;
 
 use super::super::grid::{Grid, Head, Line, Order};
@@ -97,9 +97,9 @@ pub fn column_at(grid: &Grid, width: u16, at: u16) -> Option<usize> {
 /// Text that is no longer than that many columns, with a sign where it was cut.
 pub fn cut(text: &str, width: usize) -> String {
     // What others called so is no command to the terminal.
-    let text: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let text = plain(text);
     if text.width() <= width {
-        return text;
+        return text.into_owned();
     }
     let mut short = String::new();
     for char in text.chars() {
@@ -180,7 +180,7 @@ mod tests {
             ("漢字漢字", 8, "漢字漢字"),
             ("漢字漢字", 7, "漢字漢…"),
             ("漢字漢字", 6, "漢字…"),
-            ("a\x1b[2Jb\r", 20, "a?[2Jb?"),
+            ("a\x1b[2Jb\r", 20, "a\u{fffd}[2Jb\u{fffd}"),
         ] {
             assert_eq!(cut(text, width), expected);
             assert!(cut(text, width).width() <= width);
