@@ -71,7 +71,7 @@ fn a_report_has_exactly_what_guests_counted_whatever_comes_goes_and_is_cleared()
     let comes = waiting(&host, 300, 0);
     recorder.wait_for_looks();
     std::fs::write(host.mount().join("kvm/user_exits"), "0").unwrap();
-    assert_eq!(recorder.end("INT"), (Some(0), String::new()));
+    assert_eq!(recorder.end(libc::SIGINT), (Some(0), String::new()));
 
     let page = said(report(&file, &["-o", "-"]));
     let data = Data::in_page(&page);
@@ -147,7 +147,7 @@ fn a_server_that_is_killed_and_started_again_is_a_gap_and_no_count_is_lost() {
     recorder.wait_for_looks();
     host.finish(guest);
     recorder.wait_for_looks();
-    assert_eq!(recorder.end("TERM"), (Some(0), String::new()));
+    assert_eq!(recorder.end(libc::SIGTERM), (Some(0), String::new()));
 
     let gaps = frames(&file).iter().filter(|f| matches!(f.content, Content::Gap(_))).count();
     assert!((1..4).contains(&gaps), "it is told once: {gaps}");
@@ -170,7 +170,7 @@ fn a_recording_that_is_killed_cut_or_damaged_is_read_as_far_as_it_is_whole() {
     recorder.wait_for_looks();
     // It is read while it goes on.
     assert_eq!(Data::of(&file).exits(&Data::of(&file).parts()[0], "io_in"), 77);
-    assert_eq!(recorder.end("KILL"), (None, String::new()));
+    assert_eq!(recorder.end(libc::SIGKILL), (None, String::new()));
     let page = said(report(&file, &["-o", "-"]));
     assert!(page.contains("The recording has no end"));
 

@@ -85,7 +85,7 @@ fn the_page_draws_tells_sorts_and_selects() {
     let file = host.beside("recording");
     let recorder = Recorder::start(&host.mount(), &file, &["--interval", "0.1"]);
     (0..5).for_each(|_| recorder.wait_for_looks());
-    assert_eq!(recorder.end("TERM"), (Some(0), String::new()));
+    assert_eq!(recorder.end(libc::SIGTERM), (Some(0), String::new()));
     let (page, data) = page(&file);
     let whole = &data.parts()[0];
 
