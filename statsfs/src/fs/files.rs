@@ -16,6 +16,28 @@ pub(super) struct Most {
     pub(super) user: usize,
 }
 
+impl Most {
+    /// What part is not for those who have much, and what part is not much. A few users may have as much as all may
+    /// together, and others are to get what they need meanwhile.
+    const LEFT: usize = 8;
+    const LITTLE: usize = 64;
+
+    /// How much of it is left for those who have little.
+    fn left(&self) -> usize {
+        self.all / Self::LEFT
+    }
+
+    /// How much a user may have of what is left for those who have little.
+    fn little(&self, is_exempt: bool) -> usize {
+        if is_exempt { usize::MAX } else { self.all / Self::LITTLE }
+    }
+
+    /// How many there may be for a user who has `own` to have another one.
+    pub(super) fn for_one_more(&self, own: usize, is_exempt: bool) -> usize {
+        if own < self.little(is_exempt) { self.all } else { self.all - self.left() }
+    }
+}
+
 /// A user, and what is theirs as long as they have something open.
 #[derive(Debug)]
 pub(super) struct User {
@@ -45,21 +67,35 @@ impl Budget {
     /// charged when it is there.
     pub(super) fn room(&self, user: &User) -> (usize, Limit) {
         let left = |most: usize, used: &AtomicUsize| most.saturating_sub(used.load(Relaxed));
-        let most = self.most.all - self.most.all / 8;
-        let all = (left(most, &self.used).max(SHORT), Limit::OpenBytes);
+        let most = self.most_long();
+        let little =
+            left(most, &self.used).min(left(self.most.little(user.is_exempt), &user.bytes));
+        let much = left(most - self.most.left(), &self.used);
+        let all = (little.max(much).max(SHORT), Limit::OpenBytes);
         let own = (left(self.most.user, &user.bytes).max(SHORT), Limit::UserOpenBytes);
         if user.is_exempt || all.0 <= own.0 { all } else { own }
     }
 
     fn take(&self, user: &User, bytes: usize) -> Result<(), Limit> {
         let most = if user.is_exempt { usize::MAX } else { self.most.user };
-        add(&user.bytes, bytes, most).ok_or(Limit::UserOpenBytes)?;
-        // What is long leaves room for values, which all must be able to read.
-        let reserve = if bytes > SHORT { self.most.all / 8 } else { 0 };
-        add(&self.used, bytes, self.most.all - reserve).ok_or_else(|| {
+        let own = add(&user.bytes, bytes, most).ok_or(Limit::UserOpenBytes)?;
+        let most = if bytes <= SHORT {
+            self.most.all
+        } else if own <= self.most.little(user.is_exempt) {
+            self.most_long()
+        } else {
+            self.most_long() - self.most.left()
+        };
+        let taken = add(&self.used, bytes, most).map(drop);
+        taken.ok_or_else(|| {
             user.bytes.fetch_sub(bytes, Relaxed);
             Limit::OpenBytes
         })
+    }
+
+    /// What is long leaves room for values, which all must be able to read.
+    fn most_long(&self) -> usize {
+        self.most.all - self.most.all / 8
     }
 
     fn give_back(&self, user: &User, bytes: usize) {
@@ -68,10 +104,10 @@ impl Budget {
     }
 }
 
-/// Adds, unless that makes more than `most`.
-fn add(used: &AtomicUsize, more: usize, most: usize) -> Option<()> {
+/// Adds, unless that makes more than `most`: how much it is then.
+fn add(used: &AtomicUsize, more: usize, most: usize) -> Option<usize> {
     let take = |used: usize| used.checked_add(more).filter(|total| *total <= most);
-    used.fetch_update(Relaxed, Relaxed, take).ok().map(drop)
+    used.fetch_update(Relaxed, Relaxed, take).ok().map(|used| used + more)
 }
 
 /// A file's content as it was at one moment. Gives its share of the budget back when the last reader
@@ -252,10 +288,11 @@ impl OpenFiles {
     pub(super) fn open(&self, ino: Ino, is_openers: bool, caller: Caller) -> Result<u64, Limit> {
         let mut table = self.table();
         let user = table.user(caller.uid, self.owner);
-        if user.files.load(Relaxed) >= self.most.user && !user.is_exempt {
+        let own = user.files.load(Relaxed);
+        if own >= self.most.user && !user.is_exempt {
             return Err(Limit::UserOpenFiles);
         }
-        if table.files.len() >= self.most.all {
+        if table.files.len() >= self.most.for_one_more(own, user.is_exempt) {
             return Err(Limit::OpenFiles);
         }
         let handle = self.next.fetch_add(1, Relaxed);
@@ -342,6 +379,40 @@ mod tests {
         drop((first, second, third));
         assert!(Rendering::new(&budget, &a, vec![1; 40]).is_ok());
         assert_eq!((budget.used.load(Relaxed), a.bytes.load(Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn those_who_have_much_leave_room_for_those_who_have_little() {
+        let files = OpenFiles::new(Most { all: 10, user: 10 }, SERVES);
+        let [a, b, c, root] = [7, 8, 9, 0].map(|uid| user_of(&files, uid));
+        const ALL: usize = 64 << 20;
+        let budget = Budget::new(Most { all: ALL, user: ALL / 2 });
+        let long = |user, bytes| Rendering::new(&budget, user, vec![1; bytes]);
+        let _first = long(&a, ALL / 2).unwrap();
+        // In small pieces, it is as much.
+        let piece = ALL / 128;
+        let mut pieces: Vec<_> = std::iter::from_fn(|| long(&b, piece).ok()).collect();
+        assert_eq!(pieces.len() * piece, ALL / 4);
+        assert_eq!(budget.room(&b), (SHORT, Limit::OpenBytes));
+        assert_eq!(budget.room(&c), (ALL / 64, Limit::OpenBytes));
+        assert_eq!(long(&c, ALL / 64 + 1).err(), Some(Limit::OpenBytes));
+        pieces.push(long(&c, ALL / 64).unwrap());
+        assert_eq!(budget.room(&c), (SHORT, Limit::OpenBytes));
+        assert_eq!(long(&c, SHORT + 1).err(), Some(Limit::OpenBytes));
+        let left = ALL / 8 - ALL / 64;
+        assert_eq!(budget.room(&root), (left, Limit::OpenBytes));
+        pieces.push(long(&root, left).unwrap());
+        assert_eq!(long(&root, SHORT + 1).err(), Some(Limit::OpenBytes));
+        pieces.push(long(&b, SHORT).unwrap());
+    }
+
+    #[test]
+    fn those_who_have_many_files_leave_some_for_those_who_have_few() {
+        let files = OpenFiles::new(Most { all: 128, user: 64 }, SERVES);
+        let all_of =
+            |uid| std::iter::from_fn(|| files.open(7, false, by(uid)).ok()).take(128).count();
+        assert_eq!([7, 8, 9, 0].map(all_of), [64, 48, 2, 14]);
+        assert_eq!(files.open(7, false, by(10)), Err(Limit::OpenFiles));
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl MountOptions {
         self
     }
 
-    /// The most bytes that the content of open files may take: reading another gives `ENOMEM`.
+    /// The most bytes that the content of open files may take: reading another gives `ENOMEM`. Those who have much
+    /// leave some for others.
     #[must_use]
     pub fn max_open_bytes(mut self, bytes: usize) -> Self {
         self.open_bytes.all = bytes;

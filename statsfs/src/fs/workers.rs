@@ -119,7 +119,7 @@ impl Workers {
             Some(Go::End)
         } else if of_user >= self.most.user && !is_exempt {
             Some(Go::Refuse(Limit::UserBulkReads))
-        } else if state.jobs.len() >= self.most.all {
+        } else if state.jobs.len() >= self.most.for_one_more(of_user, is_exempt) {
             Some(Go::Refuse(Limit::BulkReads))
         } else {
             None
@@ -274,6 +274,22 @@ mod tests {
         assert_eq!(busy.told.try_recv(), Ok((0, 10, Go::Refuse(Limit::BulkReads))));
         busy.release.send(()).unwrap();
         assert_eq!(busy.told.iter().take(10).filter(|told| told.2 == Go::Work).count(), 10);
+    }
+
+    #[test]
+    fn those_who_have_many_jobs_leave_room_for_those_who_have_few() {
+        let busy = Busy::new(Most { all: 128, user: 64 });
+        let taken = [7, 8, 9, 0].map(|uid| {
+            (1..=128).find(|number| {
+                busy.submit(uid, *number);
+                busy.told.try_recv().is_ok()
+            })
+        });
+        // Those before the first that was refused; user 7 has one at work.
+        assert_eq!(taken.map(|refused| refused.unwrap() - 1), [63, 49, 2, 14]);
+        busy.release.send(()).unwrap();
+        drop(busy.pool);
+        assert!(busy.running.wait(Duration::from_secs(10)));
     }
 
     #[test]
