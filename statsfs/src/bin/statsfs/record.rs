@@ -108,8 +108,10 @@ impl<'a> Recording<'a> {
             _ => format!("{} can not be written: {error}", path.display()),
         })?;
         let writer = Writer::new(file, &about(dir, args.interval)).map_err(|error| {
-            // One without a header would only be in the way.
-            let _ = std::fs::remove_file(path);
+            // One without a header would only be in the way. What is no file, as /dev/full, is not ours.
+            if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_file()) {
+                let _ = std::fs::remove_file(path);
+            }
             format!("{} can not be written: {error}", path.display())
         })?;
         Ok(Self { path, writer, looks: 0, gap: None })
