@@ -52,6 +52,7 @@ pub mod record;
 pub mod running;
 pub mod screen;
 pub mod soak;
+pub mod stop;
 pub mod tap;
 pub mod tools;
 pub mod tracepoint;

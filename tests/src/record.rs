@@ -34,6 +34,11 @@ impl Recorder {
         recorder
     }
 
+    /// The recorder's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until it has so many frames of a kind, and answers how many of them.
     ///
     /// # Panics

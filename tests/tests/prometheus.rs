@@ -15,6 +15,7 @@ use tests::host::Host;
 use tests::http::{ask, try_ask};
 use tests::prometheus::{Prometheus, collecting_from};
 use tests::running::{Running, wait_until};
+use tests::stop::StopAtEnd;
 use tests::vmm::Vmm;
 
 /// So many may be connected at a time.
@@ -135,22 +136,13 @@ fn who_connects_and_says_nothing_keeps_nobody_from_asking_for_long() {
     assert!((1..PLACES).contains(&open), "{open} are connected");
 }
 
-/// Has threads end, also where a test fails.
-struct EndsThem<'a>(&'a AtomicBool);
-
-impl Drop for EndsThem<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
 #[test]
 fn one_user_keeps_no_other_from_asking_however_often_they_connect() {
     let host = Host::with(&["--listen", "127.0.0.1:0"]);
     let metrics = host.metrics();
     let (done, connected) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        let _stop = EndsThem(&done);
+        let _stop = StopAtEnd(&done);
         for _ in 0..4 {
             scope.spawn(|| {
                 // SAFETY: no pointers. It is this thread's user only, in whose name it makes sockets.

@@ -140,7 +140,7 @@ impl Series for Sizes<'_> {
         let result = self.text.family(family, top);
         if self.is_of_machines(family, top) {
             let size = std::mem::take(self.text.out).len();
-            let users = family.users.iter().copied().collect();
+            let users = family.users();
             self.totals.push(Item::Total { name: family.name.clone(), users, size });
         } else {
             self.take(top);
@@ -156,8 +156,9 @@ impl Series for Sizes<'_> {
         total: &Total,
     ) -> Result<(), Full> {
         let result = self.text.series(family, of, labels, total);
+        let is_of_machines = self.is_of_machines(family, of);
         match self.totals.last_mut() {
-            Some(Item::Total { name, size, .. }) if *name == family.name => {
+            Some(Item::Total { size, .. }) if is_of_machines => {
                 *size += std::mem::take(self.text.out).len();
             }
             _ => self.take(of),

@@ -9,7 +9,7 @@
 //! takes no room of theirs. One in which only those have counted that are gone is nobody's. Of a user's part
 //! totals have half, and what all else leaves, the small ones first.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::tree::series::LeftOut;
 use crate::tree::subtree::Subtree;
@@ -20,7 +20,7 @@ pub(super) enum Item {
     /// A directory, by its place in a subtree.
     Dir { dir: usize, size: usize },
     /// A family over all machines, and who counts in it.
-    Total { name: String, users: Vec<u32>, size: usize },
+    Total { name: String, users: BTreeSet<u32>, size: usize },
 }
 
 /// What has half of a user's part, and what the others leave, comes first.
@@ -124,6 +124,10 @@ fn parts(needs: &[usize], mut room: usize) -> Vec<usize> {
 mod tests {
     use super::*;
 
+    fn sorted(left_out: HashSet<usize>) -> Vec<usize> {
+        BTreeSet::from_iter(left_out).into_iter().collect()
+    }
+
     #[test]
     fn parts_are_equal_but_for_those_who_need_less() {
         assert_eq!(parts(&[10, 100, 30, 100], 100), [10, 30, 30, 30]);
@@ -144,9 +148,7 @@ mod tests {
                 (4, (0, Rank::Dir, 12), 1000),
                 (5, (7, Rank::Dir, 13), 5),
             ];
-            let mut left_out: Vec<_> = share(all.into_iter(), room).into_iter().collect();
-            left_out.sort_unstable();
-            left_out
+            sorted(share(all.into_iter(), room))
         };
         assert_eq!(beyond(1085), [0; 0]);
         assert_eq!(beyond(1084), [4]);
@@ -168,9 +170,7 @@ mod tests {
                 (4, (7, Rank::Total, 0), 10),
                 (5, (7, Rank::Dir, 13), 10),
             ];
-            let mut left_out: Vec<_> = share(all.into_iter(), room).into_iter().collect();
-            left_out.sort_unstable();
-            left_out
+            sorted(share(all.into_iter(), room))
         };
         assert_eq!(beyond(110), [0; 0]);
         assert_eq!(beyond(109), [2], "there is room for machines");

@@ -71,10 +71,18 @@ pub(crate) struct Family<'a> {
     pub(crate) help: &'a str,
     /// Whether it is over all that there is, and that has departed.
     pub(crate) is_total: bool,
-    /// The users whose processes have something in it, private or not; not those of processes that are gone.
-    pub(crate) users: &'a BTreeSet<u32>,
     /// Type, unit and states of each of its values.
     pub(crate) value: &'a Descriptor,
+    /// Its values, and where there are cells of each.
+    members: &'a [(Member<'a>, &'a Vec<&'a Place>)],
+}
+
+impl Family<'_> {
+    /// The users whose processes have something in it, private or not; not those of processes that are gone.
+    pub(crate) fn users(&self) -> BTreeSet<u32> {
+        let places = self.members.iter().flat_map(|(_, places)| places.iter());
+        places.filter_map(|place| place.uid()).collect()
+    }
 }
 
 /// Takes what there is: each family, and then its series.
@@ -124,7 +132,7 @@ pub(crate) struct Info {
 }
 
 /// A value of a group, of those of a family.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Member<'a> {
     group: GroupId,
     /// Which of the group's values, and its first word.
@@ -370,22 +378,13 @@ impl<'a> Maker<'a> {
         members.retain(|(member, _)| is_alike(member.value, first.value));
         self.about.values_left_out += before - members.len();
         let (prefix, top_dir) = self.tops[top];
-        let mut users = BTreeSet::new();
-        for (_, places) in &members {
-            let mut last = None;
-            for uid in places.iter().filter_map(|place| place.uid()) {
-                if last.replace(uid) != Some(uid) {
-                    users.insert(uid);
-                }
-            }
-        }
         let family = |infix: &str, is_total| Family {
-            users: &users,
             name: format!("{prefix}_{infix}{base}"),
             kind: kind(first.value),
             help: self.help(first),
             is_total,
             value: first.value,
+            members: &members,
         };
         let over_all = if self.is_departed() { "departed_" } else { "host_" };
         let (own, total) = (family("", false), family(over_all, true));

@@ -1,9 +1,11 @@
 //! What the tests of the core share: reading a tree, a group of every kind, random numbers, and a
 //! writer in another process.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
+
+#[path = "../../../tests/src/stop.rs"]
+mod stop;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 use statsfs::fs::{Caller, Errno, Ino, Nodes, ROOT};
 use statsfs::tree::Tree;
 use statsfs::{LabelSet, Registry, Source, stats};
+
+pub use self::stop::StopAtEnd;
 
 stats! {
     /// What a worker counts.
@@ -130,16 +134,6 @@ pub fn ends<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'stati
         Ok(answer) => answer,
         Err(RecvTimeoutError::Timeout) => panic!("{what} does not end"),
         Err(RecvTimeoutError::Disconnected) => panic!("{what} panicked"),
-    }
-}
-
-/// Tells other threads to stop when it is dropped, also by a panic: else whoever waits for them would wait
-/// for ever.
-pub struct StopAtEnd<'a>(pub &'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
     }
 }
 

@@ -1,39 +1,33 @@
 //! `statsfs record`, and `statsfs report` of what it made.
 
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use tests::binary;
-use tests::command::statsfs;
 use tests::host::Host;
-use tests::record::frames;
+use tests::record::{Recorder, frames, report};
 use tests::vmm::end_with_test;
 
 use crate::taken::{Taken, watch};
 
 pub fn measure(host: &Host, time: Duration) {
     let file = host.beside("recording");
-    let mut command = statsfs(&host.mount(), &["record", file.to_str().expect("UTF-8"), "--force"]);
-    end_with_test(&mut command);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let mut child = child.expect("it was built");
-    watch("statsfs record", child.id(), host, time);
-    let pid = child.id().to_string();
-    let ended = Command::new("kill").args(["-s", "INT", &pid]).status();
-    assert!(ended.is_ok_and(|status| status.success()) && child.wait().is_ok(), "it ran");
+    let recorder = Recorder::start(&host.mount(), &file, &[]);
+    watch("statsfs record", recorder.pid(), host, time);
+    assert_eq!(recorder.end(libc::SIGINT), (Some(0), String::new()));
 
     let bytes = std::fs::metadata(&file).expect("it was written").len();
     // Among them a last one that says that it has ended; and one is nearly as long as another.
     let looks = frames(&file).len();
     println!("  ... {looks} looks of {:.1} KiB", bytes as f64 / looks as f64 / 1024.0);
-    report(&file, &host.beside("page"));
+    measure_report(&file, &host.beside("page"));
     std::fs::remove_file(&file).expect("it is ours");
 }
 
-fn report(file: &std::path::Path, page: &std::path::Path) {
+fn measure_report(file: &Path, page: &Path) {
     let start = Instant::now();
-    let mut command = Command::new(binary::statsfs());
-    command.arg("report").arg(file).arg("-o").arg(page).stderr(Stdio::null());
+    let mut command = report(file, &["-o", page.to_str().expect("UTF-8")]);
+    command.stderr(Stdio::null());
     end_with_test(&mut command);
     let mut child = command.spawn().expect("it was built");
     let mut taken = None;

@@ -113,10 +113,9 @@ fn columns(grid: &Grid, width: u16) -> String {
         }
         let text = columns.text("");
         let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-        let least = shown.iter().enumerate().max_by_key(|(_, n)| (grid.heads[**n].spare, **n));
-        match least {
-            Some((at, n)) if widest > width.into() && grid.heads[*n].spare > 0 => shown.remove(at),
+        match grid.first_to_go(&shown) {
+            Some(most) if widest > width.into() => shown.retain(|n| *n != most),
             _ => return text,
-        };
+        }
     }
 }

@@ -167,6 +167,12 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Which of these columns is left out first where there is no room for all; none if all are needed.
+    pub fn first_to_go(&self, columns: &[usize]) -> Option<usize> {
+        let most = columns.iter().copied().max_by_key(|n| (self.heads[*n].spare, *n))?;
+        (self.heads[most].spare > 0).then_some(most)
+    }
+
     /// Leaves only rows of such names, and only those where something happened.
     pub fn keep(&mut self, filter: Option<&Pattern>, skip_zero: bool) {
         let before = self.lines.len();

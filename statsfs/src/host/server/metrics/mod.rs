@@ -94,11 +94,11 @@ impl Metrics {
         let stop = Arc::new(EventFd::new()?);
         let its = stop.clone();
         let coming_back = if carries_on { COMING_BACK } else { Duration::ZERO };
-        let (diag, no_diag) = match address {
+        let diag = match address {
             MetricsAddress::Tcp(_) => {
-                Diag::new().map_or_else(|error| (None, Some(error)), |diag| (Some(diag), None))
+                Diag::new().inspect_err(|error| tracing::warn!(%error, "{UNKNOWN}")).ok()
             }
-            MetricsAddress::Unix(_) => (None, None),
+            MetricsAddress::Unix(_) => None,
         };
         let served = Arc::new(Served {
             tree,
@@ -110,9 +110,6 @@ impl Metrics {
             texts: Default::default(),
             complaints: Mutex::default(),
         });
-        if let Some(error) = no_diag {
-            served.complain(UNKNOWN, &error);
-        }
         let work = move || {
             if gives_up_rights {
                 rights::give_up_those_to_end();

@@ -55,11 +55,7 @@ fn fit(grid: &Grid, width: usize) -> Vec<Shown> {
         columns.iter().map(|n| widths[*n] + gap).sum::<usize>().saturating_sub(gap)
     };
     while needed(&columns, &widths) > width {
-        let spare = |n: &usize| (grid.heads[*n].spare, *n);
-        let Some(most) = columns.iter().copied().max_by_key(spare) else { break };
-        if grid.heads[most].spare == 0 {
-            break;
-        }
+        let Some(most) = grid.first_to_go(&columns) else { break };
         columns.retain(|n| *n != most);
     }
     let over = needed(&columns, &widths).saturating_sub(width);
